@@ -1,0 +1,3 @@
+"""DeAIOS: an open, verifiable operating system for AI."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""Who checks: the answer file and its verification, auditors, disputes, juries."""

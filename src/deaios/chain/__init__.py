@@ -1,0 +1,1 @@
+"""The embedded EVM network of one machine: execution, mempool, blocks, JSON-RPC."""

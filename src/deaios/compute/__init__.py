@@ -1,0 +1,1 @@
+"""Engines, tokenizer, template, seeded sampling, and the one-prefill check of what an engine said."""

@@ -1,0 +1,1 @@
+"""The doors outsiders use: the OpenAI API."""

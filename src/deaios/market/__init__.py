@@ -1,0 +1,1 @@
+"""Discovery, offers, routing, payment channels, metering, receipts, batches, claims."""

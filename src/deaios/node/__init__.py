@@ -1,0 +1,1 @@
+"""Runs roles as supervised processes; the only place that reads configuration and starts processes."""

@@ -1,0 +1,83 @@
+"""Bytes to text and back, one canonical spelling each.
+
+Hex is lower case with `0x`; canonical JSON has sorted keys, no spaces and no floats. A second spelling of the same
+value is refused, so that a signed file has exactly one form.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+
+from deaios.primitives.errors import Invalid
+
+_HEX = re.compile(r"0x(?:[0-9a-f]{2})*", re.ASCII)
+_DECIMAL = re.compile(r"0|[1-9][0-9]{0,77}", re.ASCII)
+
+Json = None | bool | int | str | Sequence["Json"] | Mapping[str, "Json"]
+
+
+class InvalidEncoding(Invalid):
+    """Text that is not the canonical spelling of any value."""
+
+
+def encode_hex(data: bytes) -> str:
+    """Bytes as lower-case hex with the `0x` prefix."""
+    return "0x" + data.hex()
+
+
+def decode_hex(text: str, size_bytes: int | None = None) -> bytes:
+    """Read canonical hex.
+
+    Args:
+        text: lower-case hex with `0x`.
+        size_bytes: exact length wanted, when the format fixes one.
+
+    Raises:
+        InvalidEncoding: not canonical hex, or another length.
+    """
+    if not isinstance(text, str) or not _HEX.fullmatch(text):
+        raise InvalidEncoding(f"not lower-case 0x hex: {str(text)[:80]!r}")
+    data = bytes.fromhex(text[2:])
+    if size_bytes is not None and len(data) != size_bytes:
+        raise InvalidEncoding(f"hex holds {len(data)} bytes, {size_bytes} expected")
+    return data
+
+
+def encode_decimal(value: int) -> str:
+    """An unsigned integer as decimal text, for JSON numbers that would exceed 53 bits."""
+    if value < 0:
+        raise InvalidEncoding(f"negative integer {value}")
+    return str(value)
+
+
+def decode_decimal(text: str, bits: int) -> int:
+    """Read canonical decimal text below `2**bits`.
+
+    Raises:
+        InvalidEncoding: signs, leading zeros, spaces, or out of range.
+    """
+    if not isinstance(text, str) or not _DECIMAL.fullmatch(text):
+        raise InvalidEncoding(f"not canonical decimal text: {str(text)[:80]!r}")
+    value = int(text)
+    if value >> bits:
+        raise InvalidEncoding(f"{value} exceeds {bits} bits")
+    return value
+
+
+def encode_canonical_json(value: Json) -> bytes:
+    """JSON bytes with sorted keys and no spaces: the form that is hashed and signed. Floats are refused."""
+    _refuse_floats(value)
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def _refuse_floats(value: object) -> None:
+    if isinstance(value, float):
+        raise InvalidEncoding("canonical JSON has no floats; use integers of a named unit")
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise InvalidEncoding(f"JSON key is not text: {key!r}")
+            _refuse_floats(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _refuse_floats(item)
