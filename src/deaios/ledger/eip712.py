@@ -74,7 +74,7 @@ def eip712_struct(cls: type[Struct]) -> type[Struct]:
     return dataclass(frozen=True)(cls)
 
 
-def _class_of(struct: object) -> type[Any]:  # Any: mypy does not see that type[object] is hashable
+def _class_of(struct: object) -> Any:  # Any: mypy does not see that a class is hashable
     return type(struct)
 
 
@@ -221,7 +221,7 @@ def decode_json(cls: type[Struct], value: object) -> Struct:
     """
     if not isinstance(value, Mapping):
         raise InvalidStruct(f"{cls.__name__} is not a JSON object")
-    layout = _layout(cast("type[Any]", cls))  # a class is hashable; typeshed cannot say so for type[T]
+    layout = _layout(cast("Any", cls))  # as in _class_of
     names = {camel for _, camel, _, _ in layout}
     if value.keys() != names:
         missing, unknown = sorted(names - value.keys()), sorted(str(key) for key in value.keys() - names)
