@@ -1,0 +1,184 @@
+"""A bounded HTTP client for talk between roles: every call has a time limit and a size limit, every failure a type."""
+
+from collections.abc import AsyncIterator, Mapping
+from types import TracebackType
+from typing import Self, TypeVar
+
+import aiohttp
+import msgspec
+
+from deaios.primitives.errors import Invalid, Refused, Unavailable
+
+CONNECT_S = 5.0
+TOTAL_S = 60.0
+STREAM_IDLE_S = 120.0
+"""Longest silence inside a stream; the first byte of an answer may take this long on a busy machine."""
+JSON_BYTES_MAX = 4 << 20
+LINE_BYTES_MAX = 1 << 20
+CONNECTIONS_MAX = 256
+
+T = TypeVar("T")
+
+
+class UnavailablePeer(Unavailable):
+    """The peer could not be reached, hung, broke off, or says it cannot serve now."""
+
+
+class InvalidResponse(Invalid):
+    """The peer answered, but not in the protocol."""
+
+
+class RefusedByPeer(Refused):
+    """The peer understood and declined.
+
+    Attributes:
+        status: HTTP status, 400 to 499 or 507.
+        title: the error's type name on the peer's side.
+        detail: its message.
+        body: raw problem document, at most 64 KiB.
+    """
+
+    def __init__(self, url: str, status: int, title: str, detail: str, body: bytes) -> None:
+        super().__init__(f"{url} refused: {status} {title}: {detail}")
+        self.status = status
+        self.title = title
+        self.detail = detail
+        self.body = body
+
+
+class _Problem(msgspec.Struct):
+    title: str = ""
+    detail: str = ""
+
+
+class HttpClient:
+    """One connection pool; use as an async context manager."""
+
+    def __init__(self, *, total_s: float = TOTAL_S) -> None:
+        self._timeout = aiohttp.ClientTimeout(total=total_s, connect=CONNECT_S)
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(
+            timeout=self._timeout,
+            connector=aiohttp.TCPConnector(limit=CONNECTIONS_MAX),
+            auto_decompress=False,
+            read_bufsize=LINE_BYTES_MAX,
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    @property
+    def session(self) -> aiohttp.ClientSession:
+        """The pool; an assertion of ours that the client is open."""
+        assert self._session is not None, "HttpClient is used outside its async context"
+        return self._session
+
+    async def get_json(self, url: str, kind: type[T], headers: Mapping[str, str] | None = None) -> T:
+        """GET and decode."""
+        return _decode(url, await self.request("GET", url, headers=headers), kind)
+
+    async def post_json(self, url: str, value: object, kind: type[T], headers: Mapping[str, str] | None = None) -> T:
+        """POST a JSON value and decode the answer."""
+        return await self.post_body(url, msgspec.json.encode(value), kind, headers)
+
+    async def post_body(self, url: str, body: bytes, kind: type[T], headers: Mapping[str, str] | None = None) -> T:
+        """POST exact JSON bytes, such as a signed body, and decode the answer."""
+        sent = {"Content-Type": "application/json", **(headers or {})}
+        return _decode(url, await self.request("POST", url, body=body, headers=sent), kind)
+
+    async def get_bytes(self, url: str, bytes_max: int, headers: Mapping[str, str] | None = None) -> bytes:
+        """GET at most `bytes_max` bytes."""
+        return await self.request("GET", url, headers=headers, bytes_max=bytes_max)
+
+    async def put_bytes(self, url: str, data: bytes, headers: Mapping[str, str] | None = None) -> bytes:
+        """PUT bytes; returns the answer's body."""
+        return await self.request("PUT", url, body=data, headers=headers)
+
+    async def request(
+        self,
+        method: str,
+        url: str,
+        *,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        bytes_max: int = JSON_BYTES_MAX,
+    ) -> bytes:
+        """One bounded exchange.
+
+        Raises:
+            UnavailablePeer: network failure, time-out, or a 5xx answer.
+            RefusedByPeer: a 4xx or 507 answer.
+            InvalidResponse: the answer is larger than `bytes_max`.
+        """
+        try:
+            async with self.session.request(method, url, data=body, headers=headers) as response:
+                if response.status >= 400:
+                    raise await _failure(url, response)
+                return await _read_bounded(url, response, bytes_max)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise UnavailablePeer(f"{url}: {error!r}") from error
+
+    async def stream_lines(
+        self, url: str, body: bytes, headers: Mapping[str, str] | None = None, *, idle_s: float = STREAM_IDLE_S
+    ) -> AsyncIterator[bytes]:
+        """POST JSON bytes and yield the answer's lines as they come, without their newline.
+
+        Raises:
+            UnavailablePeer: the stream failed or was silent for `idle_s`.
+            RefusedByPeer: the peer declined before the stream began.
+            InvalidResponse: a line is longer than `LINE_BYTES_MAX`.
+        """
+        timeout = aiohttp.ClientTimeout(total=None, connect=CONNECT_S, sock_read=idle_s)
+        sent = {"Content-Type": "application/json", **(headers or {})}
+        try:
+            async with self.session.post(url, data=body, headers=sent, timeout=timeout) as response:
+                if response.status >= 400:
+                    raise await _failure(url, response)
+                while True:
+                    try:
+                        line = await response.content.readline()
+                    except ValueError as error:
+                        raise InvalidResponse(f"{url}: a line exceeds {LINE_BYTES_MAX} bytes") from error
+                    if not line:
+                        return
+                    if line.strip():
+                        yield line.rstrip(b"\r\n")
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise UnavailablePeer(f"{url}: {error!r}") from error
+
+
+def _decode(url: str, body: bytes, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise InvalidResponse(f"{url}: answer is not a valid {getattr(kind, '__name__', kind)}: {error}") from error
+
+
+async def _read_bounded(url: str, response: aiohttp.ClientResponse, bytes_max: int) -> bytes:
+    if response.content_length is not None and response.content_length > bytes_max:
+        raise InvalidResponse(f"{url}: answer has {response.content_length} bytes, at most {bytes_max} expected")
+    parts, size = [], 0
+    async for part in response.content.iter_any():
+        size += len(part)
+        if size > bytes_max:
+            raise InvalidResponse(f"{url}: answer exceeds {bytes_max} bytes")
+        parts.append(part)
+    return b"".join(parts)
+
+
+async def _failure(url: str, response: aiohttp.ClientResponse) -> Exception:
+    body = await response.content.read(65536)
+    try:
+        problem = msgspec.json.decode(body, type=_Problem)
+    except (msgspec.DecodeError, RecursionError):
+        problem = _Problem(detail=body[:200].decode(errors="replace"))
+    if response.status >= 500 and response.status != 507:
+        return UnavailablePeer(f"{url}: {response.status} {problem.title}: {problem.detail}")
+    return RefusedByPeer(url, response.status, problem.title, problem.detail, body)
