@@ -1,0 +1,71 @@
+"""Private keys on disk: encrypted V3 keystores, mode 0600, one per role.
+
+The password of a state folder is random, in `keys/password` (mode 0600), unless `DEAIOS_PASSWORD` is set: the file
+protects copies and backups of single keys, not a folder that is taken whole.
+"""
+
+import json
+from pathlib import Path
+
+from eth_keyfile import create_keyfile_json, decode_keyfile_json
+
+from deaios.primitives.errors import ConfigError
+from deaios.primitives.keys import PrivateKey
+from deaios.runtime.dice import Dice
+from deaios.runtime.disk import PRIVATE, write_atomic
+
+SCRYPT_N = 8192
+"""Work factor; the password has 256 bits of its own."""
+KEYFILE_BYTES_MAX = 4096
+
+
+class Keystore:
+    """The keys of one state folder.
+
+    Args:
+        folder: `DIR/keys`.
+        dice: source of new secrets.
+        password: overrides the folder's password file.
+    """
+
+    def __init__(self, folder: Path, dice: Dice, password: str | None = None) -> None:
+        self._folder = folder
+        self._dice = dice
+        self._given = password
+
+    def path(self, name: str) -> Path:
+        """Where a key lies."""
+        return self._folder / f"{name}.json"
+
+    def names(self) -> tuple[str, ...]:
+        """Names of all keys, sorted."""
+        return tuple(sorted(path.stem for path in self._folder.glob("*.json")))
+
+    def open_key(self, name: str) -> PrivateKey:
+        """Load a key, or create it when it is missing.
+
+        Raises:
+            ConfigError: the file is damaged or the password does not fit.
+        """
+        path = self.path(name)
+        if not path.exists():
+            key = PrivateKey(self._dice.token_bytes(32))
+            content = create_keyfile_json(key.secret, self._password(), kdf="scrypt", iterations=SCRYPT_N)
+            write_atomic(path, json.dumps(content).encode(), PRIVATE)
+            return key
+        try:
+            if path.stat().st_size > KEYFILE_BYTES_MAX:
+                raise ValueError("file too large")
+            return PrivateKey(decode_keyfile_json(json.loads(path.read_bytes()), self._password()))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{path} cannot be opened: {error}; set DEAIOS_PASSWORD or restore the file") from error
+
+    def _password(self) -> bytes:
+        if self._given is not None:
+            return self._given.encode()
+        path = self._folder / "password"
+        if not path.exists():
+            if self.names():
+                raise ConfigError(f"{path} is missing; set DEAIOS_PASSWORD or restore the file")
+            write_atomic(path, self._dice.token_bytes(32).hex().encode(), PRIVATE)
+        return path.read_bytes().strip()
