@@ -1,0 +1,90 @@
+"""`deaios.toml`: what an operator may set. Unknown keys are refused with the nearest known one."""
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from deaios.primitives.errors import ConfigError
+
+CONFIG_NAME = "deaios.toml"
+
+
+class ChainConfig(msgspec.Struct, frozen=True):
+    """The embedded chain."""
+
+    port: int = 8545
+    """Preferred JSON-RPC port; another is picked when it is taken."""
+    block_interval_ms: int = 500
+
+
+class GatewayConfig(msgspec.Struct, frozen=True):
+    """The OpenAI door."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+
+
+class NetworkConfig(msgspec.Struct, frozen=True):
+    """How many roles a founded network runs."""
+
+    storage_nodes: int = 3
+    providers: int = 2
+    auditors: int = 4
+    audit_interval_s: int = 20
+    """Mean pause between one auditor's purchases."""
+
+
+class EngineConfig(msgspec.Struct, frozen=True):
+    """How models are run here."""
+
+    kind: str = "llama"
+    """`llama` (llama.cpp) or `numpy` (the referee, runs everywhere)."""
+    threads: int = 0
+    """0 means all cores."""
+    context_tokens: int = 2048
+    sequences_max: int = 8
+
+
+class Config(msgspec.Struct, frozen=True):
+    """The whole file; every key has a default."""
+
+    chain: ChainConfig = ChainConfig()
+    gateway: GatewayConfig = GatewayConfig()
+    network: NetworkConfig = NetworkConfig()
+    engine: EngineConfig = EngineConfig()
+    log_level: str = "info"
+
+
+def load_config(root: Path) -> Config:
+    """Read `deaios.toml` in a state folder; a missing file means all defaults.
+
+    Raises:
+        ConfigError: names the key and the fix.
+    """
+    path = root / CONFIG_NAME
+    if not path.exists():
+        return Config()
+    try:
+        raw = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+    _refuse_unknown(path, raw, Config, "")
+    try:
+        return msgspec.convert(raw, Config)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _refuse_unknown(path: Path, raw: dict[str, Any], kind: type, prefix: str) -> None:  # Any: parsed TOML
+    fields = {field.name: field.type for field in msgspec.structs.fields(kind)}
+    for key, value in raw.items():
+        if key not in fields:
+            near = difflib.get_close_matches(key, fields, n=1, cutoff=0.3)
+            hint = f"; did you mean `{prefix}{near[0]}`?" if near else f"; known keys: {', '.join(sorted(fields))}"
+            raise ConfigError(f"{path}: unknown key `{prefix}{key}`{hint}")
+        inner = fields[key]
+        if isinstance(value, dict) and isinstance(inner, type) and issubclass(inner, msgspec.Struct):
+            _refuse_unknown(path, value, inner, f"{prefix}{key}.")

@@ -1,0 +1,52 @@
+"""What a role is given when it starts: its place, its key, its clock, and how to say that it is ready."""
+
+import asyncio
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from deaios.node.config import Config
+from deaios.node.folder import RoleSpec, RunState, StateFolder
+from deaios.node.keystore import Keystore
+from deaios.primitives.keys import PrivateKey
+from deaios.runtime.clock import Clock
+from deaios.runtime.dice import Dice
+from deaios.runtime.metrics import Metrics
+
+
+@dataclass(frozen=True, slots=True)
+class RoleContext:
+    """One running role.
+
+    Attributes:
+        stopping: set when the role shall end cleanly.
+    """
+
+    spec: RoleSpec
+    folder: StateFolder
+    config: Config
+    keystore: Keystore
+    clock: Clock
+    dice: Dice
+    metrics: Metrics
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def name(self) -> str:
+        """The role's name; also names its key, log and data."""
+        return self.spec.name
+
+    @property
+    def data(self) -> Path:
+        """The role's own folder."""
+        return self.folder.role(self.spec.name)
+
+    def open_key(self) -> PrivateKey:
+        """The role's own key."""
+        return self.keystore.open_key(self.spec.name)
+
+    def report_ready(self, url: str) -> None:
+        """Tell the supervisor and every command that this role serves."""
+        self.folder.save_run_state(
+            RunState(self.spec.name, self.spec.kind, os.getpid(), "running", url, "", self.clock.now_ms())
+        )

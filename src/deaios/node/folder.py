@@ -1,0 +1,194 @@
+"""The state folder: one place for everything a network or a joined machine keeps.
+
+deaios.toml      configuration (optional)
+network.json     the signed descriptor of the network
+roles.json       which roles run here, with their options
+keys/            encrypted keystores and the folder's password
+roles/NAME/      a role's own journal, rows, packs
+run/NAME.json    a running role's process, URL and state
+logs/NAME.log    structured logs
+models/          model files, shared by the roles of this folder
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import platformdirs
+import psutil
+from filelock import FileLock, Timeout
+
+from deaios.ledger.descriptor import NetworkDescriptor, decode_descriptor
+from deaios.primitives.errors import ConfigError, Refused
+from deaios.runtime.disk import PRIVATE, write_atomic
+
+RoleKind = Literal["chain", "storage", "provider", "auditor", "gateway"]
+RoleState = Literal["starting", "running", "restarting", "stopped", "failed"]
+
+
+class RefusedRunning(Refused):
+    """Something already runs in this folder."""
+
+
+class RoleSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A role to run here.
+
+    Attributes:
+        name: unique in the folder, such as `provider-1`; also names its key, log and data.
+        kind: which role.
+        port: preferred TCP port; 0 lets the system pick once, later starts keep it.
+        weights: what a provider computes with: `f16` (honest), or `q8_0`, `q4_0` (a cheat, for demonstrations).
+    """
+
+    name: str
+    kind: RoleKind
+    port: int = 0
+    weights: Literal["f16", "q8_0", "q4_0"] = "f16"
+
+
+class RunState(msgspec.Struct, frozen=True):
+    """What `run/NAME.json` says; `reason` explains `failed`."""
+
+    name: str
+    kind: str
+    pid: int
+    state: RoleState
+    url: str = ""
+    reason: str = ""
+    started_at_ms: int = 0
+
+    @property
+    def is_alive(self) -> bool:
+        """Is that very process still there?"""
+        return self.pid > 0 and psutil.pid_exists(self.pid)
+
+
+def default_folder() -> Path:
+    """Where state lives unless `--dir` says otherwise."""
+    return Path(os.environ.get("DEAIOS_DIR") or platformdirs.user_data_dir("deaios"))
+
+
+def model_cache() -> Path:
+    """Where the shipped model file is kept between networks."""
+    return Path(platformdirs.user_cache_dir("deaios")) / "models"
+
+
+class StateFolder:
+    """Paths and small files of one state folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.absolute()
+
+    @property
+    def keys(self) -> Path:
+        """Keystores."""
+        return self.root / "keys"
+
+    @property
+    def models(self) -> Path:
+        """Model files shared by this folder's roles."""
+        return self.root / "models"
+
+    def role(self, name: str) -> Path:
+        """A role's own data."""
+        return self.root / "roles" / name
+
+    def log(self, name: str) -> Path:
+        """A role's log file."""
+        return self.root / "logs" / f"{name}.log"
+
+    def load_roles(self) -> tuple[RoleSpec, ...]:
+        """Roles that run here, in start order; empty when none were chosen yet."""
+        path = self.root / "roles.json"
+        if not path.exists():
+            return ()
+        try:
+            return tuple(msgspec.json.decode(path.read_bytes(), type=list[RoleSpec]))
+        except msgspec.DecodeError as error:
+            raise ConfigError(f"{path}: {error}; delete it to choose roles again") from error
+
+    def save_roles(self, roles: tuple[RoleSpec, ...]) -> None:
+        """Remember which roles run here."""
+        write_atomic(self.root / "roles.json", msgspec.json.format(msgspec.json.encode(roles)))
+
+    @property
+    def descriptor_path(self) -> Path:
+        """The network's descriptor."""
+        return self.root / "network.json"
+
+    def load_descriptor(self) -> NetworkDescriptor:
+        """The network this folder belongs to.
+
+        Raises:
+            ConfigError: none yet; says how to get one.
+        """
+        if not self.descriptor_path.exists():
+            raise ConfigError(
+                f"{self.root} belongs to no network; run `deaios up` to found one or `deaios join DESCRIPTOR`"
+            )
+        return decode_descriptor(self.descriptor_path.read_bytes())
+
+    def save_descriptor(self, data: bytes) -> None:
+        """Keep the descriptor's exact bytes."""
+        write_atomic(self.descriptor_path, data)
+
+    def load_run_state(self, name: str) -> RunState | None:
+        """What is known of a role's process; None when it never ran."""
+        try:
+            return msgspec.json.decode((self.root / "run" / f"{name}.json").read_bytes(), type=RunState)
+        except (FileNotFoundError, msgspec.DecodeError):
+            return None
+
+    def save_run_state(self, state: RunState) -> None:
+        """Publish a role's process, URL and state to other commands."""
+        write_atomic(self.root / "run" / f"{state.name}.json", msgspec.json.encode(state))
+
+    def load_secret_text(self, name: str) -> str | None:
+        """A small secret kept for the user, such as the gateway's API key."""
+        path = self.keys / f"{name}.secret"
+        return path.read_text().strip() if path.exists() else None
+
+    def save_secret_text(self, name: str, text: str) -> None:
+        """Keep a small secret, mode 0600."""
+        write_atomic(self.keys / f"{name}.secret", text.encode(), PRIVATE)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder: one supervisor at a time.
+
+        Raises:
+            RefusedRunning: another one holds it; names its process.
+        """
+        (self.root / "run").mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.root / "run" / "supervisor.lock")
+        owner = self.root / "run" / "supervisor.pid"
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            pid = owner.read_text().strip() if owner.exists() else "unknown"
+            raise RefusedRunning(
+                f"a network already runs in {self.root} (process {pid}); stop it with `deaios down --dir {self.root}`"
+            ) from error
+        try:
+            write_atomic(owner, str(os.getpid()).encode())
+            yield
+        finally:
+            owner.unlink(missing_ok=True)
+            lock.release()
+
+    def supervisor_pid(self) -> int | None:
+        """Process id of the running supervisor, None when there is none."""
+        try:
+            pid = int((self.root / "run" / "supervisor.pid").read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+        return pid if psutil.pid_exists(pid) else None
+
+
+def pretty_json(value: object) -> str:
+    """JSON for people and scripts alike."""
+    return json.dumps(msgspec.to_builtins(value), indent=2, ensure_ascii=False)

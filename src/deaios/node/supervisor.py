@@ -1,0 +1,198 @@
+"""Roles as processes: started in order, watched, restarted within bounds, stopped in reverse.
+
+A child learns of its parent's death by the end of its standard input, so nothing outlives the supervisor, not even
+when that is killed. Readiness is a condition (the role's own run file), never a pause.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+from collections import deque
+from dataclasses import dataclass, field
+
+import msgspec
+
+from deaios.node.folder import RoleSpec, RoleState, RunState, StateFolder
+from deaios.primitives.errors import Unavailable
+from deaios.runtime.clock import Clock
+from deaios.runtime.disk import UnavailableDisk
+from deaios.runtime.logs import get_logger
+
+READY_TIMEOUT_S = 120.0
+STOP_TIMEOUT_S = 20.0
+POLL_S = 0.05
+RESTARTS_MAX = 5
+"""Restarts within `RESTART_WINDOW_S` before a role is declared failed."""
+RESTART_WINDOW_S = 120.0
+BACKOFF_S = (0.5, 1.0, 2.0, 4.0, 8.0)
+TAIL_LINES = 12
+
+
+class UnavailableRole(Unavailable):
+    """A role did not become ready, or failed for good; the message has its last words."""
+
+
+@dataclass(slots=True)
+class _Child:
+    spec: RoleSpec
+    process: asyncio.subprocess.Process | None = None
+    starts: deque[float] = field(default_factory=lambda: deque(maxlen=RESTARTS_MAX + 1))
+    tail: deque[str] = field(default_factory=lambda: deque(maxlen=TAIL_LINES))
+    watcher: asyncio.Task[None] | None = None
+    stopping: bool = False
+    failed: str = ""
+
+
+class Supervisor:
+    """Runs the roles of one state folder."""
+
+    def __init__(self, folder: StateFolder, clock: Clock, environment: dict[str, str] | None = None) -> None:
+        self._folder = folder
+        self._clock = clock
+        self._environment = {**os.environ, **(environment or {})}
+        self._children: dict[str, _Child] = {}
+        self._log = get_logger("supervisor")
+        self.failure = asyncio.Event()
+
+    @property
+    def failures(self) -> dict[str, str]:
+        """Roles that failed for good, with the reason."""
+        return {name: child.failed for name, child in self._children.items() if child.failed}
+
+    async def start(self, spec: RoleSpec) -> None:
+        """Start a role and go on watching it; does not wait until it is ready."""
+        child = _Child(spec)
+        self._children[spec.name] = child
+        await self._spawn(child)
+        child.watcher = asyncio.create_task(self._watch(child), name=f"watch {spec.name}")
+
+    async def wait_ready(self, *names: str) -> dict[str, str]:
+        """URLs of roles once they serve.
+
+        Raises:
+            UnavailableRole: a role failed, or was not ready within `READY_TIMEOUT_S`.
+        """
+        deadline = self._clock.monotonic_s() + READY_TIMEOUT_S
+        urls: dict[str, str] = {}
+        for name in names:
+            while name not in urls:
+                child = self._children[name]
+                state = self._folder.load_run_state(name)
+                if child.failed:
+                    raise UnavailableRole(f"{name} failed: {child.failed}")
+                process = child.process
+                if state and process and state.pid == process.pid and state.state == "running":
+                    urls[name] = state.url
+                elif self._clock.monotonic_s() > deadline:
+                    raise UnavailableRole(
+                        f"{name} was not ready within {READY_TIMEOUT_S:.0f} s; see {self._folder.log(name)}"
+                    )
+                else:
+                    await self._clock.sleep(POLL_S)
+        return urls
+
+    async def stop(self, *names: str) -> None:
+        """Stop some roles, or all of them, in reverse order of their start."""
+        chosen = [child for name, child in reversed(self._children.items()) if not names or name in names]
+        for child in chosen:
+            child.stopping = True
+        kinds = dict.fromkeys(child.spec.kind for child in chosen)
+        for kind in kinds:
+            await asyncio.gather(*(self._terminate(child) for child in chosen if child.spec.kind == kind))
+        for child in chosen:
+            del self._children[child.spec.name]
+
+    def pid_of(self, name: str) -> int:
+        """Process id of a role, for tests that kill it."""
+        process = self._children[name].process
+        assert process is not None
+        return process.pid
+
+    async def _spawn(self, child: _Child) -> None:
+        spec = child.spec
+        child.starts.append(self._clock.monotonic_s())
+        child.process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "deaios.node.process",
+            str(self._folder.root),
+            msgspec.json.encode(spec).decode(),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+            env=self._environment,
+            start_new_session=True,
+        )
+        now_ms = self._clock.now_ms()
+        self._folder.save_run_state(RunState(spec.name, spec.kind, child.process.pid, "starting", "", "", now_ms))
+
+    async def _watch(self, child: _Child) -> None:
+        while True:
+            assert child.process is not None
+            await self._collect_words(child)
+            code = await child.process.wait()
+            if child.stopping:
+                return
+            reason = child.tail[-1] if child.tail else f"exit code {code}"
+            self._log.warning("role ended", name=child.spec.name, code=code, reason=reason)
+            now = self._clock.monotonic_s()
+            recent = [start for start in child.starts if now - start < RESTART_WINDOW_S]
+            if len(recent) > RESTARTS_MAX or code == os.EX_USAGE:
+                child.failed = reason
+                self._publish(child, "failed", reason)
+                self.failure.set()
+                return
+            self._publish(child, "restarting", reason)
+            await self._clock.sleep(BACKOFF_S[min(len(recent) - 1, len(BACKOFF_S) - 1)])
+            if child.stopping:
+                return
+            await self._spawn(child)
+
+    async def _collect_words(self, child: _Child) -> None:
+        assert child.process is not None
+        stream = child.process.stderr
+        assert stream is not None
+        while True:
+            try:
+                line = await stream.readline()
+            except ValueError:  # a line beyond the stream's limit: not ours, drop it
+                continue
+            if not line:
+                return
+            child.tail.append(line.decode(errors="replace").rstrip()[:500])
+
+    def _publish(self, child: _Child, state: RoleState, reason: str) -> None:
+        known = self._folder.load_run_state(child.spec.name)
+        value = RunState(
+            child.spec.name,
+            child.spec.kind,
+            0 if state != "restarting" or child.process is None else child.process.pid,
+            state,
+            known.url if known else "",
+            reason,
+            known.started_at_ms if known else 0,
+        )
+        try:
+            self._folder.save_run_state(value)
+        except UnavailableDisk as error:
+            self._log.warning("run file not written", name=child.spec.name, error=str(error))
+
+    async def _terminate(self, child: _Child) -> None:
+        process = child.process
+        if process is not None and process.returncode is None:
+            try:
+                process.send_signal(signal.SIGTERM)
+                async with asyncio.timeout(STOP_TIMEOUT_S):
+                    await process.wait()
+            except TimeoutError:
+                self._log.warning("role did not stop in time", name=child.spec.name)
+                process.kill()
+                await process.wait()
+            except ProcessLookupError:
+                pass
+        if child.watcher is not None:
+            child.watcher.cancel()
+            await asyncio.gather(child.watcher, return_exceptions=True)
+        if not child.failed:
+            self._publish(child, "stopped", "")
