@@ -1,0 +1,214 @@
+"""Encode a payload to rows that prove themselves; verify, decode and rebuild them.
+
+Invariant: all rows that verify under one commitment lie on one codeword (but for a chance of 2^-192 per hash), so any k
+of them decode to the same payload, whoever encoded it. Knows no files, nodes or network.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deaios.coding.combinations import Combiner
+from deaios.coding.field import SYMBOLS_PER_CHUNK, pack_symbols, unpack_symbols
+from deaios.coding.head import Head, InvalidHead
+from deaios.coding.parameters import LEAF_BYTES, Parameters, Profile
+from deaios.coding.reed_solomon import encode_row, extend_rows, restore_rows
+from deaios.coding.tree import (
+    Levels,
+    Path,
+    build_levels,
+    climb,
+    hash_leaf,
+    hash_leaves,
+    hash_row,
+    is_path,
+    read_path,
+    seal_root,
+    seal_row,
+)
+from deaios.primitives.errors import Invalid
+
+Bytes = bytes | bytearray | memoryview
+
+
+class InvalidRows(Invalid):
+    """Rows that cannot be decoded: too few, wrong indices or sizes, or a payload with a dirty tail."""
+
+
+@dataclass(frozen=True, slots=True)
+class CodedMatrix:
+    """A payload as n rows under one commitment.
+
+    Attributes:
+        head: parameters, root and y.
+        rows: (n, row_bytes) uint8; the first k hold the payload and zeros.
+        levels: of the tree over the rows, for proofs.
+    """
+
+    head: Head
+    rows: NDArray[np.uint8]
+    levels: Levels = field(repr=False)
+
+    @property
+    def commitment(self) -> bytes:
+        """The 32 bytes that name the matrix."""
+        return self.head.commitment
+
+    @property
+    def root(self) -> bytes:
+        """Merkle root over all leaves."""
+        return self.head.root
+
+    @property
+    def y(self) -> bytes:
+        """Combinations of the data rows."""
+        return self.head.y
+
+    def get_row(self, index: int) -> memoryview:
+        """Bytes of one row, without a copy."""
+        return memoryview(self.rows[index].data)
+
+
+def encode(data: Bytes, profile: Profile) -> CodedMatrix:
+    """Code a payload.
+
+    Args:
+        data: 1 byte to 64 MiB.
+        profile: how many rows hold the data and how many there are.
+
+    Raises:
+        InvalidParameters: a payload out of range.
+    """
+    parameters = Parameters(profile, len(data))
+    rows = np.zeros((profile.rows, parameters.row_bytes), np.uint8)
+    rows.reshape(-1)[: len(data)] = np.frombuffer(data, np.uint8)
+    extend_rows(rows, profile)
+    levels = build_levels([hash_row(row.data) for row in rows])
+    root = seal_root(levels[-1][0])
+    y = Combiner(root, parameters).combine(rows[: profile.data_rows])
+    return CodedMatrix(Head(parameters, root, y.astype("<u2").tobytes()), rows, levels)
+
+
+def prove_row(matrix: CodedMatrix, index: int) -> Path:
+    """Sibling hashes from a row to the root."""
+    if not 0 <= index < len(matrix.rows):
+        raise InvalidRows(f"row {index} outside {len(matrix.rows)} rows")
+    return read_path(matrix.levels, index)
+
+
+class RowVerifier:
+    """One matrix, ready to check any number of its rows; set-up costs well under a millisecond per (k, n)."""
+
+    __slots__ = ("_combiner", "_extended", "head")
+
+    def __init__(self, commitment: bytes, head: Head) -> None:
+        """Bind a head to the commitment it claims.
+
+        Raises:
+            InvalidHead: the commitment does not bind this head.
+        """
+        if head.commitment != commitment:
+            raise InvalidHead(f"head has commitment {head.commitment.hex()}, {commitment.hex()} expected")
+        self.head = head
+        self._extended = _extend_combinations(head)
+        self._combiner = Combiner(head.root, head.parameters)
+
+    def verify(self, index: int, row: Bytes, proof: Path) -> bool:
+        """Is this the row at `index`, on the one codeword that the commitment names?"""
+        parameters = self.head.parameters
+        if not 0 <= index < parameters.profile.rows or len(row) != parameters.row_bytes:
+            return False
+        if not is_path(proof, parameters.profile.depth):
+            return False
+        if seal_root(climb(hash_row(memoryview(row)), index, proof)) != self.head.root:
+            return False
+        found = self._combiner.combine(np.frombuffer(row, np.uint8).reshape(1, -1))
+        return bool(np.array_equal(found[0], self._extended[index]))
+
+
+def verify_row(commitment: bytes, head: Head, index: int, row: Bytes, proof: Path) -> bool:
+    """Check one row against the commitment; use `RowVerifier` for several rows of one matrix."""
+    return head.commitment == commitment and RowVerifier(commitment, head).verify(index, row, proof)
+
+
+def prove_leaf(parameters: Parameters, row: Bytes, row_proof: Path, leaf_index: int) -> Path:
+    """Sibling hashes from a 1 KiB leaf through its row to the root, from the row and its own proof."""
+    if len(row) != parameters.row_bytes or not 0 <= leaf_index < parameters.leaves_per_row:
+        raise InvalidRows(
+            f"leaf {leaf_index} of a row of {len(row)} bytes; "
+            f"{parameters.leaves_per_row} leaves of {LEAF_BYTES} bytes expected"
+        )
+    return read_path(build_levels(hash_leaves(memoryview(row))), leaf_index) + row_proof
+
+
+def verify_leaf(root: bytes, parameters: Parameters, row_index: int, leaf_index: int, leaf: Bytes, path: Path) -> bool:
+    """Is this the leaf at `leaf_index` of row `row_index`? Says nothing about the rest of the row."""
+    if not 0 <= row_index < parameters.profile.rows or not 0 <= leaf_index < parameters.leaves_per_row:
+        return False
+    if len(leaf) != LEAF_BYTES or not is_path(path, parameters.leaf_depth + parameters.profile.depth):
+        return False
+    row_top = climb(hash_leaf(bytes(leaf)), leaf_index, path[: parameters.leaf_depth])
+    return seal_root(climb(seal_row(row_top), row_index, path[parameters.leaf_depth :])) == root
+
+
+def decode(parameters: Parameters, rows: Mapping[int, Bytes]) -> memoryview:
+    """Payload from any k verified rows; data rows are used first, since they cost nothing.
+
+    Args:
+        parameters: of the matrix, bound by the commitment.
+        rows: verified rows by index. Rows that were not verified give garbage.
+
+    Raises:
+        InvalidRows: fewer than k rows, indices or sizes that do not fit, or bytes behind the payload that are not zero.
+    """
+    payload = _decode_rows(parameters, rows).reshape(-1).data
+    if np.frombuffer(payload[parameters.length :], np.uint8).any():
+        raise InvalidRows(f"bytes behind the payload of {parameters.length} bytes are not zero")
+    return payload[: parameters.length]
+
+
+def rebuild_row(parameters: Parameters, index: int, rows: Mapping[int, Bytes]) -> bytes:
+    """A lost row from any k verified rows; check the result against the commitment as any other row.
+
+    Raises:
+        InvalidRows: as `decode`, or an index outside the matrix.
+    """
+    if not 0 <= index < parameters.profile.rows:
+        raise InvalidRows(f"row {index} outside {parameters.profile.rows} rows")
+    data = _decode_rows(parameters, rows)
+    if index < parameters.profile.data_rows:
+        return bytes(data[index].data)
+    return encode_row(data, index, parameters.profile)
+
+
+def _decode_rows(parameters: Parameters, rows: Mapping[int, Bytes]) -> NDArray[np.uint8]:
+    profile = parameters.profile
+    for index, row in rows.items():
+        if not 0 <= index < profile.rows or len(row) != parameters.row_bytes:
+            raise InvalidRows(
+                f"row {index} of {len(row)} bytes; index below {profile.rows}, {parameters.row_bytes} bytes expected"
+            )
+    if len(rows) < profile.data_rows:
+        raise InvalidRows(f"{len(rows)} rows given, {profile.data_rows} needed")
+    known = {index: np.frombuffer(rows[index], np.uint8) for index in sorted(rows)[: profile.data_rows]}
+    data = np.empty((profile.data_rows, parameters.row_bytes), np.uint8)
+    for index in filter(lambda index: index < profile.data_rows, known):
+        data[index] = known[index]
+    missing = [index for index in range(profile.data_rows) if index not in known]
+    if missing:
+        restore_rows(data, known, missing, profile)
+    return data
+
+
+def _extend_combinations(head: Head) -> NDArray[np.uint16]:
+    """Combinations of all n rows from those of the data rows: the code commutes with combining columns."""
+    profile = head.parameters.profile
+    width = -(-profile.tests // SYMBOLS_PER_CHUNK) * SYMBOLS_PER_CHUNK
+    symbols = np.zeros((profile.data_rows, width), np.uint16)
+    symbols[:, : profile.tests] = np.frombuffer(head.y, "<u2").reshape(profile.data_rows, profile.tests)
+    packed = np.zeros((profile.rows, 2 * width), np.uint8)
+    packed[: profile.data_rows] = pack_symbols(symbols)
+    extend_rows(packed, profile)
+    return unpack_symbols(packed)[:, : profile.tests]
