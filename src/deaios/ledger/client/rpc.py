@@ -1,0 +1,346 @@
+"""Ethereum JSON-RPC over HTTP: bounded, timed, reads retried.
+
+A call returns the node's answer or raises a typed error; a read is tried a few times, a submission never by itself.
+Knows no contract and no key.
+"""
+
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import aiohttp
+import msgspec
+
+from deaios.ledger.abi import decode_revert
+from deaios.ledger.records import (
+    CODE_BYTES_MAX,
+    Block,
+    InvalidAnswer,
+    Log,
+    TransactionReceipt,
+    read_block,
+    read_data,
+    read_hash,
+    read_logs,
+    read_quantity,
+    read_receipt,
+)
+from deaios.primitives.encoding import encode_hex
+from deaios.primitives.errors import Invalid, Refused, Unavailable
+from deaios.primitives.keys import Address
+from deaios.runtime.clock import Clock, SystemClock
+
+CONNECT_S = 5.0
+TOTAL_S = 20.0
+"""A node answers from memory; longer than this is a fault."""
+ATTEMPTS = 5
+BACKOFF_S = 0.1
+"""Wait before the second attempt; doubled for each further one."""
+RESPONSE_BYTES_MAX = 32 << 20
+BATCH_MAX = 100
+CONNECTIONS_MAX = 32
+LOG_BLOCKS_STEP = 10_000
+"""Blocks per eth_getLogs; public nodes refuse wider ranges."""
+LOG_STEPS_MAX = 10_000
+MESSAGE_CHARACTERS_MAX = 300
+
+REVERT_CODE = 3
+BUSY_CODES = frozenset({-32005, -32002, -32603})
+"""Limit exceeded, resource unavailable, internal error: what a later attempt may not meet."""
+SUBMISSIONS = frozenset({"eth_sendRawTransaction"})
+"""Methods that change something; the caller decides whether to repeat them."""
+
+Json = Any
+"""Parsed JSON of unknown shape; `ledger.records` reads it."""
+Topic = bytes | Sequence[bytes] | None
+
+
+class UnavailableChain(Unavailable):
+    """The node could not be reached, hung, or says that it cannot answer now."""
+
+
+class RefusedByChain(Refused):
+    """The node understood and declined.
+
+    Attributes:
+        code: JSON-RPC error code, or the HTTP status.
+        reason: the node's words.
+    """
+
+    def __init__(self, method: str, code: int, reason: str) -> None:
+        super().__init__(f"{method} was refused by the node: {code} {reason}")
+        self.code = code
+        self.reason = reason
+
+
+class Reverted(Refused):
+    """A contract refused the call.
+
+    Attributes:
+        reason: what the contract said.
+        data: the raw revert data.
+        receipt: the failed transaction's receipt, when it got into a block.
+    """
+
+    def __init__(self, reason: str, data: bytes = b"", receipt: TransactionReceipt | None = None) -> None:
+        where = "" if receipt is None else f" (transaction {encode_hex(receipt.transaction_hash)})"
+        super().__init__(f"contract reverted: {reason}{where}")
+        self.reason = reason
+        self.data = data
+        self.receipt = receipt
+
+
+class InvalidLogRange(Invalid):
+    """More blocks than one question about logs may span."""
+
+
+class _Error(msgspec.Struct):
+    code: int
+    message: str = ""
+    data: Json = None
+
+
+class _Reply(msgspec.Struct):
+    id: int | None = None
+    result: Json = None
+    error: _Error | None = None
+
+
+_REPLIES = msgspec.json.Decoder(_Reply | list[_Reply])
+
+
+class Rpc:
+    """One node by URL; use as an async context manager, or close it. Safe for many tasks of one loop."""
+
+    def __init__(
+        self, url: str, *, clock: Clock | None = None, attempts: int = ATTEMPTS, total_s: float = TOTAL_S
+    ) -> None:
+        self.url = url
+        self.clock: Clock = clock or SystemClock()
+        self._attempts = attempts
+        self._timeout = aiohttp.ClientTimeout(total=total_s, connect=CONNECT_S)
+        self._session: aiohttp.ClientSession | None = None
+        self._next_id = 0
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections; a later call opens new ones."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    async def call(self, method: str, params: Sequence[Json] = ()) -> Json:
+        """One call.
+
+        Raises:
+            UnavailableChain: no usable answer, after the attempts a read has.
+            Reverted: a contract refused.
+            RefusedByChain: the node refused.
+            InvalidAnswer: the node does not speak JSON-RPC.
+        """
+        return (await self.batch([(method, params)]))[0]
+
+    async def batch(self, calls: Sequence[tuple[str, Sequence[Json]]]) -> list[Json]:
+        """Several calls in one exchange; the first error of any is raised, as by `call`."""
+        assert 0 < len(calls) <= BATCH_MAX
+        attempts = 1 if any(method in SUBMISSIONS for method, _ in calls) else self._attempts
+        for attempt in range(1, attempts):
+            try:
+                return await self._exchange(calls)
+            except UnavailableChain:
+                await self.clock.sleep(BACKOFF_S * 2 ** (attempt - 1))
+        return await self._exchange(calls)
+
+    async def _exchange(self, calls: Sequence[tuple[str, Sequence[Json]]]) -> list[Json]:
+        first = self._next_id
+        self._next_id += len(calls)
+        requests = [
+            {"jsonrpc": "2.0", "id": first + i, "method": method, "params": params}
+            for i, (method, params) in enumerate(calls)
+        ]
+        status, body = await self._post(msgspec.json.encode(requests if len(calls) > 1 else requests[0]))
+        if status == 429 or status >= 500:
+            raise UnavailableChain(f"{self.url}: HTTP status {status}")
+        try:
+            decoded = _REPLIES.decode(body)
+        except (msgspec.DecodeError, RecursionError) as error:
+            if status >= 400:
+                raise RefusedByChain(calls[0][0], status, body[:MESSAGE_CHARACTERS_MAX].decode(errors="replace")) from (
+                    error
+                )
+            raise InvalidAnswer(f"{self.url}: answer is not JSON-RPC: {error}") from error
+        replies = {reply.id: reply for reply in (decoded if isinstance(decoded, list) else [decoded])}
+        if len(calls) > 1 and isinstance(decoded, _Reply) and decoded.error is not None:
+            raise _read_error(self.url, calls[0][0], decoded.error)
+        results = []
+        for i, (method, _) in enumerate(calls):
+            reply = replies.get(first + i)
+            if reply is None:
+                reply = replies.get(None)
+                if reply is None or reply.error is None:
+                    raise InvalidAnswer(f"{self.url}: no answer to call {first + i} ({method})")
+            if reply.error is not None:
+                raise _read_error(self.url, method, reply.error)
+            results.append(reply.result)
+        return results
+
+    async def _post(self, body: bytes) -> tuple[int, bytes]:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                timeout=self._timeout,
+                connector=aiohttp.TCPConnector(limit=CONNECTIONS_MAX),
+                auto_decompress=False,
+                headers={"Content-Type": "application/json", "Accept-Encoding": "identity"},
+            )
+        try:
+            async with self._session.post(self.url, data=body) as response:
+                if (response.content_length or 0) > RESPONSE_BYTES_MAX:
+                    raise InvalidAnswer(f"{self.url}: answer has more than {RESPONSE_BYTES_MAX} bytes")
+                parts, size = [], 0
+                async for part in response.content.iter_any():
+                    size += len(part)
+                    if size > RESPONSE_BYTES_MAX:
+                        raise InvalidAnswer(f"{self.url}: answer has more than {RESPONSE_BYTES_MAX} bytes")
+                    parts.append(part)
+                return response.status, b"".join(parts)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise UnavailableChain(f"{self.url}: {error!r}") from error
+
+    async def chain_id(self) -> int:
+        """The network's EIP-155 id."""
+        return read_quantity(await self.call("eth_chainId"), "chain id")
+
+    async def block_number(self) -> int:
+        """Height of the latest block."""
+        return read_quantity(await self.call("eth_blockNumber"), "block number")
+
+    async def get_block(self, block: int | str = "latest") -> Block | None:
+        """A block by height or tag; None where there is none."""
+        answer = await self.call("eth_getBlockByNumber", [encode_block(block), False])
+        return None if answer is None else read_block(answer)
+
+    async def fetch_latest(self) -> Block:
+        """The latest block."""
+        return read_block(await self.call("eth_getBlockByNumber", ["latest", False]))
+
+    async def get_balance(self, address: Address, block: int | str = "latest") -> int:
+        """Native balance, in wei."""
+        return read_quantity(await self.call("eth_getBalance", [encode_hex(address), encode_block(block)]), "balance")
+
+    async def get_nonce(self, address: Address, block: int | str = "latest") -> int:
+        """Transactions an account has sent."""
+        answer = await self.call("eth_getTransactionCount", [encode_hex(address), encode_block(block)])
+        return read_quantity(answer, "nonce")
+
+    async def get_code(self, address: Address) -> bytes:
+        """A contract's code; empty for other accounts."""
+        answer = await self.call("eth_getCode", [encode_hex(address), "latest"])
+        return read_data(answer, "code", limit=CODE_BYTES_MAX)
+
+    async def get_receipt(self, transaction_hash: bytes) -> TransactionReceipt | None:
+        """The receipt of a transaction in a block, or None."""
+        answer = await self.call("eth_getTransactionReceipt", [encode_hex(transaction_hash)])
+        return None if answer is None else read_receipt(answer)
+
+    async def eth_call(
+        self,
+        to: Address | None,
+        data: bytes,
+        *,
+        sender: Address | None = None,
+        value: int = 0,
+        block: int | str = "latest",
+    ) -> bytes:
+        """What a call would return, without sending it.
+
+        Raises:
+            Reverted: the contract refused.
+        """
+        params = [encode_call_object(to, data, sender, value), encode_block(block)]
+        return read_data(await self.call("eth_call", params), "call result", limit=CODE_BYTES_MAX)
+
+    async def estimate_gas(self, to: Address | None, data: bytes, sender: Address, value: int = 0) -> int:
+        """Gas a transaction would need now.
+
+        Raises:
+            Reverted: the contract would refuse.
+        """
+        params = [encode_call_object(to, data, sender, value)]
+        return read_quantity(await self.call("eth_estimateGas", params), "gas estimate")
+
+    async def send_raw_transaction(self, raw: bytes) -> bytes:
+        """Submit a signed transaction, once; returns its hash."""
+        return read_hash(await self.call("eth_sendRawTransaction", [encode_hex(raw)]), "transaction hash")
+
+    async def get_logs(
+        self,
+        address: Address | Sequence[Address],
+        topics: Sequence[Topic] = (),
+        from_block: int = 0,
+        to_block: int | None = None,
+    ) -> tuple[Log, ...]:
+        """Logs of contracts in a range of blocks, oldest first, asked for in steps a public node accepts.
+
+        Args:
+            address: one contract or several.
+            topics: per position a topic, alternatives, or None for any.
+            from_block: first block.
+            to_block: last block, the latest by default.
+        """
+        addresses = [address] if isinstance(address, bytes) else list(address)
+        last = await self.block_number() if to_block is None else to_block
+        if (last - from_block) // LOG_BLOCKS_STEP >= LOG_STEPS_MAX:
+            raise InvalidLogRange(f"{last - from_block} blocks exceed {LOG_BLOCKS_STEP * LOG_STEPS_MAX}")
+        found: list[Log] = []
+        for start in range(from_block, last + 1, LOG_BLOCKS_STEP):
+            criteria = {
+                "address": [encode_hex(item) for item in addresses],
+                "topics": [_encode_topic(topic) for topic in topics],
+                "fromBlock": hex(start),
+                "toBlock": hex(min(start + LOG_BLOCKS_STEP - 1, last)),
+            }
+            found.extend(read_logs(await self.call("eth_getLogs", [criteria])))
+        return tuple(found)
+
+
+def encode_block(block: int | str) -> str:
+    """A height or tag as JSON-RPC spells it."""
+    return hex(block) if isinstance(block, int) else block
+
+
+def encode_call_object(to: Address | None, data: bytes, sender: Address | None, value: int) -> Mapping[str, str]:
+    """A call object."""
+    items = {"data": encode_hex(data)}
+    if to is not None:
+        items["to"] = encode_hex(to)
+    if sender is not None:
+        items["from"] = encode_hex(sender)
+    if value:
+        items["value"] = hex(value)
+    return items
+
+
+def _encode_topic(topic: Topic) -> Json:
+    if topic is None:
+        return None
+    return encode_hex(topic) if isinstance(topic, bytes) else [encode_hex(item) for item in topic]
+
+
+def _read_error(url: str, method: str, error: _Error) -> Exception:
+    message = error.message[:MESSAGE_CHARACTERS_MAX]
+    if error.code == REVERT_CODE or "execution reverted" in message.lower():
+        try:
+            data = read_data(error.data, "revert data") if isinstance(error.data, str) else b""
+        except InvalidAnswer as invalid:
+            return invalid
+        return Reverted(decode_revert(data) if data else message, data)
+    if error.code in BUSY_CODES:
+        return UnavailableChain(f"{url}: {method}: {error.code} {message}")
+    return RefusedByChain(method, error.code, message)

@@ -1,0 +1,384 @@
+"""Sends transactions of one key: nonces, fees, gas, inclusion, replacement.
+
+Invariants: a nonce is given to one transaction only; what was signed stays in flight, is broadcast again and watched
+until it is in a block or its time is up, also when the caller is cancelled; a success is returned only for a receipt
+with status 1. One process should own a key; where another spends its nonces, that is noticed and said.
+Knows no contract.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from deaios.ledger.client.rpc import (
+    BATCH_MAX,
+    RefusedByChain,
+    Reverted,
+    Rpc,
+    UnavailableChain,
+    encode_call_object,
+)
+from deaios.ledger.records import InvalidAnswer, TransactionReceipt, read_block, read_quantity, read_receipt
+from deaios.ledger.transactions import DYNAMIC_FEE, Transaction, sign_transaction
+from deaios.primitives.encoding import encode_hex
+from deaios.primitives.errors import Invalid, Refused
+from deaios.primitives.keys import Address, PrivateKey
+from deaios.runtime.logs import get_logger
+
+GAS_MARGIN_PERCENT = 25
+GAS_MARGIN = 10_000
+"""Added to an estimate, because other transactions may come in between."""
+IN_FLIGHT_MAX = 48
+"""Transactions of one key waiting at once; public pools keep 64 of an account."""
+NONCE_ATTEMPTS = 5
+OVERTAKEN_POLLS = 4
+"""Polls that must agree that a nonce was spent elsewhere before it is believed."""
+REPLACEMENTS_MAX = 5
+REPLACEMENT_PERCENT = 125
+"""Pools want at least 10 % more."""
+POLL_AGE_DIVISOR = 8
+"""The longer the youngest transaction waits, the slower we ask."""
+
+_log = get_logger("sender")
+
+
+class RefusedOutOfGasMoney(Refused):
+    """The account cannot pay for the transaction.
+
+    Attributes:
+        address: whose money is missing.
+        balance: what it has, in wei.
+        needed: the most that the transaction may cost, in wei.
+    """
+
+    def __init__(self, address: Address, balance: int, needed: int) -> None:
+        super().__init__(
+            f"account {encode_hex(address)} is out of gas money: it has {balance} wei, the transaction may cost "
+            f"{needed} wei; send it native coin, or ask the network's faucet"
+        )
+        self.address = address
+        self.balance = balance
+        self.needed = needed
+
+
+class UnavailableInclusion(UnavailableChain):
+    """A signed transaction is in no block yet; it may still get into one.
+
+    Attributes:
+        hashes: every version that was broadcast.
+    """
+
+    def __init__(self, message: str, hashes: Sequence[bytes]) -> None:
+        super().__init__(f"{message}: {', '.join(encode_hex(item) for item in hashes)}")
+        self.hashes = tuple(hashes)
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a sender waits for what; the defaults suit a chain of sub-second blocks and one of twelve seconds."""
+
+    poll_min_s: float = 0.1
+    poll_max_s: float = 2.0
+    rebroadcast_s: float = 5.0
+    """A node that was restarted may have lost what it had not put into a block."""
+    replace_s: float = 45.0
+    """A transaction that is next in line and still waits is offered again at a higher fee."""
+    inclusion_s: float = 300.0
+    confirmations: int = 1
+    """Blocks that must hold a transaction, its own included."""
+
+
+@dataclass(slots=True)
+class _Flight:
+    """A signed transaction on its way into a block."""
+
+    transaction: Transaction
+    hashes: list[bytes]
+    result: "asyncio.Future[TransactionReceipt]"
+    started_s: float
+    broadcast_s: float
+    priced_s: float
+    is_accepted: bool = False
+    overtaken: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Quote:
+    """What a transaction needs at this moment."""
+
+    gas: int
+    max_fee: int
+    tip: int
+
+
+@dataclass(slots=True)
+class _Head:
+    """One poll's answers."""
+
+    nonce: int
+    height: int
+    receipts: dict[bytes, TransactionReceipt] = field(default_factory=dict)
+
+
+class Sender:
+    """Sends transactions of one key; many `send` calls may run at once and share nonces without gaps."""
+
+    def __init__(self, rpc: Rpc, key: PrivateKey, chain_id: int, *, patience: Patience | None = None) -> None:
+        self.rpc = rpc
+        self.address = key.address
+        self.chain_id = chain_id
+        self._key = key
+        self._patience = patience or Patience()
+        self._lock = asyncio.Lock()
+        self._slots = asyncio.Semaphore(IN_FLIGHT_MAX)
+        self._next_nonce: int | None = None
+        self._flights: dict[int, _Flight] = {}
+        self._watcher: asyncio.Task[None] | None = None
+
+    async def close(self) -> None:
+        """Stop watching. What is in flight stays with the network; waiting callers get `UnavailableInclusion`."""
+        watcher, self._watcher = self._watcher, None
+        if watcher is not None:
+            watcher.cancel()
+            await asyncio.wait([watcher])
+
+    async def send(
+        self, to: Address | None, data: bytes = b"", value: int = 0, gas: int | None = None
+    ) -> TransactionReceipt:
+        """Send a transaction and wait until it is in a block.
+
+        Args:
+            to: whom to call; None creates a contract.
+            data: call data, or creation code.
+            value: wei to send along.
+            gas: gas limit; estimated when it is not given.
+
+        Raises:
+            Reverted: the contract refuses, found before sending or in the block.
+            RefusedOutOfGasMoney: the account cannot pay.
+            RefusedByChain: the node declines the transaction.
+            UnavailableChain: the node cannot be reached; nothing was signed.
+            UnavailableInclusion: signed and broadcast, but in no block in time.
+        """
+        async with self._slots:
+            quote = await self._quote(to, data, value, gas)
+            async with self._lock:
+                flight = await self._launch(to, data, value, quote)
+            receipt = await asyncio.shield(flight.result)
+        if not receipt.is_success:
+            raise await self._explain_revert(flight.transaction, receipt)
+        return receipt
+
+    async def _quote(self, to: Address | None, data: bytes, value: int, gas: int | None) -> _Quote:
+        calls: list[tuple[str, list[Any]]] = [  # Any: JSON of each method's own shape
+            ("eth_getBlockByNumber", ["latest", False]),
+            ("eth_maxPriorityFeePerGas", []),
+        ]
+        if gas is None:
+            calls.append(("eth_estimateGas", [encode_call_object(to, data, self.address, value)]))
+        try:
+            answers = await self.rpc.batch(calls)
+        except RefusedByChain as error:
+            if value and (balance := await self.rpc.get_balance(self.address)) < value:
+                raise RefusedOutOfGasMoney(self.address, balance, value) from error
+            raise
+        block, tip = read_block(answers[0]), read_quantity(answers[1], "priority fee")
+        if block.base_fee is None:
+            raise InvalidAnswer(f"block {block.number} has no base fee; this client needs a chain with EIP-1559")
+        if gas is None:
+            estimate = read_quantity(answers[2], "gas estimate")
+            gas = min(estimate * (100 + GAS_MARGIN_PERCENT) // 100 + GAS_MARGIN, block.gas_limit)
+        return _Quote(gas, 2 * block.base_fee + tip, tip)
+
+    async def _launch(self, to: Address | None, data: bytes, value: int, quote: _Quote) -> _Flight:
+        """Sign under the next nonce and broadcast. Runs under the lock."""
+        hashes: list[bytes] = []
+        for _ in range(NONCE_ATTEMPTS):
+            nonce = await self._pick_nonce()
+            transaction = sign_transaction(
+                self._key,
+                Transaction(
+                    kind=DYNAMIC_FEE,
+                    chain_id=self.chain_id,
+                    nonce=nonce,
+                    max_fee=quote.max_fee,
+                    tip=quote.tip,
+                    gas=quote.gas,
+                    to=to,
+                    value=value,
+                    data=data,
+                ),
+            )
+            now = self.rpc.clock.monotonic_s()
+            flight = _Flight(transaction, [transaction.hash], asyncio.get_running_loop().create_future(), now, now, now)
+            hashes.append(transaction.hash)
+            # In flight before the first byte leaves, so that a cancelled caller cannot lose the nonce.
+            self._flights[nonce] = flight
+            self._next_nonce = nonce + 1
+            self._watch()
+            try:
+                if await self._broadcast(transaction):
+                    flight.is_accepted = True
+                    return flight
+            except (UnavailableChain, Invalid):
+                return flight  # whether the node has it is unknown, so it stays in flight and is broadcast again
+            except Refused:
+                self._land(flight)
+                self._next_nonce = None
+                raise
+            self._land(flight)
+            self._next_nonce = None
+        raise UnavailableInclusion(f"another sender spends the nonces of {encode_hex(self.address)}", hashes)
+
+    async def _pick_nonce(self) -> int:
+        nonce = self._next_nonce
+        if nonce is None:
+            nonce = await self.rpc.get_nonce(self.address, "pending")
+        while nonce in self._flights:
+            nonce += 1
+        return nonce
+
+    async def _broadcast(self, transaction: Transaction) -> bool:
+        """Hand a transaction to the node.
+
+        Returns:
+            False when its nonce is spent or taken by another transaction.
+        """
+        try:
+            await self.rpc.send_raw_transaction(transaction.raw)
+        except RefusedByChain as error:
+            if await self.rpc.call("eth_getTransactionByHash", [encode_hex(transaction.hash)]) is not None:
+                return True
+            if await self.rpc.get_nonce(self.address, "pending") > transaction.nonce:
+                return False
+            needed = transaction.value + transaction.gas * transaction.max_fee
+            balance = await self.rpc.get_balance(self.address)
+            if balance < needed:
+                raise RefusedOutOfGasMoney(self.address, balance, needed) from error
+            raise
+        return True
+
+    def _watch(self) -> None:
+        if self._watcher is None or self._watcher.done():
+            self._watcher = asyncio.create_task(self._run_watcher(), name=f"sender {encode_hex(self.address)}")
+            self._watcher.add_done_callback(self._end_watch)
+
+    def _end_watch(self, watcher: "asyncio.Task[None]") -> None:
+        """A watcher that ended early leaves nobody waiting."""
+        error = None if watcher.cancelled() else watcher.exception()
+        for flight in list(self._flights.values()):
+            if watcher.cancelled() or error is not None:
+                self._land(flight, error=error or UnavailableInclusion("the sender was closed", flight.hashes))
+
+    async def _run_watcher(self) -> None:
+        clock, patience = self.rpc.clock, self._patience
+        while self._flights:
+            age = clock.monotonic_s() - max(flight.started_s for flight in self._flights.values())
+            await clock.sleep(min(max(age / POLL_AGE_DIVISOR, patience.poll_min_s), patience.poll_max_s))
+            try:
+                await self._poll()
+            except UnavailableChain as error:
+                _log.info("chain does not answer", sender=encode_hex(self.address), error=str(error))
+            now = clock.monotonic_s()
+            for flight in list(self._flights.values()):
+                if now - flight.started_s > patience.inclusion_s:
+                    message = f"in no block after {patience.inclusion_s} s"
+                    self._land(flight, error=UnavailableInclusion(message, flight.hashes))
+                    self._next_nonce = None
+
+    async def _poll(self) -> None:
+        flights = sorted(self._flights.values(), key=lambda flight: flight.transaction.nonce)
+        if not flights:
+            return
+        head = await self._fetch_head([item for flight in flights for item in flight.hashes])
+        for flight in flights:
+            receipt = next((head.receipts[item] for item in flight.hashes if item in head.receipts), None)
+            if receipt is not None:
+                if receipt.block_number + self._patience.confirmations - 1 <= head.height:
+                    self._land(flight, receipt)
+            elif head.nonce > flight.transaction.nonce:
+                flight.overtaken += 1
+                if flight.overtaken >= OVERTAKEN_POLLS:
+                    message = f"nonce {flight.transaction.nonce} was spent by another transaction of this key"
+                    self._land(flight, error=UnavailableInclusion(message, flight.hashes))
+                    self._next_nonce = None
+            else:
+                await self._nurse(flight, is_next=head.nonce == flight.transaction.nonce)
+
+    async def _fetch_head(self, hashes: Sequence[bytes]) -> _Head:
+        # The nonce is asked for first: a nonce that is spent then has a receipt in the answers after it.
+        calls: list[tuple[str, list[Any]]] = [  # Any: JSON of each method's own shape
+            ("eth_getTransactionCount", [encode_hex(self.address), "latest"]),
+            ("eth_blockNumber", []),
+            *(("eth_getTransactionReceipt", [encode_hex(item)]) for item in hashes),
+        ]
+        answers: list[Any] = []  # Any: parsed JSON, read just below
+        for start in range(0, len(calls), BATCH_MAX):
+            answers += await self.rpc.batch(calls[start : start + BATCH_MAX])
+        head = _Head(read_quantity(answers[0], "nonce"), read_quantity(answers[1], "height"))
+        for answer in answers[2:]:
+            if answer is not None:
+                receipt = read_receipt(answer)
+                head.receipts[receipt.transaction_hash] = receipt
+        return head
+
+    async def _nurse(self, flight: _Flight, *, is_next: bool) -> None:
+        """Broadcast again what may have been lost; pay more for what is next in line and still waits."""
+        now, patience = self.rpc.clock.monotonic_s(), self._patience
+        is_stuck = is_next and now - flight.priced_s > patience.replace_s and len(flight.hashes) <= REPLACEMENTS_MAX
+        if not is_stuck and now - flight.broadcast_s < patience.rebroadcast_s:
+            return
+        flight.broadcast_s = now
+        if is_stuck:
+            flight.priced_s = now
+            old = flight.transaction
+            flight.transaction = sign_transaction(
+                self._key,
+                replace(
+                    old,
+                    max_fee=old.max_fee * REPLACEMENT_PERCENT // 100 + 1,
+                    tip=old.tip * REPLACEMENT_PERCENT // 100 + 1,
+                ),
+            )
+            flight.hashes.append(flight.transaction.hash)
+            _log.info("transaction replaced", nonce=old.nonce, old_fee=old.max_fee, fee=flight.transaction.max_fee)
+        try:
+            flight.is_accepted |= await self._broadcast(flight.transaction)
+        except (Refused, Invalid) as error:
+            # An accepted version may still be included, so only what no node ever took is given up.
+            if not flight.is_accepted:
+                self._land(flight, error=error)
+                self._next_nonce = None
+
+    def _land(
+        self, flight: _Flight, receipt: TransactionReceipt | None = None, error: BaseException | None = None
+    ) -> None:
+        self._flights.pop(flight.transaction.nonce, None)
+        if flight.result.done():
+            return
+        if receipt is not None:
+            flight.result.set_result(receipt)
+        elif error is not None:
+            flight.result.set_exception(error)
+            flight.result.exception()  # a cancelled caller never asks, and that is not a fault
+        else:
+            flight.result.cancel()
+
+    async def _explain_revert(self, transaction: Transaction, receipt: TransactionReceipt) -> Reverted:
+        """Run a failed transaction again as a call, to learn what the contract said."""
+        if receipt.gas_used >= transaction.gas:
+            return Reverted(f"out of gas: all {transaction.gas} were used", b"", receipt)
+        try:
+            await self.rpc.eth_call(
+                transaction.to,
+                transaction.data,
+                sender=self.address,
+                value=transaction.value,
+                block=receipt.block_number,
+            )
+        except Reverted as error:
+            return Reverted(error.reason, error.data, receipt)
+        except (Refused, UnavailableChain) as error:
+            return Reverted(f"reason unknown, because the call could not be repeated: {error}", b"", receipt)
+        return Reverted("reason unknown, because the same call succeeds after the block", b"", receipt)

@@ -1,0 +1,282 @@
+"""The network descriptor: one signed JSON file that is all a second machine needs to join a network.
+
+The operator signs tagged_sha256("deaios/descriptor/1", canonical JSON of the descriptor). A descriptor has one byte
+form; a second spelling, an unknown version or key, or a signature that is not the named operator's is refused. Whether
+the operator is the one the reader meant is for the reader to say: `verify_descriptor` returns who signed.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import cast
+from urllib.parse import urlsplit
+
+from deaios.ledger.settings import NetworkSettings, decode_settings, encode_settings
+from deaios.ledger.suite import SuiteAddresses
+from deaios.primitives.encoding import Json, decode_hex, encode_canonical_json, encode_hex
+from deaios.primitives.errors import Invalid
+from deaios.primitives.hashing import tagged_sha256
+from deaios.primitives.keys import (
+    SIGNATURE_SIZE,
+    Address,
+    InvalidSignature,
+    PrivateKey,
+    parse_address,
+    recover_address,
+)
+
+VERSION = 1
+TAG = "deaios/descriptor/1"
+DESCRIPTOR_BYTES_MAX = 64 << 10
+URLS_MAX = 32
+URL_CHARACTERS_MAX = 512
+TEXT_CHARACTERS_MAX = 64
+CHAIN_ID_MAX = (1 << 53) - 1
+"""As wallets in JavaScript allow."""
+DECIMALS_MAX = 36
+_SCHEMES = ("http", "https")
+
+
+class InvalidDescriptor(Invalid):
+    """Bytes that are not a network descriptor of this version, in its one form, signed by its operator."""
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """The payment token."""
+
+    address: Address
+    name: str
+    symbol: str
+    version: str
+    decimals: int
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkDescriptor:
+    """A network by name of everything in it.
+
+    Attributes:
+        network_id: hash of the genesis block; every signature that is not EIP-712 carries it.
+        rpc_urls: Ethereum JSON-RPC of the chain, best first.
+        operator: who signs this file, and on the embedded engine who orders the blocks.
+        default_model_record_id: what an answer is bought from when nothing else is asked for.
+        windows: every window, delay and amount.
+    """
+
+    network_id: bytes
+    chain_id: int
+    rpc_urls: tuple[str, ...]
+    operator: Address
+    contracts: SuiteAddresses
+    token: Token
+    windows: NetworkSettings
+    default_model_record_id: bytes
+    faucet_url: str | None = None
+    gateways: tuple[str, ...] = ()
+    storage_urls: tuple[str, ...] = ()
+    version: int = VERSION
+
+    def __post_init__(self) -> None:
+        if self.version != VERSION:
+            raise InvalidDescriptor(f"descriptor has version {self.version!r}, this program reads {VERSION}")
+        if len(self.network_id) != 32 or len(self.default_model_record_id) != 32:
+            raise InvalidDescriptor("network id and model record id are 32 bytes each")
+        if not 0 < self.chain_id <= CHAIN_ID_MAX:
+            raise InvalidDescriptor(f"chain id is {self.chain_id}, 1 to {CHAIN_ID_MAX} allowed")
+        if not self.rpc_urls:
+            raise InvalidDescriptor("descriptor names no RPC URL")
+        if not 0 <= self.token.decimals <= DECIMALS_MAX:
+            raise InvalidDescriptor(f"token has {self.token.decimals} decimals, at most {DECIMALS_MAX} allowed")
+        for text in (self.token.name, self.token.symbol, self.token.version):
+            if not 0 < len(text) <= TEXT_CHARACTERS_MAX or not text.isprintable():
+                raise InvalidDescriptor(f"token text {text!r} is not 1 to {TEXT_CHARACTERS_MAX} printable characters")
+        for urls in (self.rpc_urls, self.gateways, self.storage_urls, (self.faucet_url,) if self.faucet_url else ()):
+            if len(urls) > URLS_MAX:
+                raise InvalidDescriptor(f"{len(urls)} URLs exceed {URLS_MAX}")
+            for url in urls:
+                _validate_url(url)
+
+
+@dataclass(frozen=True, slots=True)
+class SignedDescriptor:
+    """A descriptor with its operator's signature."""
+
+    descriptor: NetworkDescriptor
+    signature: bytes
+
+
+def _validate_url(url: str) -> None:
+    if len(url) > URL_CHARACTERS_MAX or not url.isascii() or not url.isprintable() or " " in url:
+        raise InvalidDescriptor(f"URL is not at most {URL_CHARACTERS_MAX} ASCII characters: {url[:80]!r}")
+    try:
+        parts = urlsplit(url)
+        port_is_valid = parts.port is None or parts.port > 0
+    except ValueError as error:
+        raise InvalidDescriptor(f"not a URL: {url[:80]!r}") from error
+    if parts.scheme not in _SCHEMES or not parts.hostname or not port_is_valid or parts.username is not None:
+        raise InvalidDescriptor(f"not an http or https URL of a host: {url[:80]!r}")
+
+
+def encode_descriptor(descriptor: NetworkDescriptor) -> dict[str, Json]:
+    """The descriptor as a JSON object."""
+    token = descriptor.token
+    return {
+        "version": descriptor.version,
+        "networkId": encode_hex(descriptor.network_id),
+        "chainId": descriptor.chain_id,
+        "rpcUrls": list(descriptor.rpc_urls),
+        "operator": encode_hex(descriptor.operator),
+        "contracts": {name: encode_hex(address) for name, address in descriptor.contracts.by_field().items()},
+        "token": {
+            "address": encode_hex(token.address),
+            "name": token.name,
+            "symbol": token.symbol,
+            "version": token.version,
+            "decimals": token.decimals,
+        },
+        "windows": encode_settings(descriptor.windows),
+        "defaultModelRecordId": encode_hex(descriptor.default_model_record_id),
+        "faucetUrl": descriptor.faucet_url,
+        "gateways": list(descriptor.gateways),
+        "storageUrls": list(descriptor.storage_urls),
+    }
+
+
+def decode_descriptor(value: object) -> NetworkDescriptor:
+    """Read a descriptor from parsed JSON.
+
+    Raises:
+        InvalidDescriptor: anything missing, unknown, out of range or of a wrong type.
+    """
+    items = _read_object(value, _KEYS, "descriptor")
+    token = _read_object(items["token"], ("address", "name", "symbol", "version", "decimals"), "token")
+    names = tuple(field.name for field in fields(SuiteAddresses))
+    contracts = _read_object(items["contracts"], names, "contracts")
+    faucet_url = items["faucetUrl"]
+    try:
+        return NetworkDescriptor(
+            version=_read_int(items["version"], "version"),
+            network_id=decode_hex(_read_text(items["networkId"]), 32),
+            chain_id=_read_int(items["chainId"], "chainId"),
+            rpc_urls=_read_texts(items["rpcUrls"], "rpcUrls"),
+            operator=parse_address(_read_text(items["operator"])),
+            contracts=SuiteAddresses(*(parse_address(_read_text(contracts[name])) for name in names)),
+            token=Token(
+                parse_address(_read_text(token["address"])),
+                _read_text(token["name"]),
+                _read_text(token["symbol"]),
+                _read_text(token["version"]),
+                _read_int(token["decimals"], "decimals"),
+            ),
+            windows=decode_settings(items["windows"]),
+            default_model_record_id=decode_hex(_read_text(items["defaultModelRecordId"]), 32),
+            faucet_url=None if faucet_url is None else _read_text(faucet_url),
+            gateways=_read_texts(items["gateways"], "gateways"),
+            storage_urls=_read_texts(items["storageUrls"], "storageUrls"),
+        )
+    except InvalidDescriptor:
+        raise
+    except Invalid as error:
+        raise InvalidDescriptor(f"descriptor: {error}") from error
+
+
+_KEYS = (
+    "version",
+    "networkId",
+    "chainId",
+    "rpcUrls",
+    "operator",
+    "contracts",
+    "token",
+    "windows",
+    "defaultModelRecordId",
+    "faucetUrl",
+    "gateways",
+    "storageUrls",
+)
+
+
+def compute_descriptor_digest(descriptor: NetworkDescriptor) -> bytes:
+    """The 32 bytes that the operator signs."""
+    return tagged_sha256(TAG, encode_canonical_json(encode_descriptor(descriptor)))
+
+
+def sign_descriptor(key: PrivateKey, descriptor: NetworkDescriptor) -> SignedDescriptor:
+    """Sign a descriptor as its operator.
+
+    Raises:
+        InvalidDescriptor: the key is not the named operator's.
+    """
+    if key.address != descriptor.operator:
+        raise InvalidDescriptor(
+            f"descriptor names operator {encode_hex(descriptor.operator)}, the key is {encode_hex(key.address)}'s"
+        )
+    return SignedDescriptor(descriptor, key.sign_digest(compute_descriptor_digest(descriptor)))
+
+
+def verify_descriptor(signed: SignedDescriptor) -> bool:
+    """Did the operator that the descriptor names sign it?"""
+    try:
+        signer = recover_address(compute_descriptor_digest(signed.descriptor), signed.signature)
+    except InvalidSignature:
+        return False
+    return signer == signed.descriptor.operator
+
+
+def encode_signed_descriptor(signed: SignedDescriptor) -> bytes:
+    """The file's bytes."""
+    document: Json = {"descriptor": encode_descriptor(signed.descriptor), "signature": encode_hex(signed.signature)}
+    return encode_canonical_json(document) + b"\n"
+
+
+def decode_signed_descriptor(data: bytes) -> SignedDescriptor:
+    """Read a descriptor file and check its signature.
+
+    Raises:
+        InvalidDescriptor: too long, not the one form of a descriptor, or not signed by its operator.
+    """
+    if len(data) > DESCRIPTOR_BYTES_MAX:
+        raise InvalidDescriptor(f"descriptor has {len(data)} bytes, at most {DESCRIPTOR_BYTES_MAX} allowed")
+    try:
+        value = json.loads(data.decode())
+    except (ValueError, RecursionError) as error:
+        raise InvalidDescriptor(f"descriptor is not JSON: {error}") from error
+    items = _read_object(value, ("descriptor", "signature"), "file")
+    try:
+        signature = decode_hex(_read_text(items["signature"]), SIGNATURE_SIZE)
+    except Invalid as error:
+        raise InvalidDescriptor(f"signature: {error}") from error
+    signed = SignedDescriptor(decode_descriptor(items["descriptor"]), signature)
+    if encode_signed_descriptor(signed).rstrip(b"\n") != data.rstrip(b"\n"):
+        raise InvalidDescriptor("descriptor is not in its canonical form (sorted keys, no spaces, no repeated key)")
+    if not verify_descriptor(signed):
+        raise InvalidDescriptor(f"descriptor is not signed by its operator {encode_hex(signed.descriptor.operator)}")
+    return signed
+
+
+def _read_object(value: object, keys: tuple[str, ...], where: str) -> Mapping[str, object]:
+    if not isinstance(value, dict):
+        raise InvalidDescriptor(f"{where} is not a JSON object")
+    if value.keys() != set(keys):
+        missing, unknown = sorted(set(keys) - value.keys()), sorted(str(key) for key in value.keys() - set(keys))
+        raise InvalidDescriptor(f"{where}: missing keys {missing}, unknown keys {unknown}")
+    return cast("Mapping[str, object]", value)  # JSON objects have text keys
+
+
+def _read_int(value: object, where: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise InvalidDescriptor(f"{where} is not an integer: {str(value)[:80]!r}")
+    return value
+
+
+def _read_text(value: object) -> str:
+    if not isinstance(value, str):
+        raise InvalidDescriptor(f"text expected, found {str(value)[:80]!r}")
+    return value
+
+
+def _read_texts(value: object, where: str) -> tuple[str, ...]:
+    if not isinstance(value, list) or len(value) > URLS_MAX:
+        raise InvalidDescriptor(f"{where} is not a list of at most {URLS_MAX}")
+    return tuple(_read_text(item) for item in value)

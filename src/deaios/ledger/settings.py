@@ -1,0 +1,200 @@
+"""Every window, delay and amount of a network, with one set for a local network and one for real ones.
+
+A `NetworkSettings` that exists is consistent: stake stays slashable for longer than an audit, a dispute and its appeal
+can take. The same values go into the contracts' constructors and into the signed descriptor. Table with reasons:
+docs/spec/windows.md.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+from deaios.primitives.encoding import Json, decode_decimal, encode_decimal
+from deaios.primitives.errors import Invalid
+from deaios.primitives.units import CREDIT
+
+AMOUNT_BITS = 128
+NUMBER_MAX = (1 << 48) - 1
+"""Seconds, blocks and counts are JSON numbers up to here; amounts are decimal text."""
+JURORS_MAX = 64
+"""What the Disputes contract keeps of one jury."""
+BEACON_ATTEMPTS_MAX = 4
+"""A beacon round starts again at most three times."""
+DRAWS_MAX = 4
+"""First jury, its redraw, the appeal's jury, its redraw."""
+WEI = 10**18
+"""One native coin in wei."""
+
+_NUMBER_ENDINGS = ("_s", "_blocks", "_size")
+
+
+class InvalidSettings(Invalid):
+    """Settings that are out of range or contradict each other."""
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkSettings:
+    """Windows in seconds (`_s`) or blocks, counts (`_size`), and amounts in the token's smallest unit."""
+
+    credit_supply: int
+    unbonding_s: int
+    compute_stake_min: int
+    audit_stake_min: int
+    beacon_commit_s: int
+    beacon_reveal_s: int
+    beacon_penalty: int
+    jury_size: int
+    dispute_open_blocks: int
+    verdict_commit_s: int
+    verdict_reveal_s: int
+    appeal_s: int
+    dispute_bond: int
+    appeal_bond: int
+    slash_floor: int
+    juror_fee: int
+    juror_penalty: int
+    withdraw_delay_min_s: int
+    withdraw_delay_max_s: int
+    claim_challenge_s: int
+    claim_bond: int
+    fork_penalty: int
+    opening_retention_s: int
+    request_blocks: int
+    batch_blocks: int
+    voucher_window: int
+    channel_deposit: int
+    faucet_native: int
+    faucet_credit: int
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value, limit = getattr(self, field.name), _limit_of(field.name)
+            if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= limit:
+                raise InvalidSettings(f"{field.name} is {value!r}, 1 to {limit} allowed")
+        appeal_size = 2 * self.jury_size + 1
+        if appeal_size > JURORS_MAX:
+            raise InvalidSettings(f"a jury of {self.jury_size} is appealed to {appeal_size}, at most {JURORS_MAX}")
+        if self.withdraw_delay_min_s > self.withdraw_delay_max_s:
+            raise InvalidSettings(
+                f"withdraw_delay_min_s {self.withdraw_delay_min_s} exceeds withdraw_delay_max_s "
+                f"{self.withdraw_delay_max_s}"
+            )
+        needed = self.opening_retention_s + self.dispute_s_max
+        if self.unbonding_s <= needed:
+            raise InvalidSettings(
+                f"unbonding_s is {self.unbonding_s}; it must exceed {needed}, the time to find, judge and appeal"
+            )
+
+    @property
+    def dispute_s_max(self) -> int:
+        """Longest time from opening a dispute to its end, when everybody is as late as allowed."""
+        beacon_s = BEACON_ATTEMPTS_MAX * (self.beacon_commit_s + self.beacon_reveal_s)
+        return DRAWS_MAX * (beacon_s + self.verdict_commit_s + self.verdict_reveal_s) + self.appeal_s
+
+
+def _limit_of(name: str) -> int:
+    return NUMBER_MAX if name.endswith(_NUMBER_ENDINGS) else (1 << AMOUNT_BITS) - 1
+
+
+def encode_settings(settings: NetworkSettings) -> dict[str, Json]:
+    """Settings as a JSON object: camelCase names, amounts as decimal text."""
+    result: dict[str, Json] = {}
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        result[_camel(field.name)] = value if field.name.endswith(_NUMBER_ENDINGS) else encode_decimal(value)
+    return result
+
+
+def decode_settings(value: object) -> NetworkSettings:
+    """Read settings from parsed JSON.
+
+    Raises:
+        InvalidSettings: a missing or unknown key, a wrong type or range, or a contradiction.
+    """
+    if not isinstance(value, Mapping):
+        raise InvalidSettings("settings are not a JSON object")
+    names = {_camel(field.name): field.name for field in fields(NetworkSettings)}
+    if value.keys() != names.keys():
+        missing, unknown = sorted(names.keys() - value.keys()), sorted(map(str, value.keys() - names.keys()))
+        raise InvalidSettings(f"settings: missing keys {missing}, unknown keys {unknown}")
+    items: dict[str, int] = {}
+    for camel, name in names.items():
+        item = value[camel]
+        if not name.endswith(_NUMBER_ENDINGS):
+            try:
+                item = decode_decimal(item, AMOUNT_BITS)
+            except Invalid as error:
+                raise InvalidSettings(f"{camel}: {error}") from error
+        items[name] = item
+    return NetworkSettings(**items)
+
+
+def _camel(name: str) -> str:
+    head, *tail = name.split("_")
+    return head + "".join(part.capitalize() for part in tail)
+
+
+LOCAL = NetworkSettings(
+    credit_supply=1_000_000_000 * CREDIT,
+    unbonding_s=3600,
+    compute_stake_min=50 * CREDIT,
+    audit_stake_min=20 * CREDIT,
+    beacon_commit_s=20,
+    beacon_reveal_s=20,
+    beacon_penalty=1 * CREDIT,
+    jury_size=3,
+    dispute_open_blocks=100_000,
+    verdict_commit_s=60,
+    verdict_reveal_s=30,
+    appeal_s=8,
+    dispute_bond=1 * CREDIT,
+    appeal_bond=2 * CREDIT,
+    slash_floor=10 * CREDIT,
+    juror_fee=CREDIT // 10,
+    juror_penalty=1 * CREDIT,
+    withdraw_delay_min_s=900,
+    withdraw_delay_max_s=2_592_000,
+    claim_challenge_s=60,
+    claim_bond=1 * CREDIT,
+    fork_penalty=10 * CREDIT,
+    opening_retention_s=1800,
+    request_blocks=10_000,
+    batch_blocks=10_000,
+    voucher_window=CREDIT // 4,
+    channel_deposit=5 * CREDIT,
+    faucet_native=10 * WEI,
+    faucet_credit=100 * CREDIT,
+)
+"""One machine, one operator: everything happens while somebody watches."""
+
+DEFAULT = NetworkSettings(
+    credit_supply=1_000_000_000 * CREDIT,
+    unbonding_s=21 * 86_400,
+    compute_stake_min=1000 * CREDIT,
+    audit_stake_min=500 * CREDIT,
+    beacon_commit_s=3600,
+    beacon_reveal_s=3600,
+    beacon_penalty=10 * CREDIT,
+    jury_size=21,
+    dispute_open_blocks=50_400,
+    verdict_commit_s=6 * 3600,
+    verdict_reveal_s=2 * 3600,
+    appeal_s=86_400,
+    dispute_bond=25 * CREDIT,
+    appeal_bond=75 * CREDIT,
+    slash_floor=100 * CREDIT,
+    juror_fee=CREDIT // 2,
+    juror_penalty=10 * CREDIT,
+    withdraw_delay_min_s=86_400,
+    withdraw_delay_max_s=2_592_000,
+    claim_challenge_s=12 * 3600,
+    claim_bond=10 * CREDIT,
+    fork_penalty=100 * CREDIT,
+    opening_retention_s=7 * 86_400,
+    request_blocks=300,
+    batch_blocks=7200,
+    voucher_window=CREDIT // 4,
+    channel_deposit=5 * CREDIT,
+    faucet_native=WEI // 100,
+    faucet_credit=10 * CREDIT,
+)
+"""A network of strangers, asleep at night and away on some weekends."""

@@ -1,0 +1,155 @@
+"""The contracts of one network as a set: their addresses and the plan that deploys them.
+
+Contracts name each other in their constructors before they exist, so every address is computed from the deployer's
+nonce (CREATE); a plan is a function of deployer, first nonce, settings and holder, and nothing else. Does no I/O.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from types import MappingProxyType
+
+from deaios.ledger.abi import Value, encode_values
+from deaios.ledger.artifacts import NAMES, load_artifact
+from deaios.ledger.rlp import encode_integer, encode_rlp
+from deaios.ledger.settings import NetworkSettings
+from deaios.primitives.errors import Invalid
+from deaios.primitives.hashing import keccak256
+from deaios.primitives.keys import ADDRESS_SIZE, ZERO_ADDRESS, Address
+
+CREDIT_NAME = "DeAIOS Credit"
+CREDIT_SYMBOL = "CREDIT"
+CREDIT_VERSION = "1"
+
+COMPUTE = keccak256(b"compute")
+AUDIT = keccak256(b"audit")
+STORAGE = keccak256(b"storage")
+DATA_AVAILABILITY = keccak256(b"da")
+"""Service ids of SharedStaking."""
+
+
+class InvalidSuite(Invalid):
+    """A set of addresses that is not one contract each."""
+
+
+@dataclass(frozen=True, slots=True)
+class SuiteAddresses:
+    """Where the contracts of a network are."""
+
+    credit: Address
+    identities: Address
+    catalogue: Address
+    receipts: Address
+    channels: Address
+    staking: Address
+    beacon: Address
+    disputes: Address
+    forks: Address
+
+    def __post_init__(self) -> None:
+        addresses = list(self.by_field().values())
+        if any(len(address) != ADDRESS_SIZE or address == ZERO_ADDRESS for address in addresses):
+            raise InvalidSuite("a contract has no address")
+        if len(set(addresses)) != len(addresses):
+            raise InvalidSuite("two contracts have one address")
+
+    def by_field(self) -> Mapping[str, Address]:
+        """Addresses by field name, in order of deployment."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+CONTRACT_OF_FIELD: Mapping[str, str] = MappingProxyType(
+    dict(zip((field.name for field in fields(SuiteAddresses)), NAMES, strict=True))
+)
+"""The contract's name by field of `SuiteAddresses`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One deployment."""
+
+    contract: str
+    nonce: int
+    address: Address
+    creation: bytes
+    """Creation code with its arguments."""
+    runtime: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SuitePlan:
+    """All deployments of a network, in order."""
+
+    deployer: Address
+    addresses: SuiteAddresses
+    steps: tuple[Step, ...]
+
+
+def compute_contract_address(deployer: Address, nonce: int) -> Address:
+    """Where CREATE puts what `deployer` deploys with its transaction `nonce`."""
+    return Address(keccak256(encode_rlp([deployer, encode_integer(nonce)]))[-ADDRESS_SIZE:])
+
+
+def plan_suite(deployer: Address, first_nonce: int, settings: NetworkSettings, holder: Address) -> SuitePlan:
+    """What to deploy, in order.
+
+    Args:
+        deployer: whose nonces name the addresses.
+        first_nonce: nonce of the first deployment; the others follow without a gap.
+        settings: windows and amounts.
+        holder: who gets the whole supply of Credit.
+    """
+    nonces = range(first_nonce, first_nonce + len(NAMES))
+    addresses = SuiteAddresses(*(compute_contract_address(deployer, nonce) for nonce in nonces))
+    arguments = build_arguments(addresses, settings, holder)
+    steps = []
+    for nonce, (field, name) in zip(nonces, CONTRACT_OF_FIELD.items(), strict=True):
+        artifact = load_artifact(name)
+        creation = artifact.creation + encode_values(artifact.abi.constructor, arguments[name], f"{name} constructor")
+        steps.append(Step(name, nonce, addresses.by_field()[field], creation, artifact.runtime))
+    return SuitePlan(deployer, addresses, tuple(steps))
+
+
+def build_arguments(
+    addresses: SuiteAddresses, settings: NetworkSettings, holder: Address
+) -> Mapping[str, tuple[Value, ...]]:
+    """Constructor arguments by contract (docs/contracts.md, "Order of deployment")."""
+    judges = (
+        (COMPUTE, addresses.disputes),
+        (COMPUTE, addresses.forks),
+        (AUDIT, addresses.disputes),
+        (AUDIT, addresses.beacon),
+    )
+    minimums = ((COMPUTE, settings.compute_stake_min), (AUDIT, settings.audit_stake_min))
+    jury = (
+        settings.jury_size,
+        settings.dispute_open_blocks,
+        settings.verdict_commit_s,
+        settings.verdict_reveal_s,
+        settings.appeal_s,
+        settings.dispute_bond,
+        settings.appeal_bond,
+        settings.slash_floor,
+        settings.juror_fee,
+        settings.juror_penalty,
+    )
+    token, staking = addresses.credit, addresses.staking
+    return {
+        "Credit": (CREDIT_NAME, CREDIT_SYMBOL, CREDIT_VERSION, holder, settings.credit_supply),
+        "IdentityRegistry": (),
+        "Catalogue": (),
+        "Receipts": (),
+        "Channels": (token, settings.withdraw_delay_min_s, settings.withdraw_delay_max_s),
+        "SharedStaking": (token, settings.unbonding_s, judges, minimums),
+        "Beacon": (staking, settings.beacon_commit_s, settings.beacon_reveal_s, settings.beacon_penalty),
+        "Disputes": (token, staking, addresses.beacon, addresses.channels, jury),
+        "Forks": (
+            token,
+            staking,
+            addresses.receipts,
+            addresses.channels,
+            addresses.disputes,
+            settings.claim_challenge_s,
+            settings.claim_bond,
+            settings.fork_penalty,
+        ),
+    }
