@@ -1,5 +1,6 @@
 """A bounded HTTP client for talk between roles: every call has a time limit and a size limit, every failure a type."""
 
+import io
 from collections.abc import AsyncIterator, Mapping
 from types import TracebackType
 from typing import Self, TypeVar
@@ -16,6 +17,7 @@ STREAM_IDLE_S = 120.0
 JSON_BYTES_MAX = 4 << 20
 LINE_BYTES_MAX = 1 << 20
 CONNECTIONS_MAX = 256
+PIECEWISE_BYTES = 1 << 20
 
 T = TypeVar("T")
 
@@ -117,8 +119,10 @@ class HttpClient:
             RefusedByPeer: a 4xx or 507 answer.
             InvalidResponse: the answer is larger than `bytes_max`.
         """
+        # A file-like body is sent in pieces; aiohttp would push a large byte string through the loop in one go.
+        data = io.BytesIO(body) if body is not None and len(body) > PIECEWISE_BYTES else body
         try:
-            async with self.session.request(method, url, data=body, headers=headers) as response:
+            async with self.session.request(method, url, data=data, headers=headers) as response:
                 if response.status >= 400:
                     raise await _failure(url, response)
                 return await _read_bounded(url, response, bytes_max)
