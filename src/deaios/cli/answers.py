@@ -1,0 +1,117 @@
+"""`ask` and `verify`: a question, an answer, and a check that needs nobody's word."""
+
+from pathlib import Path
+
+import click
+
+from deaios.cli.terminal import common, console, emit_json, run_async, say
+from deaios.node.folder import StateFolder
+from deaios.primitives.units import format_credit
+
+
+@click.command()
+@click.argument("question")
+@common
+@click.option(
+    "--save", type=click.Path(dir_okay=False, path_type=Path), help="Keep the answer with all that a check needs."
+)
+@click.option("--gateway", metavar="URL", help="Another gateway than this folder's.")
+@click.option("--key", metavar="SK", envvar="DEAIOS_API_KEY", help="API key for it (or DEAIOS_API_KEY).")
+@click.option("--model", metavar="NAME", help="Model; the network's default otherwise.")
+@click.option("--system", metavar="TEXT", help="System message.")
+@click.option("--max-tokens", type=click.IntRange(1), default=256, show_default=True)
+@click.option("--temperature", type=click.FloatRange(0, 2), default=0.8, show_default=True)
+@click.option("--seed", type=int, help="The same seed and question give the same answer.")
+@run_async
+async def ask(
+    question: str,
+    folder: StateFolder,
+    as_json: bool,
+    save: Path | None,
+    gateway: str | None,
+    key: str | None,
+    model: str | None,
+    system: str | None,
+    max_tokens: int,
+    temperature: float,
+    seed: int | None,
+) -> None:
+    """Ask QUESTION and stream the answer; with --save, keep proof of it."""
+    from deaios.node.session import ask_question  # noqa: PLC0415 - keeps `--help` quick
+
+    messages = ([{"role": "system", "content": system}] if system else []) + [{"role": "user", "content": question}]
+    body: dict[str, object] = {"messages": messages, "max_tokens": max_tokens, "temperature": round(temperature, 3)}
+    if seed is not None:
+        body["seed"] = seed
+    told, answer = await ask_question(
+        folder, body, gateway=gateway, key=key, model=model, save=save,
+        on_text=(lambda _piece: None) if as_json else (lambda piece: console.print(piece, end="", markup=False)),
+        on_wait=(lambda _text: None) if as_json else (lambda text: say(text, style="dim")),
+    )  # fmt: skip
+    receipt = told.opening.receipt
+    if as_json:
+        emit_json(
+            {
+                "text": told.text,
+                "provider": told.provider,
+                "receipt": receipt.counter,
+                "prompt_tokens": receipt.prompt_tokens,
+                "completion_tokens": receipt.completion_tokens,
+                "fee": format_credit(receipt.fee),
+                "saved": str(save) if answer else None,
+            }
+        )
+        return
+    say()
+    say(
+        f"{receipt.completion_tokens} tokens from {told.provider}, receipt {receipt.counter}, "
+        f"fee {format_credit(receipt.fee)} credit",
+        style="dim",
+    )
+    if save:
+        say(f"saved to {save}; check it with `deaios verify {save}`", style="dim")
+
+
+@click.command()
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@common
+@click.option("--chain", metavar="URL", help="Ethereum JSON-RPC to read from, instead of the descriptor's.")
+@click.option("--descriptor", metavar="FILE_OR_URL", help="Network descriptor, where this folder has none.")
+@click.option(
+    "--model", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="The model's file, if at hand."
+)
+@click.option("--engine", type=click.Choice(["llama", "numpy"]), help="What recomputes the tokens.")
+@click.option("--nonce", metavar="0xHEX", help="The X-DeAIOS-Nonce that you sent, to prove that the body is yours.")
+@run_async
+async def verify(
+    file: Path,
+    folder: StateFolder,
+    as_json: bool,
+    chain: str | None,
+    descriptor: str | None,
+    model: Path | None,
+    engine: str | None,
+    nonce: str | None,
+) -> int:
+    """Check a saved answer: signatures, question, price, batch on chain, and every token.
+
+    Needs FILE, the model and a chain URL, never the gateway. Exit code 0: verified; 1: violation or forgery; 2: it
+    cannot be checked now, and why; 64: wrong usage.
+    """
+    from deaios.node.verifying import verify_file  # noqa: PLC0415 - keeps `--help` quick
+
+    result = await verify_file(
+        folder, file, chain=chain, descriptor=descriptor, model=model, engine=engine, nonce=nonce,
+        report=(lambda _text: None) if as_json else (lambda text: say(text, style="dim")),
+    )  # fmt: skip
+    if as_json:
+        emit_json(result.to_json())
+        return result.outcome.value
+    for head, facts in result.by_head():
+        say(f"{head.value}:", style="bold")
+        for fact in facts:
+            console.print("  [green]✓[/] " if fact.holds else "  [red]✗[/] ", end="")
+            say(f"{fact.rule}: {fact.says}")
+    style = {0: "bold green", 1: "bold red"}.get(result.outcome.value, "bold yellow")
+    say(result.headline, style=style)
+    return result.outcome.value

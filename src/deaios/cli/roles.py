@@ -1,0 +1,48 @@
+"""`provide`, `store`, `audit`: earn in a network that this folder has joined."""
+
+import click
+
+from deaios.cli.terminal import common, emit_json, run_async, say
+from deaios.node.folder import RoleSpec, StateFolder
+
+
+async def _serve(folder: StateFolder, spec: RoleSpec, *, as_json: bool) -> None:
+    from deaios.node.local import run_single_role  # noqa: PLC0415 - keeps `--help` quick
+
+    report = (lambda _text: None) if as_json else say
+    async with run_single_role(folder, spec, report) as role:
+        if as_json:
+            emit_json({"name": spec.name, "url": role.url})
+        else:
+            say(f"{spec.name} serves at {role.url}; stop with Ctrl-C", style="green")
+        await role.wait_until_stopped()
+
+
+@click.command()
+@common
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="TCP port; picked once and kept otherwise.")
+@run_async
+async def provide(folder: StateFolder, as_json: bool, port: int) -> None:
+    """Run models for others and be paid per answer.
+
+    Fetches the model from the network's storage, stakes, registers, and serves until Ctrl-C. Earnings are claimed as
+    you go and show up in `deaios wallet`.
+    """
+    await _serve(folder, RoleSpec("provider-1", "provider", port), as_json=as_json)
+
+
+@click.command()
+@common
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="TCP port; picked once and kept otherwise.")
+@run_async
+async def store(folder: StateFolder, as_json: bool, port: int) -> None:
+    """Keep coded rows of other people's files."""
+    await _serve(folder, RoleSpec("storage-1", "storage", port), as_json=as_json)
+
+
+@click.command()
+@common
+@run_async
+async def audit(folder: StateFolder, as_json: bool) -> None:
+    """Buy as users do, re-execute, dispute what is wrong, and sit on juries."""
+    await _serve(folder, RoleSpec("auditor-1", "auditor"), as_json=as_json)

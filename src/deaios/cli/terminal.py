@@ -1,0 +1,77 @@
+"""How commands speak: people get short lines, scripts get `--json`; errors say what to do and end with the right code."""
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable, Coroutine
+from functools import wraps
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import click
+from rich.console import Console
+
+from deaios.node.folder import StateFolder, default_folder, pretty_json
+from deaios.primitives.errors import DeaiosError
+from deaios.runtime.errors import EXIT_UNEXPECTED, exit_code
+
+EXIT_INTERRUPTED = 130
+P = ParamSpec("P")
+T = TypeVar("T")
+
+console = Console(highlight=False, soft_wrap=True)
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def common(command: Callable[P, Any]) -> Callable[P, Any]:  # Any: click wraps what it likes
+    """Options that every command has: `--dir` and `--json`."""
+    command = click.option("--json", "as_json", is_flag=True, help="Print one JSON value instead of text.")(command)
+    return click.option(
+        "--dir",
+        "folder",
+        type=click.Path(file_okay=False, path_type=Path),
+        default=default_folder,
+        show_default=os.environ.get("DEAIOS_DIR") or "the user data directory",
+        help="State folder: keys, descriptor, data and logs.",
+        callback=lambda _context, _option, value: StateFolder(value),
+    )(command)
+
+
+def run_async(command: Callable[P, Coroutine[Any, Any, int | None]]) -> Callable[P, None]:
+    """Make a click command of a coroutine: typed errors become messages and exit codes, Ctrl-C ends cleanly."""
+
+    @wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            code = asyncio.run(command(*args, **kwargs))
+        except DeaiosError as error:
+            fail(error, as_json=bool(kwargs.get("as_json")))
+        except KeyboardInterrupt:
+            errors.print("interrupted")
+            sys.exit(EXIT_INTERRUPTED)
+        except BrokenPipeError:
+            sys.stderr.close()
+            sys.exit(EXIT_UNEXPECTED)
+        sys.exit(code or 0)
+
+    return run
+
+
+def fail(error: DeaiosError, *, as_json: bool) -> None:
+    """Say what is wrong and end with the table's exit code."""
+    if as_json:
+        click.echo(pretty_json({"error": {"type": type(error).__name__, "message": str(error)}}))
+    else:
+        errors.print(f"[red]{type(error).__name__}[/red]: ", end="")
+        errors.print(str(error), markup=False)
+    sys.exit(exit_code(error))
+
+
+def emit_json(value: object) -> None:
+    """One JSON value on standard output."""
+    click.echo(pretty_json(value))
+
+
+def say(text: str = "", *, style: str | None = None) -> None:
+    """One line for people; brackets in it are text, not markup."""
+    console.print(text, style=style, markup=False)

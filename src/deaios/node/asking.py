@@ -1,0 +1,142 @@
+"""Asking a gateway as any OpenAI client would, and keeping what a later check needs.
+
+The nonce is drawn here, so that the saved answer shows that the gateway bought exactly the body that was sent.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+
+from deaios.alignment.answer import Answer
+from deaios.market.opening import Opening
+from deaios.primitives.encoding import decode_hex, encode_hex
+from deaios.primitives.errors import Unavailable
+from deaios.primitives.keys import checksum_address
+from deaios.runtime.client import HttpClient, InvalidResponse
+from deaios.runtime.clock import Clock
+from deaios.runtime.dice import Dice
+
+PROOF_TIMEOUT_S = 90.0
+PROOF_POLL_S = 0.5
+NONCE_HEADER = "X-DeAIOS-Nonce"
+
+
+class UnavailableProof(Unavailable):
+    """The receipt's batch was not on chain in time."""
+
+
+class _Delta(msgspec.Struct):
+    content: str | None = None
+
+
+class _Choice(msgspec.Struct):
+    delta: _Delta = msgspec.field(default_factory=_Delta)
+
+
+class _Extra(msgspec.Struct, rename="camel"):
+    network: str
+    client_nonce: str
+    opening: dict[str, object]
+
+
+class _Chunk(msgspec.Struct):
+    choices: list[_Choice] = msgspec.field(default_factory=list)
+    deaios: _Extra | None = None
+    error: dict[str, object] | None = None
+
+
+class _Proof(msgspec.Struct):
+    index: int
+    path: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """An answer as the gateway told it: nothing of it is checked yet."""
+
+    network: bytes
+    body: bytes
+    client_nonce: bytes
+    opening: Opening
+    text: str
+
+    @property
+    def provider(self) -> str:
+        """Who answered, as people write addresses."""
+        return checksum_address(self.opening.request.provider)
+
+
+async def ask_gateway(
+    http: HttpClient,
+    gateway_url: str,
+    api_key: str,
+    body: dict[str, object],
+    dice: Dice,
+    on_text: Callable[[str], None],
+) -> Told:
+    """Stream one chat completion.
+
+    Args:
+        http: connection pool.
+        gateway_url: base URL without `/v1`.
+        api_key: `sk-` key.
+        body: chat completion body; `stream` is set here.
+        dice: draws the nonce.
+        on_text: called with each piece of text as it comes.
+
+    Raises:
+        RefusedByPeer, UnavailablePeer: as the gateway or the network says.
+        InvalidResponse: the stream ended without the opening.
+    """
+    data = json.dumps({**body, "stream": True}, ensure_ascii=False).encode()
+    nonce = dice.token_bytes(32)
+    headers = {"Authorization": f"Bearer {api_key}", NONCE_HEADER: encode_hex(nonce)}
+    url = f"{gateway_url}/v1/chat/completions"
+    pieces: list[str] = []
+    extra: _Extra | None = None
+    async for line in http.stream_lines(url, data, headers):
+        if not line.startswith(b"data: ") or line == b"data: [DONE]":
+            continue
+        try:
+            chunk = msgspec.json.decode(line[6:], type=_Chunk)
+        except msgspec.DecodeError as error:
+            raise InvalidResponse(f"{url}: {error}") from error
+        if chunk.error is not None:
+            raise Unavailable(str(chunk.error.get("message", chunk.error)))
+        for choice in chunk.choices:
+            if choice.delta.content:
+                pieces.append(choice.delta.content)
+                on_text(choice.delta.content)
+        extra = chunk.deaios or extra
+    if extra is None:
+        raise InvalidResponse(f"{url}: the answer came without a receipt")
+    if decode_hex(extra.client_nonce, 32) != nonce:
+        raise InvalidResponse(f"{url}: the gateway used another nonce than the one that was sent")
+    return Told(decode_hex(extra.network, 32), data, nonce, Opening.decode_json(extra.opening), "".join(pieces))
+
+
+async def complete_answer(http: HttpClient, gateway_url: str, api_key: str, told: Told, clock: Clock) -> Answer:
+    """Wait until the receipt's batch is on chain and add the proof.
+
+    Raises:
+        UnavailableProof: not within `PROOF_TIMEOUT_S`.
+    """
+    counter, provider = told.opening.receipt.counter, encode_hex(told.opening.request.provider)
+    url = f"{gateway_url}/v1/receipts/{provider}/{counter}/proof"
+    deadline = clock.monotonic_s() + PROOF_TIMEOUT_S
+    while True:
+        try:
+            proof = await http.get_json(url, _Proof, {"Authorization": f"Bearer {api_key}"})
+            break
+        except Exception as error:
+            if not isinstance(error, Unavailable) and getattr(error, "status", 0) not in (404, 425):
+                raise
+            if clock.monotonic_s() > deadline:
+                raise UnavailableProof(
+                    f"receipt {counter} of {told.provider} was not in a batch on chain within {PROOF_TIMEOUT_S:.0f} s"
+                ) from error
+            await clock.sleep(PROOF_POLL_S)
+    path = tuple(decode_hex(node, 32) for node in proof.path)
+    return Answer(told.network, told.body, told.client_nonce, told.opening, told.text, proof.index, path)

@@ -1,0 +1,197 @@
+"""A network on one machine, and single roles in a joined folder: start, say what is ready, stop.
+
+Restarting is idempotent: keys, ports, chain, rows and journals are in the folder, and every founding step looks first
+whether it was done.
+"""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import psutil
+
+from deaios.node.config import Config, load_config
+from deaios.node.folder import RoleSpec, StateFolder
+from deaios.node.founding import found_network
+from deaios.node.status import Status, read_status
+from deaios.node.supervisor import Supervisor, UnavailableRole
+from deaios.runtime.clock import SystemClock
+from deaios.runtime.dice import SystemDice
+from deaios.runtime.logs import configure_logs
+
+CHEATER = "provider-cheat"
+STOP_WAIT_S = 90.0
+Report = Callable[[str], None]
+
+
+def plan_roles(config: Config, *, with_cheater: bool) -> tuple[RoleSpec, ...]:
+    """The roles of a local network, in start order."""
+    wanted = config.network
+    roles = [RoleSpec("chain", "chain", config.chain.port)]
+    roles += [RoleSpec(f"storage-{n}", "storage") for n in range(1, wanted.storage_nodes + 1)]
+    roles += [RoleSpec(f"provider-{n}", "provider") for n in range(1, wanted.providers + 1)]
+    if with_cheater:
+        roles.append(RoleSpec(CHEATER, "provider", weights="q8_0"))
+    roles += [RoleSpec(f"auditor-{n}", "auditor") for n in range(1, wanted.auditors + 1)]
+    roles.append(RoleSpec("gateway", "gateway", config.gateway.port))
+    return tuple(roles)
+
+
+class LocalNetwork:
+    """All roles of one folder as supervised processes."""
+
+    def __init__(self, folder: StateFolder, config: Config, report: Report) -> None:
+        self.folder = folder
+        self.config = config
+        self.chain_url = ""
+        self.gateway_url = ""
+        self._report = report
+        self._clock = SystemClock()
+        self._dice = SystemDice()
+        self._stop = asyncio.Event()
+        self.supervisor = Supervisor(folder, self._clock)
+
+    @asynccontextmanager
+    async def running(self, *, with_cheater: bool = False) -> AsyncIterator[None]:
+        """Start everything; on leaving the block, stop everything.
+
+        Raises:
+            RefusedRunning: this folder's network runs already.
+            UnavailableRole: a role did not become ready.
+        """
+        with self.folder.lock(), _stop_on_signals(self._stop):
+            configure_logs("supervisor", self.folder.log("supervisor"), self.config.log_level)
+            try:
+                await self._or_stop(self._start(with_cheater=with_cheater))
+                yield
+            finally:
+                await self.supervisor.stop()
+
+    async def wait_until_stopped(self) -> None:
+        """Return on SIGINT, SIGTERM or `deaios down`.
+
+        Raises:
+            UnavailableRole: a role failed for good.
+        """
+        await self._or_stop(asyncio.Event().wait())
+
+    async def status(self) -> Status:
+        """What runs now."""
+        return await read_status(self.folder)
+
+    async def _or_stop(self, work: "asyncio.Future[object] | object") -> None:
+        """Do work until it ends, a role fails for good, or someone asks to stop."""
+        tasks = [
+            asyncio.ensure_future(work),  # type: ignore[call-overload] # any awaitable
+            asyncio.create_task(self._stop.wait()),
+            asyncio.create_task(self.supervisor.failure.wait()),
+        ]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if tasks[0].done():
+                tasks[0].result()
+            elif tasks[2].done():
+                name, reason = next(iter(self.supervisor.failures.items()))
+                raise UnavailableRole(f"{name} failed: {reason}; see {self.folder.log(name)}")
+            elif not self.gateway_url:
+                raise KeyboardInterrupt
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _start(self, *, with_cheater: bool) -> None:
+        roles = plan_roles(self.config, with_cheater=with_cheater)
+        self.folder.save_roles(roles)
+        by_kind = {kind: [role for role in roles if role.kind == kind] for kind in ("storage", "provider", "auditor")}
+        self._report("starting the chain and the storage nodes")
+        for role in (roles[0], *by_kind["storage"]):
+            await self.supervisor.start(role)
+        urls = await self.supervisor.wait_ready("chain", *(role.name for role in by_kind["storage"]))
+        self.chain_url = urls.pop("chain")
+        await found_network(self.folder, self.chain_url, urls, self._dice, self._clock, self._report)
+        self._report("starting providers, auditors and the gateway")
+        rest = (*by_kind["provider"], *by_kind["auditor"], roles[-1])
+        for role in rest:
+            await self.supervisor.start(role)
+        urls = await self.supervisor.wait_ready(*(role.name for role in rest))
+        self.gateway_url = urls["gateway"]
+
+
+class _stop_on_signals:  # noqa: N801 - used as a context manager
+    """SIGINT and SIGTERM set an event while the block runs."""
+
+    def __init__(self, event: asyncio.Event) -> None:
+        self._event = event
+
+    def __enter__(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._event.set)
+
+    def __exit__(self, *_error: object) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+
+@dataclass(frozen=True, slots=True)
+class SingleRole:
+    """A role that runs in the foreground of a command."""
+
+    url: str
+    _network: LocalNetwork
+
+    async def wait_until_stopped(self) -> None:
+        """Return on Ctrl-C or `deaios down`."""
+        await self._network.wait_until_stopped()
+
+
+@asynccontextmanager
+async def run_single_role(folder: StateFolder, spec: RoleSpec, report: Report) -> AsyncIterator[SingleRole]:
+    """Run one role of a joined folder, supervised.
+
+    Raises:
+        ConfigError: the folder belongs to no network.
+    """
+    folder.load_descriptor()
+    network = LocalNetwork(folder, load_config(folder.root), report)
+    with folder.lock(), _stop_on_signals(network._stop):  # noqa: SLF001 - same module
+        configure_logs("supervisor", folder.log("supervisor"), network.config.log_level)
+        try:
+            folder.save_roles((spec,))
+            report(f"starting {spec.name}")
+            await network._or_stop(_start_one(network, spec))  # noqa: SLF001 - same module
+            yield SingleRole(network.gateway_url, network)
+        finally:
+            await network.supervisor.stop()
+
+
+async def _start_one(network: LocalNetwork, spec: RoleSpec) -> None:
+    await network.supervisor.start(spec)
+    network.gateway_url = (await network.supervisor.wait_ready(spec.name))[spec.name]
+
+
+async def stop_network(folder: StateFolder) -> bool:
+    """Ask the supervisor of a folder to stop and wait until it has; False when none runs.
+
+    Raises:
+        UnavailableRole: it did not end within `STOP_WAIT_S`.
+    """
+    pid = folder.supervisor_pid()
+    if pid is None:
+        return False
+    clock = SystemClock()
+    try:
+        os.kill(pid, signal.SIGTERM)
+    except ProcessLookupError:
+        return False
+    deadline = clock.monotonic_s() + STOP_WAIT_S
+    while psutil.pid_exists(pid) and folder.supervisor_pid() is not None:
+        if clock.monotonic_s() > deadline:
+            raise UnavailableRole(f"process {pid} did not stop within {STOP_WAIT_S:.0f} s; end it with `kill -9 {pid}`")
+        await clock.sleep(0.1)
+    return True

@@ -1,0 +1,33 @@
+from pathlib import Path
+
+import pytest
+
+from deaios.node.keystore import Keystore
+from deaios.primitives.errors import ConfigError
+from deaios.runtime.dice import SystemDice
+
+
+def test_keys_are_kept_encrypted_and_private(tmp_path: Path) -> None:
+    keys = Keystore(tmp_path, SystemDice())
+    key = keys.open_key("a")
+    assert Keystore(tmp_path, SystemDice()).open_key("a").address == key.address
+    assert keys.names() == ("a",)
+    for path in tmp_path.iterdir():
+        assert path.stat().st_mode & 0o777 == 0o600
+        assert key.secret.hex() not in path.read_text()
+
+
+def test_a_wrong_password_or_damage_is_said(tmp_path: Path) -> None:
+    Keystore(tmp_path, SystemDice(), "right").open_key("a")
+    with pytest.raises(ConfigError, match="DEAIOS_PASSWORD"):
+        Keystore(tmp_path, SystemDice(), "wrong").open_key("a")
+    (tmp_path / "a.json").write_text("{")
+    with pytest.raises(ConfigError, match="cannot be opened"):
+        Keystore(tmp_path, SystemDice(), "right").open_key("a")
+
+
+def test_a_lost_password_file_is_not_replaced(tmp_path: Path) -> None:
+    Keystore(tmp_path, SystemDice()).open_key("a")
+    (tmp_path / "password").unlink()
+    with pytest.raises(ConfigError, match="password is missing"):
+        Keystore(tmp_path, SystemDice()).open_key("b")
