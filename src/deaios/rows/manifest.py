@@ -3,8 +3,7 @@
     "deaios/manifest/1" || k uint16 || n uint16 || size uint64 || content id || count uint32
     || count times (commitment || size uint32)
 
-All integers big-endian. One manifest has one encoding: the segments' sizes sum to the file's size, and trailing bytes are
-refused. The content id (BLAKE3) and sizes are claims until the segments are decoded and checked.
+All integers big-endian. One manifest has one encoding: segment sizes sum to the file's size, no byte may follow. The content id (BLAKE3) and sizes are claims until the segments are decoded and checked.
 """
 
 from dataclasses import dataclass
