@@ -1,1 +1,1 @@
-"""Discovery, offers, routing, payment channels, metering, receipts, batches, claims."""
+"""What strangers agree on: offers, channels, purchases, receipts, batches, routing. Knows no engine and no gateway."""

@@ -1,0 +1,104 @@
+"""The opening: everything a stranger needs to check one purchase, each value bound by a signature.
+
+Pure. `decode_opening` checks form only; `receipts.validate_opening` checks that the parts belong together. It holds the
+output as token ids, the prompt only as its commitment: who opens a receipt hands the prompt over separately.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from deaios.ledger.eip712 import decode_json, encode_json, hash_struct
+from deaios.ledger.structs import MAX_TOKENS_LIMIT, Ask, Offer, Receipt, Request
+from deaios.primitives.encoding import Json, decode_hex, encode_hex
+from deaios.primitives.errors import Invalid
+from deaios.primitives.keys import SIGNATURE_SIZE
+
+SALT_SIZE = 32
+_KEYS = frozenset(
+    {
+        "ask",
+        "salt",
+        "offer",
+        "offerSignature",
+        "request",
+        "requestSignature",
+        "outputIds",
+        "receipt",
+        "receiptSignature",
+    }
+)
+
+
+class InvalidOpening(Invalid):
+    """A JSON value that is not a well-formed opening."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """One purchase as buyer and provider hold it."""
+
+    ask: Ask
+    salt: bytes
+    offer: Offer
+    offer_signature: bytes
+    request: Request
+    request_signature: bytes
+    output_ids: tuple[int, ...]
+    receipt: Receipt
+    receipt_signature: bytes
+
+    @property
+    def receipt_digest(self) -> bytes:
+        """The batch leaf."""
+        return hash_struct(self.receipt)
+
+    def encode_json(self) -> dict[str, Json]:
+        """The opening as a JSON object in its one canonical form."""
+        return {
+            "ask": encode_json(self.ask),
+            "salt": encode_hex(self.salt),
+            "offer": encode_json(self.offer),
+            "offerSignature": encode_hex(self.offer_signature),
+            "request": encode_json(self.request),
+            "requestSignature": encode_hex(self.request_signature),
+            "outputIds": list(self.output_ids),
+            "receipt": encode_json(self.receipt),
+            "receiptSignature": encode_hex(self.receipt_signature),
+        }
+
+    @classmethod
+    def decode_json(cls, value: object) -> "Opening":
+        """Read an opening from parsed JSON.
+
+        Raises:
+            InvalidOpening: missing or unknown keys, or ids that are not a bounded list of 32-bit integers.
+            InvalidStruct: a part is not well formed.
+        """
+        if not isinstance(value, Mapping) or value.keys() != _KEYS:
+            found = sorted(str(key) for key in value) if isinstance(value, Mapping) else type(value).__name__
+            raise InvalidOpening(f"opening has keys {found}, expected {sorted(_KEYS)}")
+        return cls(
+            ask=decode_json(Ask, value["ask"]),
+            salt=decode_hex(value["salt"], SALT_SIZE),
+            offer=decode_json(Offer, value["offer"]),
+            offer_signature=decode_hex(value["offerSignature"], SIGNATURE_SIZE),
+            request=decode_json(Request, value["request"]),
+            request_signature=decode_hex(value["requestSignature"], SIGNATURE_SIZE),
+            output_ids=read_ids(value["outputIds"], MAX_TOKENS_LIMIT),
+            receipt=decode_json(Receipt, value["receipt"]),
+            receipt_signature=decode_hex(value["receiptSignature"], SIGNATURE_SIZE),
+        )
+
+
+def read_ids(value: object, count_max: int) -> tuple[int, ...]:
+    """A JSON list as token ids.
+
+    Raises:
+        InvalidOpening: not a list, too long, or an item that is no unsigned 32-bit integer.
+    """
+    if not isinstance(value, list) or len(value) > count_max:
+        raise InvalidOpening(f"token ids are not a list of at most {count_max}")
+    for item in value:
+        if type(item) is not int or not 0 <= item < 1 << 32:
+            raise InvalidOpening(f"token id {item!r} is not an unsigned 32-bit integer")
+    return tuple(value)

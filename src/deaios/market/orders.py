@@ -1,0 +1,80 @@
+"""What a buyer wants, and the papers it hands to one provider to get it.
+
+Pure. An order becomes an ask that is the same for every provider; papers add one provider's request, the channel and
+the voucher that pay for it. The seed follows from the ask alone, so nobody but the buyer chooses it.
+"""
+
+from dataclasses import dataclass
+
+from deaios.compute.commitments import commit_prompt, hash_client, hash_context
+from deaios.ledger.eip712 import hash_struct
+from deaios.ledger.structs import Ask, AuditPolicy, ChannelConfig, Level, Params, Request, Voucher
+from deaios.primitives.keys import Address
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One wish for output.
+
+    Attributes:
+        model_record_id: exactly which model.
+        prompt_ids: the rendered prompt.
+        params: sampling parameters.
+        context: canonical JSON that the prompt was rendered from.
+        body: exact bytes the user sent.
+        client_nonce: 32 bytes, the user's or drawn for it.
+        nonce: 32 bytes, the ask's.
+        salt: 32 bytes that hide prompt, context and output in their commitments.
+        min_level: weakest receipt acceptable.
+        audit_policy: who else may be given the opening.
+        provider: buy from this one only.
+        excluded: never buy from these.
+    """
+
+    model_record_id: bytes
+    prompt_ids: tuple[int, ...]
+    params: Params
+    context: bytes
+    body: bytes
+    client_nonce: bytes
+    nonce: bytes
+    salt: bytes
+    min_level: int = Level.SEEDED
+    audit_policy: int = AuditPolicy.BUYER_ONLY
+    provider: Address | None = None
+    excluded: frozenset[Address] = frozenset()
+
+
+def build_ask(order: Order, buyer: Address) -> Ask:
+    """The ask an order means when `buyer` signs for it."""
+    return Ask(
+        buyer=buyer,
+        model_record_id=order.model_record_id,
+        prompt_commitment=commit_prompt(order.prompt_ids, order.salt),
+        prompt_count=len(order.prompt_ids),
+        context_hash=hash_context(order.context, order.salt),
+        params=order.params,
+        client_digest=hash_client(order.client_nonce, order.body),
+        min_level=order.min_level,
+        audit_policy=order.audit_policy,
+        nonce=order.nonce,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Papers:
+    """All that a provider gets with a purchase; the prompt in clear, the context only as its hash."""
+
+    ask: Ask
+    salt: bytes
+    prompt_ids: tuple[int, ...]
+    request: Request
+    request_signature: bytes
+    channel: ChannelConfig
+    voucher: Voucher
+    voucher_signature: bytes
+
+    @property
+    def request_digest(self) -> bytes:
+        """What names the purchase everywhere."""
+        return hash_struct(self.request)

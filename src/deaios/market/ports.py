@@ -1,0 +1,131 @@
+"""What the market needs from outside: a chain to settle on, a generator, a place for batches.
+
+Protocols only, each with a live version and a fake that tests run against. No I/O here.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from deaios.ledger.structs import Batch, ChannelConfig, FinishReason, Params
+from deaios.market.channel import ChainState
+from deaios.market.opening import Opening
+from deaios.primitives.errors import Invalid
+from deaios.primitives.keys import Address
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The latest block."""
+
+    number: int
+    block_hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a receiver may take: never above the highest receipt's charged total."""
+
+    config: ChannelConfig
+    signed: int
+    voucher_signature: bytes
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Authorization:
+    """An EIP-3009 transfer into a channel, signed by the payer."""
+
+    valid_after: int
+    valid_before: int
+    salt: bytes
+    signature: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedBatch:
+    """A batch as the chain holds it."""
+
+    index: int
+    batch: Batch
+
+
+class ChainPort(Protocol):
+    """What both sides read."""
+
+    async def fetch_head(self) -> Head:
+        """The latest block."""
+
+    async def fetch_block_number(self, block_hash: bytes) -> int | None:
+        """Height of a block of this chain, None for an unknown hash."""
+
+    async def fetch_channel(self, channel_id: bytes) -> ChainState:
+        """A channel's deposit, claims and pending withdrawal; all zero for an unknown one."""
+
+    async def fetch_last_counter(self, provider: Address) -> int:
+        """Counter of the last published receipt, 0 before the first."""
+
+    async def fetch_batch_count(self, provider: Address) -> int:
+        """How many batches a provider published."""
+
+    async def fetch_batch(self, provider: Address, index: int) -> PublishedBatch:
+        """One published batch."""
+
+
+class SellerChain(ChainPort, Protocol):
+    """What a provider also writes; every call returns the transaction hash, once it is in a block."""
+
+    async def publish_batch(self, batch: Batch) -> bytes:
+        """Put a batch's root on chain."""
+
+    async def claim(self, claims: Sequence[Claim]) -> bytes:
+        """Claim charged totals from channels."""
+
+    async def sweep(self) -> bytes:
+        """Pay what was claimed out to the provider."""
+
+
+class BuyerChain(ChainPort, Protocol):
+    """What a buyer also writes."""
+
+    async def deposit(self, config: ChannelConfig, amount: int, authorization: Authorization) -> bytes:
+        """Put money into a channel."""
+
+    async def initiate_withdraw(self, config: ChannelConfig, amount: int) -> bytes:
+        """Ask for money back; it comes after the channel's delay."""
+
+    async def finalize_withdraw(self, config: ChannelConfig) -> bytes:
+        """Take it, when the delay is over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One sampled token; the last one says why it is the last."""
+
+    token: int
+    finish: FinishReason | None = None
+    stop_index: int = 0
+
+
+class Generate(Protocol):
+    """The model: prompt ids in, sampled ids out; closing the iterator early frees what it holds.
+
+    It raises `Unavailable…` or `Refused…` where it cannot serve.
+    """
+
+    def __call__(self, prompt_ids: tuple[int, ...], params: Params, seed: bytes) -> AsyncIterator[Piece]:
+        """Start one generation."""
+
+
+class PutBytes(Protocol):
+    """Where batches are kept: returns the 32-byte id under which anybody can fetch them."""
+
+    async def __call__(self, data: bytes) -> bytes:
+        """Store bytes durably."""
+
+
+class Observer(Protocol):
+    """Who is told when a provider is caught lying."""
+
+    def provider_lied(self, provider: Address, error: Invalid, opening: Opening | None) -> None:
+        """A provider broke the protocol; `opening` is the evidence where there is a signed receipt."""

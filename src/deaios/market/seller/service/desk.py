@@ -1,0 +1,373 @@
+"""The desk: admits purchases, runs the generator, numbers receipts.
+
+Invariants: a purchase is on disk before it is acknowledged and its receipt is on disk before it is signed; every
+admitted purchase ends with exactly one receipt, after a crash too; a request digest that was seen before is answered
+from what is stored. State in memory changes between two awaits only, in the same order in which the journal gets it.
+"""
+
+import asyncio
+from collections import OrderedDict
+from dataclasses import replace
+
+from deaios.compute.sampling import seed_of
+from deaios.ledger.eip712 import hash_struct, recover_signer, sign_struct
+from deaios.ledger.structs import FinishReason, Offer, Receipt, State
+from deaios.market.admission import (
+    RefusedPurchase,
+    Shelf,
+    validate_anchor,
+    validate_ask,
+    validate_channel,
+    validate_price,
+    validate_request,
+    validate_voucher,
+)
+from deaios.market.batches import SignedReceipt
+from deaios.market.channel import ChainState, RefusedDeposit, SellerChannel
+from deaios.market.offers import SignedOffer, sign_offer
+from deaios.market.orders import Papers
+from deaios.market.ports import Generate
+from deaios.market.receipts import FIRST_LINK, Cancel, Delivery, Link, build_receipt
+from deaios.market.seller.service.runs import Outcome, Run
+from deaios.market.seller.service.settings import SellerSettings
+from deaios.market.seller.service.view import ChainView
+from deaios.market.seller.store import CHANNELS_MAX, ChannelRow, PurchaseRow, SellerState, SellerStore
+from deaios.market.terms import Terms
+from deaios.market.wire import decode_papers
+from deaios.primitives.errors import Invalid, Refused, Unavailable
+from deaios.primitives.keys import PrivateKey
+from deaios.runtime.clock import Clock
+from deaios.runtime.errors import NotFound, RefusedBusy
+from deaios.runtime.logs import get_logger
+
+ENDED_RUNS_MAX = 256
+"""Ended purchases kept in memory for retries; older ones come from the journal."""
+
+_log = get_logger("seller")
+
+
+class UnavailableGeneration(Unavailable):
+    """The generator stopped without saying why the output ended."""
+
+
+class InvalidCancel(Invalid):
+    """A cancel that is not the buyer's, or acknowledges more tokens than were sampled."""
+
+
+class Desk:
+    """One provider's purchases."""
+
+    def __init__(
+        self,
+        key: PrivateKey,
+        terms: Terms,
+        settings: SellerSettings,
+        store: SellerStore,
+        view: ChainView,
+        generate: Generate,
+        clock: Clock,
+    ) -> None:
+        self.address = key.address
+        self._key = key
+        self._terms = terms
+        self._settings = settings
+        self._shelf = Shelf(vocabulary_size=settings.vocabulary_size)
+        self._store = store
+        self._view = view
+        self._generate = generate
+        self._clock = clock
+        self._channels: dict[bytes, ChannelRow] = {}
+        self._last: Link = FIRST_LINK
+        self._runs: dict[bytes, Run] = {}
+        self._ended: OrderedDict[bytes, Run] = OrderedDict()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._slots = asyncio.Semaphore(settings.streams_max)
+        self._offer: SignedOffer | None = None
+        self._is_closing = False
+
+    @property
+    def last_counter(self) -> int:
+        """Counter of the newest receipt."""
+        return self._last.counter
+
+    @property
+    def open_count(self) -> int:
+        """Purchases admitted and not ended."""
+        return len(self._runs)
+
+    @property
+    def channels(self) -> dict[bytes, ChannelRow]:
+        """Every channel this provider was paid on."""
+        return dict(self._channels)
+
+    async def open(self, state: SellerState) -> None:
+        """Take over what the journal holds: purchases that a crash cut off fail, with receipts and without a fee."""
+        self._channels = dict(state.channels)
+        self._last = state.last
+        for row in state.open_purchases:
+            assert row.papers is not None, "an open purchase is never pruned"
+            papers = decode_papers(row.papers)
+            offer = await self._store.fetch_offer(row.offer_digest)
+            assert offer is not None, "an offer is journalled before it is posted"
+            run = Run(papers, row.request_digest, offer, row.quote, row.admitted_at_ms)
+            self._runs[run.digest] = run
+            await self._number(run, self._fail(run, State.FAILED_PROVIDER))
+            _log.warning("purchase cut off by a restart failed", counter=self._last.counter)
+
+    async def close(self) -> None:
+        """Let open purchases end for a while, then fail the rest; all get their receipts."""
+        self._is_closing = True
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=self._settings.drain_s)
+        for run in self._runs.values():
+            run.stopped.set()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def fetch_current_offer(self) -> SignedOffer:
+        """The offer posted now: kept while more than half its life is left, then renewed; journalled before shown."""
+        now_ms, settings = self._clock.now_ms(), self._settings
+        offer = self._offer or await self._store.fetch_latest_offer()
+        valid_until = now_ms + settings.offer_lifetime_ms
+        wanted = Offer(
+            provider=self.address,
+            model_record_id=settings.model_record_id,
+            engine_profile=settings.engine_profile,
+            level=settings.level,
+            input_price=settings.input_price,
+            output_price=settings.output_price,
+            context_tokens=settings.context_tokens,
+            streams_max=settings.streams_max,
+            withdraw_delay_min=settings.withdraw_delay_min,
+            url=settings.url,
+            valid_until=valid_until,
+        )
+        is_same = offer is not None and replace(offer.offer, valid_until=valid_until) == wanted
+        if offer is None or not is_same or offer.offer.valid_until - now_ms < settings.offer_lifetime_ms // 2:
+            offer = sign_offer(self._key, self._terms.protocol, wanted)
+            await self._store.keep_offer(offer)
+        self._offer = offer
+        return offer
+
+    async def purchase(self, body: bytes) -> Run:
+        """Admit papers, or find the purchase they started before.
+
+        Raises:
+            Invalid…: the papers break a rule.
+            Refused…: they are in order, and this provider does not serve them; the message names what it would.
+            Unavailable…: the chain cannot be asked, or the journal cannot promise.
+        """
+        papers = decode_papers(body)
+        validate_request(self._terms, papers, self.address)
+        digest = papers.request_digest
+        known = await self._find(digest)
+        if known is not None:
+            return known
+        offer = await self._find_offer(papers.request.offer_digest)
+        head = await self._view.fetch_head()
+        quote = validate_price(papers, offer, self._clock.now_ms(), head.number)
+        validate_channel(self._terms, papers, offer.offer, self._shelf)
+        validate_ask(papers, offer.offer, self._shelf)
+        validate_anchor(await self._view.fetch_anchor(papers.request.anchor_block_hash), head.number)
+        try:
+            chain = await self._view.fetch_channel(papers.request.channel_id)
+            return self._admit(papers, body, digest, offer, quote, chain)
+        except RefusedDeposit:
+            chain = await self._view.fetch_channel(papers.request.channel_id, fresh=True)
+            return self._admit(papers, body, digest, offer, quote, chain)
+
+    def _admit(
+        self, papers: Papers, body: bytes, digest: bytes, offer: SignedOffer, quote: int, chain: ChainState
+    ) -> Run:
+        """Admit checked papers. Without an await, so that memory and journal keep one order."""
+        known = self._runs.get(digest) or self._ended.get(digest)
+        if known is not None:
+            return known
+        settings = self._settings
+        if self._is_closing or len(self._runs) >= settings.streams_max + settings.queue_max:
+            raise RefusedBusy(f"{len(self._runs)} purchases are open here; try another provider, or again later")
+        channel_id = papers.request.channel_id
+        row = self._channels.get(channel_id)
+        if row is None:
+            if len(self._channels) >= CHANNELS_MAX:
+                raise RefusedBusy(f"{CHANNELS_MAX} channels are tracked here, no new one is taken")
+            row = ChannelRow(papers.channel, SellerChannel(), b"")
+        amount = papers.voucher.max_claimable_amount
+        if amount > row.state.signed:
+            validate_voucher(self._terms, papers)
+            row = replace(row, state=row.state.accept_voucher(amount), voucher_signature=papers.voucher_signature)
+        row = replace(row, state=row.state.admit(digest, quote, chain))
+        run = Run(papers, digest, offer, quote, self._clock.now_ms())
+        purchase = PurchaseRow(digest, body, offer.digest, quote, run.started_at_ms, (), None)
+        saved = self._store.admit(purchase, channel_id, row)
+        self._channels[channel_id] = row
+        self._runs[digest] = run
+        task = asyncio.create_task(self._serve(run, saved), name=f"purchase {digest.hex()[:16]}")
+        self._tasks.add(task)
+        task.add_done_callback(lambda done: self._served(run, done))
+        return run
+
+    async def _find(self, digest: bytes) -> Run | None:
+        known = self._runs.get(digest) or self._ended.get(digest)
+        if known is not None:
+            return known
+        row = await self._store.fetch_purchase(digest)
+        if row is None or row.receipt is None:
+            return self._runs.get(digest)
+        if row.papers is None:
+            raise NotFound(f"purchase ended with receipt {row.receipt.counter}; its output is no longer kept")
+        offer = await self._store.fetch_offer(row.offer_digest)
+        assert offer is not None, "an offer is journalled before it is posted"
+        outcome = Outcome(row.output_ids, self._sign(row.receipt))
+        return self._keep(Run.ended(decode_papers(row.papers), offer, row.quote, outcome))
+
+    async def _find_offer(self, digest: bytes) -> SignedOffer:
+        current = await self.fetch_current_offer()
+        if digest == current.digest:
+            return current
+        older = await self._store.fetch_offer(digest)
+        if older is None or not _is_still_true(older.offer, current.offer):
+            raise RefusedPurchase(f"request is for another offer; the current one is 0x{current.digest.hex()}")
+        return older
+
+    async def cancel(self, digest: bytes, tokens: int, signature: bytes) -> Outcome:
+        """End a purchase at the buyer's word.
+
+        Returns:
+            The outcome; that of an ordinary end when the cancel came too late.
+
+        Raises:
+            NotFound: no such purchase.
+            InvalidCancel: not signed by the buyer, or more tokens acknowledged than sampled.
+        """
+        run = await self._find(digest)
+        if run is None:
+            raise NotFound("no purchase with this request digest was admitted here")
+        signer = recover_signer(self._terms.protocol, Cancel(request_digest=digest, tokens=tokens), signature)
+        if signer != run.papers.ask.buyer:
+            raise InvalidCancel(f"cancel is signed by 0x{signer.hex()}, the buyer is 0x{run.papers.ask.buyer.hex()}")
+        if run.outcome is None and run.cancel is None:
+            if tokens > len(run.ids):
+                raise InvalidCancel(f"cancel acknowledges {tokens} tokens, {len(run.ids)} were sampled")
+            run.cancel = (tokens, signature)
+            run.stopped.set()
+        return await run.wait_outcome()
+
+    async def _serve(self, run: Run, saved: "asyncio.Future[None]") -> None:
+        await saved
+        run.mark_admitted()
+        generation = asyncio.create_task(self._generate_into(run))
+        stop = asyncio.create_task(run.stopped.wait())
+        try:
+            await asyncio.wait(
+                {generation, stop}, timeout=self._settings.purchase_s_max, return_when=asyncio.FIRST_COMPLETED
+            )
+        finally:
+            stop.cancel()
+            generation.cancel()
+            await asyncio.wait({generation, stop})
+        await self._number(run, self._judge(run, generation))
+
+    async def _generate_into(self, run: Run) -> None:
+        papers = run.papers
+        async with self._slots:
+            pieces = self._generate(papers.prompt_ids, papers.ask.params, seed_of(papers.ask))
+            try:
+                async for piece in pieces:
+                    if len(run.ids) >= papers.ask.params.max_tokens:
+                        break
+                    run.push(piece, self._clock.now_ms())
+                    if piece.finish is not None:
+                        return
+            finally:
+                close = getattr(pieces, "aclose", None)
+                if close is not None:
+                    await close()
+        raise UnavailableGeneration(f"generator stopped after {len(run.ids)} tokens without a finish reason")
+
+    def _judge(self, run: Run, generation: "asyncio.Task[None]") -> Delivery:
+        """How a purchase ended, seen from the generator's task."""
+        error = None if generation.cancelled() else generation.exception()
+        if error is None and run.finish is not None:
+            return self._deliver(run, State.SERVED, run.finish, tuple(run.ids))
+        if run.cancel is not None and generation.cancelled():
+            return self._deliver(run, State.CANCELLED, FinishReason.CANCELLED, tuple(run.ids[: run.cancel[0]]))
+        if error is not None:
+            _log.error("generation failed", request=run.digest.hex(), error=repr(error), exc_info=error)
+        match error:
+            case Refused():
+                return self._fail(run, State.REFUSED)
+            case Invalid():
+                return self._fail(run, State.FAILED_CLIENT)
+            case _:
+                return self._fail(run, State.FAILED_PROVIDER)
+
+    def _fail(self, run: Run, state: State) -> Delivery:
+        return self._deliver(run, state, FinishReason.FAILED, ())
+
+    def _deliver(self, run: Run, state: State, reason: FinishReason, ids: tuple[int, ...]) -> Delivery:
+        return Delivery(
+            state=state,
+            finish_reason=reason,
+            stop_index=run.stop_index if state == State.SERVED else 0,
+            output_ids=ids,
+            started_at_ms=run.started_at_ms,
+            first_token_at_ms=run.first_token_at_ms,
+            finished_at_ms=self._clock.now_ms(),
+        )
+
+    async def _number(self, run: Run, delivery: Delivery) -> None:
+        """Give the next counter to a purchase's end: memory and journal first, then the signature."""
+        channel_id = run.papers.request.channel_id
+        row = self._channels[channel_id]
+        receipt = build_receipt(
+            run.papers.ask,
+            run.papers.salt,
+            run.papers.request,
+            run.offer.offer,
+            delivery,
+            replace(self._last, charged=row.state.charged),
+            self._view.known_head + self._settings.batch_deadline_blocks,
+        )
+        cancel = run.cancel if delivery.state == State.CANCELLED else None
+        row = replace(row, state=row.state.settle(run.digest, receipt.fee))
+        saved = self._store.finish(receipt, delivery.output_ids, cancel, row)
+        self._channels[channel_id] = row
+        self._last = Link(receipt.counter, hash_struct(receipt), 0)
+        await saved
+        run.end(Outcome(delivery.output_ids, self._sign(receipt)))
+        del self._runs[run.digest]
+        self._keep(run)
+
+    def _sign(self, receipt: Receipt) -> SignedReceipt:
+        return SignedReceipt(receipt, sign_struct(self._key, self._terms.protocol, receipt))
+
+    def _keep(self, run: Run) -> Run:
+        kept = self._ended.setdefault(run.digest, run)
+        if len(self._ended) > ENDED_RUNS_MAX:
+            self._ended.popitem(last=False)
+        return kept
+
+    def _served(self, run: Run, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if task.cancelled() or error is not None:
+            _log.error("purchase has no receipt until a restart", request=run.digest.hex(), error=repr(error))
+            run.break_off()
+
+
+def _is_still_true(older: Offer, current: Offer) -> bool:
+    """May an earlier offer still be served? Its price binds, but what it says of model and engine must hold."""
+    return (
+        replace(
+            older,
+            input_price=current.input_price,
+            output_price=current.output_price,
+            context_tokens=current.context_tokens,
+            streams_max=current.streams_max,
+            withdraw_delay_min=current.withdraw_delay_min,
+            url=current.url,
+            valid_until=current.valid_until,
+        )
+        == current
+    )

@@ -1,0 +1,129 @@
+"""One purchase in flight: what was sampled so far, who follows it, how it ended.
+
+A run belongs to the desk, not to a connection: a buyer that loses its connection sends the same papers again and
+follows from the first token, and nothing is computed or billed twice.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from deaios.ledger.structs import FinishReason
+from deaios.market.batches import SignedReceipt
+from deaios.market.offers import SignedOffer
+from deaios.market.orders import Papers
+from deaios.market.ports import Piece
+from deaios.primitives.errors import Unavailable
+
+
+class UnavailableRun(Unavailable):
+    """The purchase could not be brought to a receipt; the journal failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a purchase ended: the receipt and the ids it covers."""
+
+    output_ids: tuple[int, ...]
+    entry: SignedReceipt
+
+
+class Run:
+    """State of one purchase, with any number of followers."""
+
+    def __init__(self, papers: Papers, digest: bytes, offer: SignedOffer, quote: int, started_at_ms: int) -> None:
+        self.papers = papers
+        self.digest = digest
+        self.offer = offer
+        self.quote = quote
+        self.started_at_ms = started_at_ms
+        self.first_token_at_ms = 0
+        self.ids: list[int] = []
+        self.finish: FinishReason | None = None
+        self.stop_index = 0
+        self.cancel: tuple[int, bytes] | None = None
+        self.is_admitted = False
+        self.outcome: Outcome | None = None
+        self.is_broken = False
+        self.stopped = asyncio.Event()
+        self._changed = asyncio.Event()
+
+    @classmethod
+    def ended(cls, papers: Papers, offer: SignedOffer, quote: int, outcome: Outcome) -> "Run":
+        """A run that is over, to replay."""
+        receipt = outcome.entry.receipt
+        run = cls(papers, receipt.request_digest, offer, quote, receipt.started_at_ms)
+        run.ids = list(outcome.output_ids)
+        run.is_admitted = True
+        run.outcome = outcome
+        return run
+
+    def mark_admitted(self) -> None:
+        """The journal has it."""
+        self.is_admitted = True
+        self._notify()
+
+    def push(self, piece: Piece, now_ms: int) -> None:
+        """One more token."""
+        if not self.ids:
+            self.first_token_at_ms = now_ms
+        self.ids.append(piece.token)
+        self.finish, self.stop_index = piece.finish, piece.stop_index
+        self._notify()
+
+    def end(self, outcome: Outcome) -> None:
+        """The receipt is signed."""
+        self.outcome = outcome
+        self._notify()
+
+    def break_off(self) -> None:
+        """No receipt can come in this run of the process."""
+        self.is_broken = True
+        self._notify()
+
+    def _notify(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    async def wait_admitted(self) -> None:
+        """Until the journal has it.
+
+        Raises:
+            UnavailableRun: the journal failed.
+        """
+        while not self.is_admitted:
+            if self.is_broken:
+                raise UnavailableRun("purchase could not be journalled; nothing was charged")
+            await self._changed.wait()
+
+    async def wait_outcome(self) -> Outcome:
+        """Until the receipt.
+
+        Raises:
+            UnavailableRun: there will be none before a restart.
+        """
+        while self.outcome is None:
+            if self.is_broken:
+                raise UnavailableRun("receipt could not be journalled; ask again after a restart of this provider")
+            await self._changed.wait()
+        return self.outcome
+
+    async def follow(self) -> AsyncIterator[tuple[int, ...]]:
+        """Ids in order, in pieces as large as what came since the last look, until the run has its receipt.
+
+        Raises:
+            UnavailableRun: there will be no receipt before a restart.
+        """
+        sent = 0
+        while True:
+            changed = self._changed
+            if len(self.ids) > sent:
+                piece = tuple(self.ids[sent:])
+                sent += len(piece)
+                yield piece
+                continue
+            if self.outcome is not None:
+                return
+            if self.is_broken:
+                raise UnavailableRun("receipt could not be journalled; ask again after a restart of this provider")
+            await changed.wait()
