@@ -113,6 +113,7 @@ class Abi:
     """What a contract can be asked and what it tells."""
 
     constructor: tuple[str, ...]
+    constructor_names: tuple[str, ...]
     functions: Mapping[str, Function]
     """By signature, and by bare name where only one function has it."""
     events: Mapping[str, Event]
@@ -150,6 +151,7 @@ def parse_abi(entries: object) -> Abi:
     if not isinstance(entries, list):
         raise InvalidAbiData("ABI is not a JSON list")
     constructor: tuple[str, ...] = ()
+    constructor_names: tuple[str, ...] = ()
     functions: list[Function] = []
     events: dict[str, Event] = {}
     for entry in entries:
@@ -157,6 +159,7 @@ def parse_abi(entries: object) -> Abi:
             kind = entry["type"]
             if kind == "constructor":
                 constructor = tuple(_type_of(item) for item in entry["inputs"])
+                constructor_names = tuple(str(item["name"]) for item in entry["inputs"])
             elif kind == "function":
                 inputs = tuple(_type_of(item) for item in entry["inputs"])
                 functions.append(Function(entry["name"], inputs, tuple(_type_of(item) for item in entry["outputs"])))
@@ -169,7 +172,7 @@ def parse_abi(entries: object) -> Abi:
     for function in functions:
         if sum(other.name == function.name for other in functions) == 1:
             named[function.name] = function
-    return Abi(constructor, named, events, {event.topic: event for event in events.values()})
+    return Abi(constructor, constructor_names, named, events, {event.topic: event for event in events.values()})
 
 
 def _type_of(item: Mapping[str, Any]) -> str:  # Any: parsed JSON, checked by parse_abi

@@ -2,7 +2,7 @@
 
 The operator signs tagged_sha256("deaios/descriptor/1", canonical JSON of the descriptor). A descriptor has one byte
 form; a second spelling, an unknown version or key, or a signature that is not the named operator's is refused. Whether
-the operator is the one the reader meant is for the reader to say: `verify_descriptor` returns who signed.
+the operator is the one the reader meant is for the reader to say.
 """
 
 import json
@@ -98,14 +98,6 @@ class NetworkDescriptor:
                 _validate_url(url)
 
 
-@dataclass(frozen=True, slots=True)
-class SignedDescriptor:
-    """A descriptor with its operator's signature."""
-
-    descriptor: NetworkDescriptor
-    signature: bytes
-
-
 def _validate_url(url: str) -> None:
     if len(url) > URL_CHARACTERS_MAX or not url.isascii() or not url.isprintable() or " " in url:
         raise InvalidDescriptor(f"URL is not at most {URL_CHARACTERS_MAX} ASCII characters: {url[:80]!r}")
@@ -118,8 +110,8 @@ def _validate_url(url: str) -> None:
         raise InvalidDescriptor(f"not an http or https URL of a host: {url[:80]!r}")
 
 
-def encode_descriptor(descriptor: NetworkDescriptor) -> dict[str, Json]:
-    """The descriptor as a JSON object."""
+def encode_fields(descriptor: NetworkDescriptor) -> dict[str, Json]:
+    """The descriptor as a JSON object: what is signed, and what `--json` output shows."""
     token = descriptor.token
     return {
         "version": descriptor.version,
@@ -143,7 +135,7 @@ def encode_descriptor(descriptor: NetworkDescriptor) -> dict[str, Json]:
     }
 
 
-def decode_descriptor(value: object) -> NetworkDescriptor:
+def decode_fields(value: object) -> NetworkDescriptor:
     """Read a descriptor from parsed JSON.
 
     Raises:
@@ -199,11 +191,11 @@ _KEYS = (
 
 def compute_descriptor_digest(descriptor: NetworkDescriptor) -> bytes:
     """The 32 bytes that the operator signs."""
-    return tagged_sha256(TAG, encode_canonical_json(encode_descriptor(descriptor)))
+    return tagged_sha256(TAG, encode_canonical_json(encode_fields(descriptor)))
 
 
-def sign_descriptor(key: PrivateKey, descriptor: NetworkDescriptor) -> SignedDescriptor:
-    """Sign a descriptor as its operator.
+def sign_descriptor(key: PrivateKey, descriptor: NetworkDescriptor) -> bytes:
+    """Sign a descriptor as its operator; 65 bytes.
 
     Raises:
         InvalidDescriptor: the key is not the named operator's.
@@ -212,25 +204,25 @@ def sign_descriptor(key: PrivateKey, descriptor: NetworkDescriptor) -> SignedDes
         raise InvalidDescriptor(
             f"descriptor names operator {encode_hex(descriptor.operator)}, the key is {encode_hex(key.address)}'s"
         )
-    return SignedDescriptor(descriptor, key.sign_digest(compute_descriptor_digest(descriptor)))
+    return key.sign_digest(compute_descriptor_digest(descriptor))
 
 
-def verify_descriptor(signed: SignedDescriptor) -> bool:
+def verify_descriptor(descriptor: NetworkDescriptor, signature: bytes) -> bool:
     """Did the operator that the descriptor names sign it?"""
     try:
-        signer = recover_address(compute_descriptor_digest(signed.descriptor), signed.signature)
+        signer = recover_address(compute_descriptor_digest(descriptor), signature)
     except InvalidSignature:
         return False
-    return signer == signed.descriptor.operator
+    return signer == descriptor.operator
 
 
-def encode_signed_descriptor(signed: SignedDescriptor) -> bytes:
+def encode_descriptor(descriptor: NetworkDescriptor, signature: bytes) -> bytes:
     """The file's bytes."""
-    document: Json = {"descriptor": encode_descriptor(signed.descriptor), "signature": encode_hex(signed.signature)}
+    document: Json = {"descriptor": encode_fields(descriptor), "signature": encode_hex(signature)}
     return encode_canonical_json(document) + b"\n"
 
 
-def decode_signed_descriptor(data: bytes) -> SignedDescriptor:
+def decode_descriptor(data: bytes) -> NetworkDescriptor:
     """Read a descriptor file and check its signature.
 
     Raises:
@@ -247,12 +239,12 @@ def decode_signed_descriptor(data: bytes) -> SignedDescriptor:
         signature = decode_hex(_read_text(items["signature"]), SIGNATURE_SIZE)
     except Invalid as error:
         raise InvalidDescriptor(f"signature: {error}") from error
-    signed = SignedDescriptor(decode_descriptor(items["descriptor"]), signature)
-    if encode_signed_descriptor(signed).rstrip(b"\n") != data.rstrip(b"\n"):
+    descriptor = decode_fields(items["descriptor"])
+    if encode_descriptor(descriptor, signature).rstrip(b"\n") != data.rstrip(b"\n"):
         raise InvalidDescriptor("descriptor is not in its canonical form (sorted keys, no spaces, no repeated key)")
-    if not verify_descriptor(signed):
-        raise InvalidDescriptor(f"descriptor is not signed by its operator {encode_hex(signed.descriptor.operator)}")
-    return signed
+    if not verify_descriptor(descriptor, signature):
+        raise InvalidDescriptor(f"descriptor is not signed by its operator {encode_hex(descriptor.operator)}")
+    return descriptor
 
 
 def _read_object(value: object, keys: tuple[str, ...], where: str) -> Mapping[str, object]:

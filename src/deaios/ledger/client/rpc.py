@@ -230,6 +230,11 @@ class Rpc:
         """The latest block."""
         return read_block(await self.call("eth_getBlockByNumber", ["latest", False]))
 
+    async def get_block_by_hash(self, block_hash: bytes) -> Block | None:
+        """A block by its hash; None where this chain has none."""
+        answer = await self.call("eth_getBlockByHash", [encode_hex(block_hash), False])
+        return None if answer is None else read_block(answer)
+
     async def get_balance(self, address: Address, block: int | str = "latest") -> int:
         """Native balance, in wei."""
         return read_quantity(await self.call("eth_getBalance", [encode_hex(address), encode_block(block)]), "balance")

@@ -1,0 +1,30 @@
+"""Every contract of a network behind one object."""
+
+from deaios.ledger.client.beacon import Beacon
+from deaios.ledger.client.catalogue import Catalogue
+from deaios.ledger.client.channels import Channels
+from deaios.ledger.client.credit import Credit
+from deaios.ledger.client.disputes import Disputes
+from deaios.ledger.client.forks import Forks
+from deaios.ledger.client.identities import IdentityRegistry
+from deaios.ledger.client.receipts import Receipts
+from deaios.ledger.client.rpc import Rpc
+from deaios.ledger.client.staking import SharedStaking
+from deaios.ledger.suite import SuiteAddresses
+
+
+class Contracts:
+    """The suite on one chain; reads are `await c.credit.balance_of(a)`, writes take a `Sender` first."""
+
+    def __init__(self, rpc: Rpc, addresses: SuiteAddresses) -> None:
+        self.rpc = rpc
+        self.addresses = addresses
+        self.credit = Credit(rpc, addresses.credit)
+        self.identities = IdentityRegistry(rpc, addresses.identities)
+        self.catalogue = Catalogue(rpc, addresses.catalogue)
+        self.receipts = Receipts(rpc, addresses.receipts)
+        self.channels = Channels(rpc, addresses.channels)
+        self.staking = SharedStaking(rpc, addresses.staking)
+        self.beacon = Beacon(rpc, addresses.beacon)
+        self.disputes = Disputes(rpc, addresses.disputes)
+        self.forks = Forks(rpc, addresses.forks)

@@ -1,0 +1,88 @@
+"""Client of `Credit`, the payment token: ERC-20 with EIP-3009."""
+
+from deaios.ledger.client.bound import BoundContract
+from deaios.ledger.client.rpc import Rpc
+from deaios.ledger.client.sender import Sender
+from deaios.ledger.records import TransactionReceipt
+from deaios.ledger.structs import ReceiveWithAuthorization
+from deaios.primitives.keys import Address
+
+
+class Credit:
+    """The token; amounts are in its smallest unit."""
+
+    def __init__(self, rpc: Rpc, address: Address) -> None:
+        self.contract = BoundContract(rpc, "Credit", address)
+        self.address = address
+
+    async def name(self) -> str:
+        """Name, as in the EIP-712 domain."""
+        return str(await self.contract.read_one("name"))
+
+    async def symbol(self) -> str:
+        """Ticker symbol."""
+        return str(await self.contract.read_one("symbol"))
+
+    async def version(self) -> str:
+        """Version, as in the EIP-712 domain."""
+        return str(await self.contract.read_one("version"))
+
+    async def decimals(self) -> int:
+        """Decimal places."""
+        return int(await self.contract.read_one("decimals"))
+
+    async def total_supply(self) -> int:
+        """All that exists; it only shrinks, by burning."""
+        return int(await self.contract.read_one("totalSupply"))
+
+    async def balance_of(self, owner: Address) -> int:
+        """What an account has."""
+        return int(await self.contract.read_one("balanceOf", owner))
+
+    async def allowance(self, owner: Address, spender: Address) -> int:
+        """What a spender may still take from an owner."""
+        return int(await self.contract.read_one("allowance", owner, spender))
+
+    async def authorization_state(self, authorizer: Address, nonce: bytes) -> bool:
+        """Is an EIP-3009 nonce used or cancelled?"""
+        return bool(await self.contract.read_one("authorizationState", authorizer, nonce))
+
+    async def transfer(self, sender: Sender, to: Address, amount: int) -> TransactionReceipt:
+        """Pay somebody."""
+        return await self.contract.send(sender, "transfer", to, amount)
+
+    async def approve(self, sender: Sender, spender: Address, amount: int) -> TransactionReceipt:
+        """Let a contract take up to an amount."""
+        return await self.contract.send(sender, "approve", spender, amount)
+
+    async def ensure_allowance(self, sender: Sender, spender: Address, amount: int) -> TransactionReceipt | None:
+        """Approve an amount unless the allowance covers it; what stake and bonds need first."""
+        if await self.allowance(sender.address, spender) >= amount:
+            return None
+        return await self.approve(sender, spender, amount)
+
+    async def transfer_from(self, sender: Sender, owner: Address, to: Address, amount: int) -> TransactionReceipt:
+        """Move what an owner approved."""
+        return await self.contract.send(sender, "transferFrom", owner, to, amount)
+
+    async def burn(self, sender: Sender, amount: int) -> TransactionReceipt:
+        """Destroy own money."""
+        return await self.contract.send(sender, "burn", amount)
+
+    async def receive_with_authorization(
+        self, sender: Sender, authorization: ReceiveWithAuthorization, signature: bytes
+    ) -> TransactionReceipt:
+        """Take money that its owner authorised by signature; only the named receiver may."""
+        return await self.contract.send(
+            sender,
+            "receiveWithAuthorization",
+            authorization.from_,
+            authorization.to,
+            authorization.value,
+            authorization.valid_after,
+            authorization.valid_before,
+            authorization.nonce,
+            signature[64],
+            signature[:32],
+            signature[32:64],
+        )
