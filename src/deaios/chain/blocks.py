@@ -1,0 +1,174 @@
+"""Blocks of the embedded chain: Ethereum-shaped headers and their hashes, receipts, roots, blooms, base fee.
+
+A block hash is keccak-256 of the RLP of a London header, as everywhere. Three of its fields mean something else here,
+because the engine keeps no Merkle-Patricia trie: `stateRoot` is the commitment of `commitment.py`, `transactionsRoot`
+and `receiptsRoot` are `primitives.merkle` roots over transaction hashes and over logs. The same three go into the
+record that the operator signs (`ledger.structs.Header`). Knows no clock, disk or engine.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+from deaios.chain.evm import Log
+from deaios.ledger.rlp import encode_integer, encode_rlp
+from deaios.ledger.structs import Header
+from deaios.ledger.transactions import Transaction
+from deaios.primitives.hashing import keccak256
+from deaios.primitives.keys import Address
+from deaios.primitives.merkle import build_root
+
+TRANSACTIONS_TAG = "deaios/chain/transactions/1"
+LOGS_TAG = "deaios/chain/logs/1"
+
+EMPTY_OMMERS_HASH = keccak256(encode_rlp([]))
+BLOCK_NONCE = bytes(8)
+BLOOM_BYTES = 256
+
+ELASTICITY = 2
+BASE_FEE_CHANGE_DENOMINATOR = 8
+"""EIP-1559."""
+
+
+@dataclass(frozen=True)
+class BlockHeader:
+    """The fields of a London header that vary here; difficulty, nonce and ommers are constants after the merge."""
+
+    parent_hash: bytes
+    coinbase: Address
+    state_commitment: bytes
+    transactions_root: bytes
+    logs_root: bytes
+    logs_bloom: bytes
+    number: int
+    gas_limit: int
+    gas_used: int
+    timestamp: int
+    extra_data: bytes
+    prevrandao: bytes
+    base_fee: int
+
+    @cached_property
+    def encoded(self) -> bytes:
+        """RLP in Ethereum's field order."""
+        return encode_rlp(
+            [
+                self.parent_hash,
+                EMPTY_OMMERS_HASH,
+                self.coinbase,
+                self.state_commitment,
+                self.transactions_root,
+                self.logs_root,
+                self.logs_bloom,
+                b"",
+                encode_integer(self.number),
+                encode_integer(self.gas_limit),
+                encode_integer(self.gas_used),
+                encode_integer(self.timestamp),
+                self.extra_data,
+                self.prevrandao,
+                BLOCK_NONCE,
+                encode_integer(self.base_fee),
+            ]
+        )
+
+    @cached_property
+    def hash(self) -> bytes:
+        """The block hash."""
+        return keccak256(self.encoded)
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What became of one transaction.
+
+    Attributes:
+        index: position in the block.
+        price: wei per gas that was paid.
+        gas_before: gas used by the transactions before it in the block.
+        log_start: logs of the block before its own.
+        reason: why the engine refused it; empty otherwise.
+    """
+
+    transaction: Transaction
+    sender: Address
+    index: int
+    is_success: bool
+    gas_used: int
+    gas_before: int
+    price: int
+    created: Address | None
+    logs: tuple[Log, ...]
+    log_start: int
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A header with what it commits to."""
+
+    header: BlockHeader
+    receipts: tuple[Receipt, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of header and transactions, as explorers show it."""
+        return len(self.header.encoded) + sum(len(receipt.transaction.raw) for receipt in self.receipts)
+
+
+def compute_transactions_root(hashes: Sequence[bytes]) -> bytes:
+    """Merkle root over transaction hashes in block order."""
+    return build_root(TRANSACTIONS_TAG, hashes)
+
+
+def encode_log_leaf(transaction_hash: bytes, log: Log) -> bytes:
+    """The leaf of one log: RLP of [transaction hash, address, topics, data]."""
+    return encode_rlp([transaction_hash, log.address, list(log.topics), log.data])
+
+
+def compute_logs_root(receipts: Iterable[Receipt]) -> bytes:
+    """Merkle root over every log of a block, in order."""
+    return build_root(
+        LOGS_TAG, [encode_log_leaf(receipt.transaction.hash, log) for receipt in receipts for log in receipt.logs]
+    )
+
+
+def compute_bloom(logs: Iterable[Log]) -> bytes:
+    """The 2048-bit bloom filter over addresses and topics (Yellow Paper, section 4.3.1)."""
+    bits = 0
+    for log in logs:
+        bits |= _bloom_bits(log.address)
+        for topic in log.topics:
+            bits |= _bloom_bits(topic)
+    return bits.to_bytes(BLOOM_BYTES)
+
+
+@lru_cache(maxsize=16384)
+def _bloom_bits(item: bytes) -> int:
+    digest = keccak256(item)
+    bits = 0
+    for offset in (0, 2, 4):
+        bits |= 1 << (int.from_bytes(digest[offset : offset + 2]) & 2047)
+    return bits
+
+
+def next_base_fee(parent: BlockHeader) -> int:
+    """Base fee of the block after `parent` (EIP-1559)."""
+    target = parent.gas_limit // ELASTICITY
+    if parent.gas_used == target:
+        return parent.base_fee
+    step = parent.base_fee * abs(parent.gas_used - target) // target // BASE_FEE_CHANGE_DENOMINATOR
+    return parent.base_fee + max(step, 1) if parent.gas_used > target else parent.base_fee - step
+
+
+def header_record(genesis_hash: bytes, header: BlockHeader) -> Header:
+    """The record of a block that the operator signs."""
+    return Header(
+        genesis_hash=genesis_hash,
+        height=header.number,
+        previous_hash=header.parent_hash,
+        transactions_root=header.transactions_root,
+        logs_root=header.logs_root,
+        state_commitment=header.state_commitment,
+        timestamp=header.timestamp,
+    )
