@@ -21,7 +21,7 @@ Progress = Callable[[str, Address], None]
 """Told the name and address of each contract that stands."""
 
 UNREADABLE = frozenset({("Credit", "holder"), ("Credit", "supply")})
-"""Constructor parameters without a view: the supply may have been burned since, and was spread from its first holder."""
+"""Constructor parameters that cannot be read back: the supply may be burned and spread since."""
 
 
 class InvalidDeployment(Invalid):
