@@ -232,7 +232,7 @@ class ModelFile:
 
 
 def decode_rows(data: NDArray[np.uint8], encoding: TensorType) -> NDArray[np.float32]:
-    """Decode encoded rows to float32; one multiplication and one addition per value, each rounded, on every platform."""
+    """Decode encoded rows to float32: one product and one sum per value, each rounded, alike on every platform."""
     if encoding is TensorType.F32:
         return np.ascontiguousarray(data).view(np.float32)
     if encoding is TensorType.F16:
@@ -326,7 +326,7 @@ def read_model_file(path: Path) -> ModelFile:
         data: NDArray[np.uint8] = np.memmap(path, np.uint8, "r")
     except OSError as error:
         raise UnavailableModelFile(f"model file {path} cannot be opened: {error.strerror or error}") from error
-    cursor = _Cursor(memoryview(data), path.name)
+    cursor = _Cursor(data.data, path.name)
     magic = bytes(data[cursor.claim(4, "magic") : 4])
     version = cursor.number("I", "version")
     if magic != MAGIC or version != VERSION:
@@ -364,7 +364,9 @@ def _read_tensors(cursor: _Cursor, count: int, alignment: int, size_bytes: int, 
         tensor = cursor.text("tensor name", NAME_BYTES_MAX)
         dimensions = cursor.number("I", tensor)
         if not 1 <= dimensions <= DIMENSIONS_MAX:
-            raise InvalidModelFile(f"{name}: tensor {tensor} has {dimensions} dimensions, 1 to {DIMENSIONS_MAX} allowed")
+            raise InvalidModelFile(
+                f"{name}: tensor {tensor} has {dimensions} dimensions, 1 to {DIMENSIONS_MAX} allowed"
+            )
         shape = tuple(reversed([cursor.number("Q", tensor) for _ in range(dimensions)]))
         number = cursor.number("I", tensor)
         try:
@@ -405,7 +407,9 @@ def _encode_metadatum(key: str, item: Metadatum) -> bytes:
         assert not isinstance(item.value, Sequence) or isinstance(item.value, str)
         return head + _encode_scalars(item.type, [item.value])
     assert isinstance(item.value, Sequence)
-    return head + struct.pack("<IQ", item.element_type, len(item.value)) + _encode_scalars(item.element_type, item.value)
+    return (
+        head + struct.pack("<IQ", item.element_type, len(item.value)) + _encode_scalars(item.element_type, item.value)
+    )
 
 
 def encode_header(metadata: Mapping[str, Metadatum], plans: Sequence[TensorPlan]) -> bytes:

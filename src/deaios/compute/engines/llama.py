@@ -1,0 +1,379 @@
+"""llama.cpp in this process, through the C API that the xllamacpp wheel's shared object exports.
+
+Invariant: struct layouts are those of llama.cpp build 11549 and nothing else; another wheel is refused before a struct
+crosses the boundary. Knows nothing of sampling or requests.
+
+Why in process: a verifier needs logits at every position, and llama-server gives them at none. Declarations follow
+include/llama.h of https://github.com/ggml-org/llama.cpp (MIT).
+"""
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from cffi import FFI
+from numpy.typing import NDArray
+
+from deaios.compute.engine import EngineProfile, Part, Step, UnavailableEngine, plan_batches, validate_steps
+from deaios.compute.gguf_file import InvalidModelFile, TensorType, read_model_file
+
+WHEEL = "xllamacpp"
+WHEEL_VERSION = "2026.10.11549"
+"""The wheel whose struct layouts are declared below."""
+BATCH_TOKENS = 256
+"""Most ids in one call of the library. Larger batches were not faster on CPUs and cost memory for attention scores."""
+OUTPUTS_MAX = 64
+"""Most rows of logits in one call: 12 MiB for a vocabulary of 49,152."""
+WAIT_SETTINGS = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"}
+"""How idle threads of the library wait, unless the operator set it. By default they spin for milliseconds at every
+barrier: two threads beside one other busy process then fell from 140 to 5 tokens a second."""
+LOG_LINES_MAX = 8
+"""Latest warnings of the library kept for error messages."""
+
+_DECLARATIONS = """
+typedef int32_t llama_token;
+typedef int32_t llama_pos;
+typedef int32_t llama_seq_id;
+typedef bool (*llama_progress_callback)(float progress, void * user_data);
+typedef void (*ggml_log_callback)(int level, const char * text, void * user_data);
+
+struct llama_model_params {
+    void * devices;
+    const void * tensor_buft_overrides;
+    int32_t n_gpu_layers;
+    int split_mode;
+    int load_mode;
+    int lazy_mode;
+    int32_t main_gpu;
+    const float * tensor_split;
+    llama_progress_callback progress_callback;
+    void * progress_callback_user_data;
+    const void * kv_overrides;
+    bool vocab_only;
+    bool check_tensors;
+    bool use_extra_bufts;
+    bool no_host;
+    bool no_alloc;
+    bool load_mtp;
+};
+
+struct llama_context_params {
+    uint32_t n_ctx;
+    uint32_t n_batch;
+    uint32_t n_ubatch;
+    uint32_t n_seq_max;
+    uint32_t n_rs_seq;
+    uint32_t n_outputs_max;
+    uint32_t n_outputs_max_per_seq;
+    int32_t n_threads;
+    int32_t n_threads_batch;
+    int ctx_type;
+    int rope_scaling_type;
+    int pooling_type;
+    int attention_type;
+    int flash_attn_type;
+    float rope_freq_base;
+    float rope_freq_scale;
+    float yarn_ext_factor;
+    float yarn_attn_factor;
+    float yarn_beta_fast;
+    float yarn_beta_slow;
+    uint32_t yarn_orig_ctx;
+    float defrag_thold;
+    void * cb_eval;
+    void * cb_eval_user_data;
+    int type_k;
+    int type_v;
+    size_t moe_cache_size;
+    void * abort_callback;
+    void * abort_callback_data;
+    bool embeddings;
+    bool offload_kqv;
+    bool no_perf;
+    bool op_offload;
+    bool swa_full;
+    bool kv_unified;
+    void * samplers;
+    size_t n_samplers;
+    void * ctx_other;
+};
+
+typedef struct llama_batch {
+    int32_t n_tokens;
+    llama_token * token;
+    float * embd;
+    llama_pos * pos;
+    int32_t * n_seq_id;
+    llama_seq_id ** seq_id;
+    int8_t * logits;
+} llama_batch;
+
+void llama_backend_init(void);
+void llama_log_set(ggml_log_callback log_callback, void * user_data);
+struct llama_model_params llama_model_default_params(void);
+struct llama_context_params llama_context_default_params(void);
+void * llama_model_load_from_file(const char * path_model, struct llama_model_params params);
+void llama_model_free(void * model);
+void * llama_init_from_model(void * model, struct llama_context_params params);
+void llama_free(void * ctx);
+const void * llama_model_get_vocab(const void * model);
+int32_t llama_vocab_n_tokens(const void * vocab);
+int32_t llama_model_n_ctx_train(const void * model);
+void * llama_get_memory(const void * ctx);
+bool llama_memory_seq_rm(void * mem, llama_seq_id seq_id, llama_pos p0, llama_pos p1);
+void llama_memory_clear(void * mem, bool data);
+uint32_t llama_n_ctx_seq(const void * ctx);
+struct llama_batch llama_batch_init(int32_t n_tokens, int32_t embd, int32_t n_seq_max);
+void llama_batch_free(struct llama_batch batch);
+int32_t llama_decode(void * ctx, struct llama_batch batch);
+float * llama_get_logits_ith(void * ctx, int32_t i);
+"""
+
+_GGML_F16 = 1
+_CONTEXT_DEFAULTS: Mapping[str, int | float] = {
+    "n_ctx": 512,
+    "n_batch": 2048,
+    "n_ubatch": 512,
+    "n_seq_max": 1,
+    "flash_attn_type": -1,
+    "rope_freq_base": 0.0,
+    "yarn_ext_factor": -1.0,
+    "type_k": _GGML_F16,
+    "type_v": _GGML_F16,
+    "offload_kqv": True,
+    "kv_unified": False,
+    "n_samplers": 0,
+}
+_MODEL_DEFAULTS: Mapping[str, int] = {"main_gpu": 0, "vocab_only": False, "use_extra_bufts": True}
+_LOAD_BY_MMAP = 1
+_FLASH_ATTENTION_OFF = 0
+_LOG_LEVEL_WARN = 3
+
+
+class _Library:
+    """The loaded shared object; one per process, never unloaded because the library keeps global state."""
+
+    _loaded: "_Library | None" = None
+
+    def __init__(self, path: Path, build: str) -> None:
+        self.ffi = FFI()
+        self.ffi.cdef(_DECLARATIONS)
+        for name, value in WAIT_SETTINGS.items():
+            os.environ.setdefault(name, value)  # libgomp reads them once, when it is loaded
+        try:
+            # Any: cffi resolves C functions at run time.
+            self.api: Any = self.ffi.dlopen(str(path))
+        except OSError as error:
+            raise UnavailableEngine(_explain_load_failure(str(error))) from error
+        self.build = build
+        self.log: deque[str] = deque(maxlen=LOG_LINES_MAX)
+        self._log_callback = self.ffi.callback("void(int, const char *, void *)", self._keep_log)
+        self.api.llama_log_set(self._log_callback, self.ffi.NULL)
+        self._validate_layouts()
+        self.api.llama_backend_init()
+
+    @classmethod
+    def load(cls) -> "_Library":
+        """The library, loaded on first use.
+
+        Raises:
+            UnavailableEngine: wheel missing, another version, or a system library missing; says how to fix it.
+        """
+        if cls._loaded is None:
+            spec = importlib.util.find_spec(WHEEL)
+            fix = f"install it with: pip install {WHEEL}=={WHEEL_VERSION}; or choose the numpy engine"
+            if spec is None or spec.origin is None:
+                raise UnavailableEngine(f"the llama engine needs the {WHEEL} wheel, which is not installed; {fix}")
+            version = importlib.metadata.version(WHEEL)
+            if version != WHEEL_VERSION:
+                raise UnavailableEngine(f"{WHEEL} {version} found, the struct layouts are those of another; {fix}")
+            found = sorted(Path(spec.origin).parent.glob("xllamacpp*.so"))
+            if not found:
+                raise UnavailableEngine(f"the {WHEEL} wheel has no loadable shared object on this platform; {fix}")
+            cls._loaded = cls(found[0], f"{WHEEL} {version}")
+        return cls._loaded
+
+    def _keep_log(self, level: int, text: Any, _user_data: Any) -> None:  # Any: cffi pointers
+        if level >= _LOG_LEVEL_WARN:
+            self.log.append(self.ffi.string(text).decode("utf-8", "replace").strip())
+
+    def _validate_layouts(self) -> None:
+        """Defaults far apart in each struct must read back as the header says, or the layout is another."""
+        context = self.api.llama_context_default_params()
+        model = self.api.llama_model_default_params()
+        # Any: cffi structs have no static types
+        seen: list[Any] = [getattr(context, name) for name in _CONTEXT_DEFAULTS]
+        seen += [getattr(model, name) for name in _MODEL_DEFAULTS]
+        expected = [*_CONTEXT_DEFAULTS.values(), *_MODEL_DEFAULTS.values()]
+        if seen != expected:
+            raise UnavailableEngine(
+                f"{self.build} has other struct layouts: defaults read {seen}, {expected} expected; "
+                f"install {WHEEL}=={WHEEL_VERSION} or choose the numpy engine"
+            )
+
+    def explain(self) -> str:
+        """The library's latest warnings as one text."""
+        return " | ".join(self.log) or "it said nothing"
+
+
+def _explain_load_failure(reason: str) -> str:
+    if "libgomp" in reason:
+        return (
+            "llama.cpp needs the system library libgomp.so.1, which is missing; install it with "
+            "`apt-get install libgomp1` (Debian, Ubuntu) or `dnf install libgomp` (Fedora), or choose the numpy engine"
+        )
+    return f"llama.cpp's shared object cannot be loaded: {reason}; choose the numpy engine on this platform"
+
+
+class LlamaEngine:
+    """A GGUF model run by llama.cpp on CPU: mapped weights, F16 cache, flash attention off."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        threads: int = 1,
+        context_tokens: int = 2048,
+        sequences_max: int = 1,
+        tokens_max: int | None = None,
+    ) -> None:
+        """Load a model.
+
+        Args:
+            path: GGUF file.
+            threads: threads for the arithmetic; numbers do not depend on it.
+            context_tokens: most ids of one sequence.
+            sequences_max: sequences held at once.
+            tokens_max: most ids of all sequences together; less than the product saves memory.
+
+        Raises:
+            InvalidModelFile: not a model that llama.cpp takes.
+            UnavailableEngine: the library cannot be loaded, or memory is short.
+        """
+        model = read_model_file(path)
+        library = _Library.load()
+        self._library = library
+        self.context_tokens = context_tokens
+        self.sequences_max = sequences_max
+        self.tokens_max = context_tokens * sequences_max if tokens_max is None else tokens_max
+        self._held = [0] * sequences_max
+        self._model: Any = self._load_model(path)
+        self._context: Any = self._open_context(threads)
+        self._batch: Any = library.api.llama_batch_init(BATCH_TOKENS, 0, 1)
+        self._memory: Any = library.api.llama_get_memory(self._context)
+        self.vocabulary_size: int = library.api.llama_vocab_n_tokens(library.api.llama_model_get_vocab(self._model))
+        encodings = sorted({tensor.type.name for tensor in model.tensors.values() if len(tensor.shape) > 1})
+        floats = {TensorType.F32.name, TensorType.F16.name, TensorType.BF16.name}
+        self.profile = EngineProfile(
+            name="llama",
+            build=library.build,
+            noise_class="F" if set(encodings) <= floats else "Q",
+            details={
+                "batch": BATCH_TOKENS,
+                "cache": "f16",
+                "flashAttention": False,
+                "machine": platform.machine(),
+                "weights": "+".join(encodings),
+            },
+        )
+
+    def _load_model(self, path: Path) -> Any:  # Any: cffi pointer
+        api = self._library.api
+        params = api.llama_model_default_params()
+        params.n_gpu_layers = 0
+        params.load_mode = _LOAD_BY_MMAP
+        self._library.log.clear()
+        model = api.llama_model_load_from_file(str(path).encode(), params)
+        if model == self._library.ffi.NULL:
+            raise InvalidModelFile(f"llama.cpp refuses {path.name}: {self._library.explain()}")
+        return model
+
+    def _open_context(self, threads: int) -> Any:  # Any: cffi pointer
+        api = self._library.api
+        params = api.llama_context_default_params()
+        params.n_ctx = self.tokens_max
+        params.n_batch = params.n_ubatch = BATCH_TOKENS
+        params.n_seq_max = self.sequences_max
+        params.n_outputs_max = OUTPUTS_MAX
+        params.n_threads = params.n_threads_batch = threads
+        params.flash_attn_type = _FLASH_ATTENTION_OFF
+        params.type_k = params.type_v = _GGML_F16
+        params.kv_unified = True
+        params.no_perf = True
+        self._library.log.clear()
+        context = api.llama_init_from_model(self._model, params)
+        if context == self._library.ffi.NULL:
+            api.llama_model_free(self._model)
+            raise UnavailableEngine(
+                f"llama.cpp cannot open a context of {self.tokens_max} tokens: {self._library.explain()}"
+            )
+        return context
+
+    def decode(self, steps: Sequence[Step]) -> list[NDArray[np.float32]]:
+        """Run steps of different sequences together; see `Engine.decode`."""
+        if self._context is None:
+            raise UnavailableEngine("the engine is closed")
+        validate_steps(self, self._held, steps)
+        rows = [np.empty((step.outputs, self.vocabulary_size), np.float32) for step in steps]
+        written = [0] * len(steps)
+        for parts in plan_batches(steps, BATCH_TOKENS, OUTPUTS_MAX):
+            wanted = self._fill_batch(steps, parts)
+            code = self._library.api.llama_decode(self._context, self._batch)
+            if code != 0:
+                self._forget_all()
+                raise UnavailableEngine(f"llama.cpp failed with code {code}: {self._library.explain()}")
+            for place, index in wanted:
+                rows[index][written[index]] = self._read_logits(place)
+                written[index] += 1
+        for step in steps:
+            self._held[step.sequence] += len(step.ids)
+        return rows
+
+    def _fill_batch(self, steps: Sequence[Step], parts: Sequence[Part]) -> list[tuple[int, int]]:
+        """Put parts into the batch; returns (place in the batch, step) for each row of logits wanted."""
+        batch = self._batch
+        wanted = []
+        place = 0
+        for part in parts:
+            step = steps[part.index]
+            for offset in range(part.first, part.last):
+                batch.token[place] = step.ids[offset]
+                batch.pos[place] = step.position + offset
+                batch.n_seq_id[place] = 1
+                batch.seq_id[place][0] = step.sequence
+                batch.logits[place] = offset >= part.last - part.outputs
+                if batch.logits[place]:
+                    wanted.append((place, part.index))
+                place += 1
+        batch.n_tokens = place
+        return wanted
+
+    def _read_logits(self, place: int) -> NDArray[np.float32]:
+        pointer = self._library.api.llama_get_logits_ith(self._context, place)
+        if pointer == self._library.ffi.NULL:
+            raise UnavailableEngine(f"llama.cpp gives no logits for place {place} of the batch")
+        return np.frombuffer(self._library.ffi.buffer(pointer, self.vocabulary_size * 4), np.float32)
+
+    def forget(self, sequence: int) -> None:
+        """Empty a sequence."""
+        if self._context is not None:
+            self._library.api.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+            self._held[sequence] = 0
+
+    def _forget_all(self) -> None:
+        self._library.api.llama_memory_clear(self._memory, False)
+        self._held = [0] * self.sequences_max
+
+    def close(self) -> None:
+        """Free the context and the model."""
+        if self._context is not None:
+            self._library.api.llama_batch_free(self._batch)
+            self._library.api.llama_free(self._context)
+            self._library.api.llama_model_free(self._model)
+            self._context = self._model = self._batch = self._memory = None
