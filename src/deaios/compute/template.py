@@ -1,0 +1,204 @@
+"""Chat template: messages to prompt ids, as transformers renders them.
+
+Invariant: a special token is in the prompt only where the template itself wrote it; no message can produce one, whole
+or in parts. A template is a stranger's program: it runs in compute/sandbox.py, within a budget. Knows nothing of HTTP
+bodies or models.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+
+import jinja2
+
+from deaios.compute.gguf_file import ModelFile, read_model_file
+from deaios.compute.sandbox import InvalidTemplate, Sandbox, TemplateRefusal
+from deaios.compute.tokenizer import InvalidText, Tokenizer, validate_text
+from deaios.primitives.encoding import Json
+from deaios.primitives.errors import Invalid
+from deaios.primitives.hashing import tagged_sha256
+
+TEMPLATE_TAG = "deaios/template/1"
+TEMPLATE_BYTES_MAX = 1 << 16
+MESSAGES_MAX = 1024
+ROLES: Final = frozenset({"system", "developer", "user", "assistant", "tool"})
+CONTENT_CHARACTERS_MAX = 1 << 20
+"""All message text of one prompt together."""
+NAME_PATTERN: Final = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
+TIME_FORMAT_PATTERN: Final = re.compile(r"(?:[A-Za-z0-9 ,:/.-]|%[A-Za-z%]){1,64}", re.ASCII)
+"""What strftime_now may be given: no widths, which could ask for gigabytes."""
+
+_MARKERS: Final = (*range(0xE000, 0xF900), *range(0xF0000, 0xFFFFE))
+"""Private-use characters: one that no message holds keeps special-looking text apart while the template runs."""
+
+_TEMPLATE_FAULTS: Final = (
+    jinja2.TemplateError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
+"""What a stranger's template may raise while it compiles or runs; anything else is our own fault."""
+
+Message = Mapping[str, Json]
+
+
+class InvalidMessages(Invalid):
+    """Messages that are malformed, too many, too long, or that the template refuses."""
+
+
+class ChatTemplate:
+    """A compiled chat template.
+
+    Attributes:
+        source: the template's text.
+        template_hash: 32 bytes over the source.
+    """
+
+    def __init__(self, source: str) -> None:
+        size_bytes = len(source.encode())
+        if size_bytes > TEMPLATE_BYTES_MAX:
+            raise InvalidTemplate(f"chat template of {size_bytes} bytes exceeds {TEMPLATE_BYTES_MAX}")
+        self.source = source
+        self.template_hash = tagged_sha256(TEMPLATE_TAG, source.encode())
+        self._sandbox = Sandbox()
+        try:
+            self._template = self._sandbox.from_string(self._sandbox.parse_metered(source))
+        except _TEMPLATE_FAULTS as error:
+            raise InvalidTemplate(f"chat template does not compile: {_describe(error)}") from error
+
+    @classmethod
+    def from_gguf(cls, path: Path) -> "ChatTemplate":
+        """The template in a model file.
+
+        Raises:
+            UnavailableModelFile: it cannot be opened.
+            InvalidModelFile: it is not a GGUF file, or has no template.
+            InvalidTemplate: the template does not compile.
+        """
+        return cls.of_model(read_model_file(path))
+
+    @classmethod
+    def of_model(cls, model: ModelFile) -> "ChatTemplate":
+        """The template of an open model file."""
+        return cls(model.get_text("tokenizer.chat_template"))
+
+    def render_ids(self, messages: Sequence[Message], tokenizer: Tokenizer, now: str = "") -> tuple[int, ...]:
+        """Prompt ids of a conversation, up to where the assistant's answer begins.
+
+        Args:
+            messages: objects with `role`, `content` and optionally `name`.
+            tokenizer: of the same model.
+            now: ISO 8601 time that the template may print; empty when it must not.
+
+        Raises:
+            InvalidMessages: malformed, or refused by the template.
+            InvalidTemplate: the template fails or exceeds its budget.
+        """
+        validate_messages(messages)
+        marker = _choose_marker([self.source, now, *_texts_of(messages)])
+        guarded = [_guard_message(message, tokenizer, marker) for message in messages]
+        text = self._render(guarded, tokenizer, now)
+        pieces: list[str | int] = []
+        end = 0
+        for match in tokenizer.special_pattern.finditer(text):
+            pieces += [text[end : match.start()].replace(marker, ""), tokenizer.special_ids[match[0]]]
+            end = match.end()
+        pieces.append(text[end:].replace(marker, ""))
+        return tokenizer.encode_rendered(pieces)
+
+    def _render(self, messages: Sequence[Message], tokenizer: Tokenizer, now: str) -> str:
+        self._sandbox.reset_budget()
+        try:
+            return self._template.render(
+                messages=[dict(message) for message in messages],
+                tools=None,
+                documents=None,
+                add_generation_prompt=True,
+                strftime_now=lambda layout: _format_time(now, layout),
+                **tokenizer.named_specials,
+            )
+        except TemplateRefusal as error:
+            raise InvalidMessages(f"the model's chat template refuses these messages: {error}") from error
+        except _TEMPLATE_FAULTS as error:
+            raise InvalidTemplate(f"chat template fails: {_describe(error)}") from error
+
+
+def validate_messages(messages: Sequence[Message]) -> None:
+    """Check shape and bounds.
+
+    Raises:
+        InvalidMessages: names the message and the rule.
+    """
+    if not 1 <= len(messages) <= MESSAGES_MAX:
+        raise InvalidMessages(f"{len(messages)} messages, 1 to {MESSAGES_MAX} allowed")
+    total = 0
+    for index, message in enumerate(messages):
+        if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys() <= {"role", "content", "name"}:
+            raise InvalidMessages(f"message {index} is not an object of role, content and optionally name")
+        role, content, name = message["role"], message["content"], message.get("name", "none")
+        if not isinstance(role, str) or role not in ROLES:
+            raise InvalidMessages(f"message {index}: role {str(role)[:40]!r} is not one of {', '.join(sorted(ROLES))}")
+        if not isinstance(content, str):
+            raise InvalidMessages(f"message {index}: content is {type(content).__name__}, text expected")
+        if not isinstance(name, str) or not NAME_PATTERN.fullmatch(name):
+            raise InvalidMessages(f"message {index}: name is not {NAME_PATTERN.pattern}")
+        total += len(content)
+        try:
+            validate_text(content)
+        except InvalidText as error:
+            raise InvalidMessages(f"message {index}: {error}") from error
+    if total > CONTENT_CHARACTERS_MAX:
+        raise InvalidMessages(f"messages hold {total} characters, at most {CONTENT_CHARACTERS_MAX} allowed")
+
+
+def _texts_of(messages: Sequence[Message]) -> list[str]:
+    return [str(value) for message in messages for value in message.values()]
+
+
+def _choose_marker(texts: Sequence[str]) -> str:
+    used = set().union(*texts)
+    for code in _MARKERS:
+        if chr(code) not in used:
+            return chr(code)
+    raise InvalidMessages("messages hold every private-use character; one must be left for the template")
+
+
+def _guard_message(message: Message, tokenizer: Tokenizer, marker: str) -> Message:
+    """Break special-looking text; roles stay, which come from a fixed list: templates build tokens of them."""
+    return {key: value if key == "role" else _guard(str(value), tokenizer, marker) for key, value in message.items()}
+
+
+def _guard(text: str, tokenizer: Tokenizer, marker: str) -> str:
+    """Put a marker inside whatever could become part of a special token, next to its first or last character.
+
+    A special token that overlaps this text starts in it, ends in it, or has all of it inside.
+    """
+    for character in tokenizer.special_starts:
+        text = text.replace(character, character + marker)
+    for character in tokenizer.special_ends:
+        text = text.replace(character, marker + character)
+    core = text.strip()
+    if core and marker not in core and any(core in special for special in tokenizer.special_ids):
+        text = text.replace(core[0], core[0] + marker, 1)
+    return text
+
+
+def _format_time(now: str, layout: object) -> str:
+    if not now:
+        raise InvalidTemplate("chat template asks for the time, but the context has none")
+    if not isinstance(layout, str) or not TIME_FORMAT_PATTERN.fullmatch(layout):
+        raise InvalidTemplate(f"chat template: time format {str(layout)[:80]!r} is refused")
+    try:
+        return datetime.fromisoformat(now).strftime(layout)
+    except ValueError as error:
+        raise InvalidMessages(f"the context's now, {now[:40]!r}, is not an ISO 8601 time") from error
+
+
+def _describe(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error)[:200]}"
