@@ -3,15 +3,14 @@ import pytest
 from deaios.alignment.duty import (
     CRANK_PATIENCE_S,
     BeaconDuty,
-    BeaconPhase,
     DisputeDuty,
-    DisputePhase,
     DisputeView,
     RoundView,
     beacon_duty,
     crank_delay_s,
     dispute_duty,
 )
+from deaios.ledger.phases import BeaconPhase, DisputePhase
 from deaios.primitives.keys import Address
 
 

@@ -5,37 +5,13 @@ shows its effect, so a crash between deciding and doing costs nothing.
 """
 
 from dataclasses import dataclass
-from enum import Enum, IntEnum
+from enum import Enum
 
+from deaios.ledger.phases import BeaconPhase, DisputePhase
 from deaios.primitives.keys import Address
 
 CRANK_PATIENCE_S = 3.0
 """How long each auditor waits for the one before it, so that not all of them pay for the same crank."""
-
-
-class BeaconPhase(IntEnum):
-    """`Beacon.phase`."""
-
-    UNKNOWN = 0
-    COMMIT = 1
-    REVEAL = 2
-    FINALIZE = 3
-    FINAL = 4
-    FAILED = 5
-
-
-class DisputePhase(IntEnum):
-    """`Disputes.phaseOf`."""
-
-    UNKNOWN = 0
-    BEACON = 1
-    DRAW = 2
-    COMMIT = 3
-    REVEAL = 4
-    TALLY = 5
-    APPEAL = 6
-    FINALIZE = 7
-    CLOSED = 8
 
 
 class BeaconDuty(Enum):

@@ -159,12 +159,12 @@ async def run_single_role(folder: StateFolder, spec: RoleSpec, report: Report) -
     """
     folder.load_descriptor()
     network = LocalNetwork(folder, load_config(folder.root), report)
-    with folder.lock(), _stop_on_signals(network._stop):  # noqa: SLF001 - same module
+    with folder.lock(), _stop_on_signals(network._stop):
         configure_logs("supervisor", folder.log("supervisor"), network.config.log_level)
         try:
             folder.save_roles((spec,))
             report(f"starting {spec.name}")
-            await network._or_stop(_start_one(network, spec))  # noqa: SLF001 - same module
+            await network._or_stop(_start_one(network, spec))
             yield SingleRole(network.gateway_url, network)
         finally:
             await network.supervisor.stop()

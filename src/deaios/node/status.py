@@ -59,16 +59,16 @@ async def read_status(folder: StateFolder) -> Status:
             continue
         alive = state.is_alive
         shown = state.state if alive or state.state in ("failed", "stopped", "restarting") else "stopped"
-        roles.append(
-            RoleStatus(spec.name, spec.kind, state.pid if alive else 0, state.url, shown, state.reason)
-        )
+        roles.append(RoleStatus(spec.name, spec.kind, state.pid if alive else 0, state.url, shown, state.reason))
     by_name = {role.name: role for role in roles}
     try:
         descriptor = folder.load_descriptor()
     except ConfigError:
         descriptor = None
     chain_url = by_name["chain"].url if "chain" in by_name else descriptor.rpc_urls[0] if descriptor else ""
-    gateway_url = by_name["gateway"].url if "gateway" in by_name else next(iter(descriptor.gateways), "") if descriptor else ""
+    gateway_url = (
+        by_name["gateway"].url if "gateway" in by_name else next(iter(descriptor.gateways), "") if descriptor else ""
+    )
     return Status(
         dir=str(folder.root),
         network="0x" + descriptor.network_id.hex() if descriptor else "",
