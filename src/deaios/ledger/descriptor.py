@@ -91,7 +91,12 @@ class NetworkDescriptor:
         for text in (self.token.name, self.token.symbol, self.token.version):
             if not 0 < len(text) <= TEXT_CHARACTERS_MAX or not text.isprintable():
                 raise InvalidDescriptor(f"token text {text!r} is not 1 to {TEXT_CHARACTERS_MAX} printable characters")
-        for urls in (self.rpc_urls, self.gateways, self.storage_urls, (self.faucet_url,) if self.faucet_url else ()):
+        for urls in (
+            self.rpc_urls,
+            self.gateways,
+            self.storage_urls,
+            () if self.faucet_url is None else (self.faucet_url,),
+        ):
             if len(urls) > URLS_MAX:
                 raise InvalidDescriptor(f"{len(urls)} URLs exceed {URLS_MAX}")
             for url in urls:
