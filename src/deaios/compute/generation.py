@@ -1,0 +1,156 @@
+"""One answer as a machine: ids go in one by one, text and the end of the answer come out.
+
+Invariant: the ids alone decide everything. Whoever feeds the same ids gets the same text, the same finish reason at
+the same id and the same stop index, so a provider, a buyer and a verifier cannot disagree. Text is held back while it
+might become a stop string. Frozen: docs/spec/sampling.md, "Finish". Knows nothing of engines, clocks or sockets.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from deaios.compute.sampling import Row, sample, validate_params
+from deaios.compute.tokenizer import StreamDecoder, Tokenizer
+from deaios.ledger.structs import FinishReason, Params
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """What one id brought.
+
+    Attributes:
+        token: the id.
+        text_delta: text that is now certain to be part of the answer; often empty or more than this id's own.
+        finish: why the answer ends here, or None while it goes on.
+        stop_index: which stop string ended it; 0 otherwise.
+    """
+
+    token: int
+    text_delta: str
+    finish: FinishReason | None
+    stop_index: int
+
+
+class Generation:
+    """The state of one answer. Feed it with `offer` or `accept` until `finish` is set."""
+
+    def __init__(self, prompt_count: int, params: Params, seed: bytes, tokenizer: Tokenizer) -> None:
+        validate_params(params)
+        self._prompt_count = prompt_count
+        self._params = params
+        self._seed = seed
+        self._tokenizer = tokenizer
+        self._ends = tokenizer.end_ids | set(params.stop_ids)
+        self._stops = tuple(text.encode() for text in params.stop_strings)
+        self._decoder = StreamDecoder()
+        self._held = b""
+        self._ids: list[int] = []
+        self.finish: FinishReason | None = None
+        self.stop_index = 0
+
+    @property
+    def output_ids(self) -> tuple[int, ...]:
+        """Ids so far, the stopping one included."""
+        return tuple(self._ids)
+
+    @property
+    def position(self) -> int:
+        """Absolute position of the next id."""
+        return self._prompt_count + len(self._ids)
+
+    def offer(self, logits: Row) -> Sampled:
+        """Sample the next id from its logits and take it.
+
+        Raises:
+            InvalidLogits: a number is not finite.
+        """
+        return self.accept(sample(logits, self._params, self._seed, self.position))
+
+    def accept(self, token: int) -> Sampled:
+        """Take an id that was sampled elsewhere.
+
+        Raises:
+            InvalidText: no such id.
+        """
+        assert self.finish is None, "the answer has ended"
+        data = self._tokenizer.get_bytes(token)
+        self._ids.append(token)
+        if token in self._ends:
+            return self._end(token, self._held, FinishReason.STOP_TOKEN)
+        self._held += data
+        found = _find_stop(self._held, self._stops)
+        if found is not None:
+            start, self.stop_index = found
+            return self._end(token, self._held[:start], FinishReason.STOP_STRING)
+        if len(self._ids) == self._params.max_tokens:
+            return self._end(token, self._held, FinishReason.LENGTH)
+        certain = len(self._held) - _count_forming(self._held, self._stops)
+        text = self._decoder.push(self._held[:certain])
+        self._held = self._held[certain:]
+        return Sampled(token, text, None, 0)
+
+    def close(self) -> str:
+        """Text still held back, when the answer is cut off (cancelled or failed) instead of finished."""
+        text = self._decoder.push(self._held) + self._decoder.close()
+        self._held = b""
+        return text
+
+    def _end(self, token: int, rest: bytes, reason: FinishReason) -> Sampled:
+        self.finish = reason
+        text = self._decoder.push(rest) + self._decoder.close()
+        self._held = b""
+        return Sampled(token, text, reason, self.stop_index)
+
+
+def _find_stop(text: bytes, stops: Sequence[bytes]) -> tuple[int, int] | None:
+    """Start and index of the stop string that starts first; of two at one place the lower index."""
+    found = [(start, index) for index, stop in enumerate(stops) if (start := text.find(stop)) >= 0]
+    return min(found, default=None)
+
+
+def _count_forming(text: bytes, stops: Sequence[bytes]) -> int:
+    """Length of the longest end of the text that begins a stop string."""
+    for length in range(min(len(text), max(map(len, stops), default=1) - 1), 0, -1):
+        if any(stop.startswith(text[-length:]) for stop in stops):
+            return length
+    return 0
+
+
+def read_output(output_ids: Sequence[int], params: Params, tokenizer: Tokenizer) -> str:
+    """The text that output ids stand for, cut where the finish rules cut it.
+
+    Raises:
+        InvalidText: an id is outside the vocabulary.
+    """
+    generation = Generation(0, params, bytes(32), tokenizer)
+    texts = []
+    for token in output_ids:
+        if generation.finish is not None:
+            break
+        texts.append(generation.accept(token).text_delta)
+    return "".join(texts) if generation.finish is not None else "".join(texts) + generation.close()
+
+
+def check_finish(
+    output_ids: Sequence[int], params: Params, tokenizer: Tokenizer, reason: FinishReason, stop_index: int
+) -> str | None:
+    """What is wrong with a claimed finish, or None when it is what the ids say.
+
+    A cancelled or failed answer may stop anywhere, but never goes on after an end.
+    """
+    generation = Generation(0, params, bytes(32), tokenizer)
+    for place, token in enumerate(output_ids):
+        if generation.finish is not None:
+            return (
+                f"the answer ended at id {place - 1} ({generation.finish.name}), yet {len(output_ids)} ids are claimed"
+            )
+        if not 0 <= token < tokenizer.vocabulary_size:
+            return f"id {token} at {place} is outside the vocabulary of {tokenizer.vocabulary_size}"
+        generation.accept(token)
+    if reason in (FinishReason.CANCELLED, FinishReason.FAILED):
+        return None if stop_index == 0 else f"stop index is {stop_index} without a stop string"
+    if generation.finish is not reason:
+        actual = "not ended" if generation.finish is None else f"ended by {generation.finish.name}"
+        return f"finish reason {reason.name} is claimed, but the ids have {actual}"
+    if generation.stop_index != stop_index:
+        return f"stop index {stop_index} is claimed, but stop string {generation.stop_index} ended the answer"
+    return None

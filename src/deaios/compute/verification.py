@@ -1,0 +1,187 @@
+"""The check of an answer: finish, one prefill, the margin of every token; and exact replay.
+
+Invariant: the verdict is a function of ids, params, seed, thresholds and the checker's own logits; nothing a provider
+says about itself enters it. One violation is a reason to replay, not yet guilt (PROTOCOL section 4). Knows nothing of
+receipts, money or juries.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from deaios.compute.engine import Engine, Step
+from deaios.compute.generation import check_finish
+from deaios.compute.records import Thresholds
+from deaios.compute.sampling import Row, Rule, sample, score, validate_params
+from deaios.compute.tokenizer import Tokenizer
+from deaios.ledger.structs import FinishReason, Params
+from deaios.primitives.errors import Invalid, Unavailable
+
+OUTPUTS_PER_STEP = 128
+"""Positions whose logits are held at once: 24 MiB for 49,152 ids, whatever the length of the answer."""
+
+
+class InvalidPrompt(Invalid):
+    """A prompt that no engine can run: empty, or with ids outside the vocabulary."""
+
+
+class UnavailableCheck(Unavailable):
+    """The checker's engine cannot hold this answer; says nothing about the provider."""
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """One token or fact that an honest provider could not have produced.
+
+    Attributes:
+        position: index into the output ids, from 0.
+        margin: in logits; infinity where no logit could explain it.
+        rule: what was broken.
+        detail: the rule and both values, for people.
+    """
+
+    position: int
+    margin: float
+    rule: Rule
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a check found. `ok` means that the whole answer was checked and nothing was broken."""
+
+    tokens_checked: int
+    margins: tuple[float, ...]
+    violations: tuple[Violation, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Was nothing broken?"""
+        return not self.violations
+
+    @property
+    def margin_max(self) -> float:
+        """The largest margin, in logits; 0.0 when there was none."""
+        return max(self.margins, default=0.0)
+
+    @property
+    def exact_count(self) -> int:
+        """Tokens that are the checker's own pick."""
+        return sum(margin == 0.0 for margin in self.margins)
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """Whether sampling again gave the same ids; `first_difference` indexes the output, None when all are equal."""
+
+    equal: bool
+    first_difference: int | None
+
+
+def verify_output(
+    engine: Engine,
+    prompt_ids: Sequence[int],
+    output_ids: Sequence[int],
+    params: Params,
+    seed: bytes,
+    finish_reason: FinishReason,
+    stop_index: int,
+    thresholds: Thresholds,
+    tokenizer: Tokenizer,
+    sequence: int = 0,
+) -> Report:
+    """Check an answer with one prefill. The engine's sequence is emptied before and after.
+
+    Raises:
+        InvalidParams: the params are outside the protocol's bounds.
+        InvalidPrompt: nothing the provider did; the prompt itself cannot be run.
+        UnavailableCheck: the answer does not fit the checker's engine.
+        InvalidLogits: the checker's engine gave numbers that are not finite.
+        UnavailableEngine: the checker's engine failed.
+    """
+    validate_params(params)
+    _validate_fit(engine, prompt_ids, min(len(output_ids), params.max_tokens))
+    broken = _find_broken_shape(engine, output_ids, params)
+    wrong_finish = check_finish(output_ids, params, tokenizer, finish_reason, stop_index)
+    if wrong_finish is not None:
+        broken.append(Violation(max(len(output_ids) - 1, 0), float("inf"), Rule.FINISH, wrong_finish))
+    if any(item.rule in (Rule.VOCABULARY, Rule.LENGTH) for item in broken):
+        return Report(0, (), tuple(broken))
+    margins: list[float] = []
+    for place, row in enumerate(_prefill(engine, prompt_ids, output_ids, sequence)):
+        found = score(row, params, seed, len(prompt_ids) + place, output_ids[place], thresholds.epsilon)
+        margins.append(found.margin)
+        if found.margin > thresholds.margin:
+            detail = f"margin {found.margin:.6f} logits exceeds {thresholds.margin:.6f} ({found.rule})"
+            broken.append(Violation(place, found.margin, found.rule, detail))
+    broken.sort(key=lambda item: item.position)
+    return Report(len(margins), tuple(margins), tuple(broken))
+
+
+def replay_output(
+    engine: Engine, prompt_ids: Sequence[int], output_ids: Sequence[int], params: Params, seed: bytes, sequence: int = 0
+) -> Replay:
+    """Sample the answer again as a provider does, prompt in one step and then id by id, and compare.
+
+    Equal ids acquit. A difference convicts only on an engine profile that the model record allow-lists.
+
+    Raises:
+        InvalidParams, InvalidPrompt, UnavailableCheck, InvalidLogits, UnavailableEngine: as in `verify_output`.
+    """
+    validate_params(params)
+    _validate_fit(engine, prompt_ids, min(len(output_ids), params.max_tokens))
+    broken = _find_broken_shape(engine, output_ids, params)
+    if broken:
+        return Replay(False, min(item.position for item in broken))
+    engine.forget(sequence)
+    try:
+        step = Step(sequence, 0, tuple(prompt_ids), 1)
+        for place, token in enumerate(output_ids):
+            (logits,) = engine.decode([step])
+            if sample(logits[0], params, seed, len(prompt_ids) + place) != token:
+                return Replay(False, place)
+            step = Step(sequence, step.position + len(step.ids), (token,), 1)
+    finally:
+        engine.forget(sequence)
+    return Replay(True, None)
+
+
+def _validate_fit(engine: Engine, prompt_ids: Sequence[int], output_count: int) -> None:
+    if not prompt_ids:
+        raise InvalidPrompt("the prompt has no ids")
+    if len(prompt_ids) + output_count - 1 > engine.context_tokens:  # the last id is never read back
+        raise UnavailableCheck(
+            f"{len(prompt_ids)} prompt and {output_count} output ids exceed this engine's context of "
+            f"{engine.context_tokens}; open it with a larger one"
+        )
+    if min(prompt_ids) < 0 or max(prompt_ids) >= engine.vocabulary_size:
+        raise InvalidPrompt(
+            f"prompt id {min(prompt_ids)} or {max(prompt_ids)} is outside the vocabulary of {engine.vocabulary_size}"
+        )
+
+
+def _find_broken_shape(engine: Engine, output_ids: Sequence[int], params: Params) -> list[Violation]:
+    broken = []
+    if len(output_ids) > params.max_tokens:
+        detail = f"{len(output_ids)} ids exceed max_tokens {params.max_tokens}"
+        broken.append(Violation(params.max_tokens, float("inf"), Rule.LENGTH, detail))
+    for place, token in enumerate(output_ids):
+        if not 0 <= token < engine.vocabulary_size:
+            detail = f"id {token} is outside the vocabulary of {engine.vocabulary_size}"
+            return [*broken, Violation(place, float("inf"), Rule.VOCABULARY, detail)]
+    return broken
+
+
+def _prefill(engine: Engine, prompt_ids: Sequence[int], output_ids: Sequence[int], sequence: int) -> Iterator[Row]:
+    """The logits row before each output id, from one pass over prompt and output in bounded pieces."""
+    read = (*prompt_ids, *output_ids[:-1])
+    done, position = 0, 0
+    engine.forget(sequence)
+    try:
+        while done < len(output_ids):
+            outputs = min(OUTPUTS_PER_STEP, len(output_ids) - done)
+            end = len(prompt_ids) - 1 + done + outputs
+            (rows,) = engine.decode([Step(sequence, position, read[position:end], outputs)])
+            yield from rows
+            done, position = done + outputs, end
+    finally:
+        engine.forget(sequence)
