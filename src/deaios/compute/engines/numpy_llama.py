@@ -232,7 +232,8 @@ class NumpyEngine:
         scores -= scores.max(-1, keepdims=True)
         np.exp(scores, out=scores)
         scores /= scores.sum(-1, keepdims=True)
-        mixed: Floats = scores.reshape(shape.key_heads, shared * tokens, end) @ cache.values[layer, :, :end]
+        weights = scores.reshape(shape.key_heads, shared * tokens, end)
+        mixed: Floats = np.matmul(weights, cache.values[layer, :, :end], dtype=np.float32)
         by_token = mixed.reshape(shape.heads, tokens, shape.head_width).transpose(1, 0, 2)
         return by_token.reshape(tokens, shape.heads * shape.head_width)
 
