@@ -1,15 +1,17 @@
 """The contract suite on an in-memory EVM, deployed from the shipped artifacts, and the people who use it."""
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import boa
 import pytest
-from eth.vm.forks.cancun.computation import CancunComputation
-from eth_abi import encode
+from eth.exceptions import Revert
+from eth_abi import decode, encode
 
 import deaios.ledger
 from deaios.ledger import structs
@@ -31,8 +33,6 @@ BEACON_COMMIT, BEACON_REVEAL, BEACON_PENALTY = 20, 20, CREDIT
 PROVIDER_STAKE, AUDITOR_STAKE = 50 * CREDIT, 20 * CREDIT
 ZERO32 = bytes(32)
 ACQUIT, GUILTY, NO_QUORUM = 1, 2, 3
-
-assert CancunComputation  # titanoboa runs py-evm with Cancun's rules, the ones the contracts are compiled for
 
 
 @dataclass(frozen=True)
@@ -81,12 +81,19 @@ def struct_tuple(struct: object) -> tuple[Any, ...]:
     )
 
 
+class DeploymentReverted(Exception):
+    """A constructor refused its arguments; the message is its reason."""
+
+
 def deploy(name: str, *arguments: object, sender: str) -> Any:
     artifact = json.loads((ARTIFACTS / f"{name}.json").read_text())
     constructor = [entry for entry in artifact["abi"] if entry["type"] == "constructor"]
     types = [abi_type(item) for item in constructor[0]["inputs"]] if constructor else []
     code = bytes.fromhex(artifact["bytecode"][2:]) + encode(types, arguments)
-    address, runtime = boa.env.deploy_code(bytecode=code, sender=sender)
+    try:
+        address, runtime = boa.env.deploy_code(bytecode=code, sender=sender)
+    except Revert as error:
+        raise DeploymentReverted(decode(["string"], error.args[0][4:])[0]) from error
     assert runtime, f"{name} was not deployed"
     return boa.loads_abi(json.dumps(artifact["abi"]), name=name).at(address)
 
@@ -371,3 +378,19 @@ def make_world() -> Iterator[Callable[..., World]]:
     """For tests that need other settings or several suites; everything is undone."""
     with boa.env.anchor():
         yield World
+
+
+@pytest.fixture(scope="session")
+def deploy_contract(deployed: World) -> Callable[..., Any]:
+    """Deploy a single contract by its name."""
+
+    def deploy_one(name: str, *arguments: object) -> Any:
+        return deploy(name, *arguments, sender=deployed.stranger.text)
+
+    return deploy_one
+
+
+@pytest.fixture(scope="session")
+def deployment_reverts() -> Callable[[str], AbstractContextManager[Any]]:
+    """Expect a constructor to refuse its arguments for a reason."""
+    return lambda reason: pytest.raises(DeploymentReverted, match=re.escape(reason))

@@ -116,13 +116,12 @@ def test_a_signature_has_one_form(world):
 def test_transfer_authorization_is_another_type(world):
     item = authorization(world)
     kind = keccak256(
-        b"TransferWithAuthorization(address from,address to,uint256 value,uint256 validAfter,uint256 validBefore,bytes32 nonce)"
+        b"TransferWithAuthorization(address from,address to,uint256 value,"
+        b"uint256 validAfter,uint256 validBefore,bytes32 nonce)"
     )
     words = [item.from_.rjust(32, b"\0"), item.to.rjust(32, b"\0")]
     words += [n.to_bytes(32) for n in (item.value, item.valid_after, item.valid_before)]
-    digest = keccak256(
-        b"\x19\x01" + world.token_domain().separator() + keccak256(b"".join([kind, *words, item.nonce]))
-    )
+    digest = keccak256(b"\x19\x01" + world.token_domain().separator() + keccak256(b"".join([kind, *words, item.nonce])))
     arguments = world.tuple_of(item)
     receive_signature = sign_struct(world.buyer.key, world.token_domain(), item)
     with boa.reverts("credit: signature is not the owner's"):
