@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from deaios.compute.commitments import Context, encode_context
 from deaios.ledger.structs import (
     MAX_TOKENS_LIMIT,
     STOPS_MAX,
@@ -23,7 +24,7 @@ from deaios.ledger.structs import (
     Level,
     Params,
 )
-from deaios.primitives.encoding import InvalidEncoding, Json, encode_canonical_json, encode_hex
+from deaios.primitives.encoding import InvalidEncoding, Json
 from deaios.primitives.errors import Invalid
 from deaios.primitives.hashing import ZERO32
 from deaios.primitives.keys import Address, parse_address
@@ -183,9 +184,7 @@ def context_of(chat: ChatBody, template_hash: bytes, now: str = "") -> bytes:
         template_hash: 32 bytes, from the model record.
         now: the text that the template shows as the current date; empty where it shows none.
     """
-    return encode_canonical_json(
-        {"messages": chat.message_objects(), "now": now, "template": encode_hex(template_hash), "tools": None}
-    )
+    return encode_context(Context(tuple(chat.message_objects()), now, template_hash))
 
 
 def read_chat_body(body: bytes) -> ChatBody:

@@ -1,0 +1,320 @@
+"""One answer in the making: a task buys it, any number of readers follow it from its beginning.
+
+Invariants: the purchase is made once and charged at most once, whoever comes and goes; what readers get is always the
+same text; while streaming readers lag, the purchase waits, so memory is bounded by the answer's own length. An answer
+that everybody left is cancelled, at once or after a grace in which an SDK's retry may return. It knows no HTTP.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from deaios.gateway.budgets import Budgets, Reservation
+from deaios.gateway.errors import InternalFault, UnavailableAnswer, UnavailableMarket
+from deaios.gateway.purchasing import Purchase, Purchasing, ServedModel
+from deaios.gateway.store import Charge
+from deaios.gateway.text import AnswerText
+from deaios.ledger.structs import FinishReason, State
+from deaios.market.chat import ChatBody
+from deaios.market.opening import Opening
+from deaios.market.orders import Order
+from deaios.primitives.errors import DeaiosError, Invalid, Refused
+from deaios.primitives.units import compute_fee
+from deaios.runtime.clock import Clock
+from deaios.runtime.logs import get_logger
+
+log = get_logger("gateway")
+
+LAG_PIECES_MAX = 256
+"""How far the purchase may run ahead of the fastest streaming reader."""
+CANCEL_S = 10.0
+"""A purchase that cannot be cancelled within this time is left to its own deadline."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Who asked for what."""
+
+    answer_id: str
+    created_s: int
+    key_id: str
+    model: ServedModel
+    chat: ChatBody
+    client_nonce: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A wish turned into an order, with the money set aside."""
+
+    order: Order
+    reservation: Reservation
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long is waited for what.
+
+    Attributes:
+        answer_s: the whole purchase; OpenAI SDKs give up after 600 s.
+        grace_s: how long an answer lives on without a reader when its client is one that retries by itself.
+    """
+
+    answer_s: float = 600.0
+    grace_s: float = 3.0
+
+
+class Reader:
+    """One client's place in an answer."""
+
+    def __init__(self, answer: "Answer", *, is_streaming: bool) -> None:
+        self._answer = answer
+        self.is_streaming = is_streaming
+        self.position = 0
+
+    def take(self) -> list[str]:
+        """The pieces that are new to this reader."""
+        pieces = self._answer.pieces[self.position :]
+        self.position = len(self._answer.pieces)
+        self._answer.note_progress()
+        return pieces
+
+    async def wait(self) -> None:
+        """Return when there is a new piece, or the answer has ended."""
+        while self.position == len(self._answer.pieces) and not self._answer.has_ended:
+            await self._answer.changed()
+
+    async def wait_for_end(self) -> None:
+        """Return when the answer has ended."""
+        while not self._answer.has_ended:
+            await self._answer.changed()
+
+
+class Answer:
+    """The purchase of one answer and its readers."""
+
+    def __init__(
+        self,
+        wanted: Wanted,
+        prepare: Callable[[], Awaitable[Prepared]],
+        *,
+        buyer: Purchasing,
+        budgets: Budgets,
+        clock: Clock,
+        patience: Patience,
+    ) -> None:
+        self.wanted = wanted
+        self.pieces: list[str] = []
+        self.opening: Opening | None = None
+        self.error: DeaiosError | None = None
+        self.has_ended = False
+        self.is_delivered = False
+        self.tokens = 0
+        self._prepare = prepare
+        self._buyer = buyer
+        self._budgets = budgets
+        self._clock = clock
+        self._patience = patience
+        self._readers: set[Reader] = set()
+        self._changed = asyncio.Event()
+        self._progressed = asyncio.Event()
+        self._is_closing = False
+        self._on_end: Callable[[], None] = lambda: None
+        self._grace: asyncio.Task[None] | None = None
+        self._task = asyncio.create_task(self._run(), name=f"answer {wanted.answer_id}")
+
+    @property
+    def is_orphan(self) -> bool:
+        """Nobody follows it, and nobody has had all of it."""
+        return not self._readers and not self.is_delivered
+
+    def when_done(self, call: Callable[[], None]) -> None:
+        """Have something called when the answer has ended, before its readers know."""
+        assert not self.has_ended
+        self._on_end = call
+
+    def join(self, *, is_streaming: bool) -> Reader:
+        """Follow the answer from its beginning."""
+        if self._grace is not None:
+            self._grace.cancel()
+            self._grace = None
+        reader = Reader(self, is_streaming=is_streaming)
+        self._readers.add(reader)
+        return reader
+
+    def leave(self, reader: Reader, *, may_return: bool) -> None:
+        """Stop following; the last to leave an unfinished answer ends it.
+
+        Args:
+            reader: who leaves.
+            may_return: the client is one that sends a failed request again by itself.
+        """
+        self._readers.discard(reader)
+        self.note_progress()
+        if self._readers or self.has_ended:
+            return
+        if may_return:
+            self._grace = asyncio.create_task(self._abandon_later())
+        else:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Cancel the purchase, unless it is being charged already."""
+        if not self._is_closing and not self.has_ended:
+            self._is_closing = True
+            self._task.cancel()
+
+    async def stop(self) -> None:
+        """Abandon, and wait until money and papers are settled."""
+        if self._grace is not None:
+            self._grace.cancel()
+        self.abandon()
+        await asyncio.wait([self._task])
+
+    def note_progress(self) -> None:
+        """A reader has moved or left."""
+        self._progressed.set()
+
+    async def changed(self) -> None:
+        """Wait for the next piece or the end."""
+        await self._changed.wait()
+
+    async def _abandon_later(self) -> None:
+        await self._clock.sleep(self._patience.grace_s)
+        if not self._readers:
+            self.abandon()
+
+    async def _run(self) -> None:
+        try:
+            await self._buy(await self._prepare())
+        except DeaiosError as error:
+            self._end(error)
+        except asyncio.CancelledError:
+            self._end(UnavailableAnswer("the request was abandoned"))
+        except Exception:  # the edge of a task that nobody awaits: log, tell the readers, live on
+            log.exception("internal fault", answer=self.wanted.answer_id)
+            self._end(InternalFault("the answer failed"))
+
+    async def _buy(self, prepared: Prepared) -> None:
+        """Purchase, charge or release, end; on no path does money stay set aside."""
+        try:
+            amount, error = await self._purchase(prepared)
+        except BaseException:
+            self._budgets.release(prepared.reservation)
+            raise
+        self._is_closing = True
+        await self._settle(prepared, amount)
+        self._end(error)
+
+    async def _purchase(self, prepared: Prepared) -> tuple[int, DeaiosError | None]:
+        """Buy to the end; returns what the key owes, and what went wrong."""
+        purchase: Purchase | None = None
+        try:
+            async with asyncio.timeout(self._patience.answer_s):
+                purchase = await self._buyer.purchase(prepared.order)
+                await self._follow(purchase)
+        except asyncio.CancelledError:
+            if not self._is_closing:
+                raise
+            task = asyncio.current_task()
+            assert task is not None
+            task.uncancel()
+            return await self._cancel(purchase, prepared), UnavailableAnswer("the request was abandoned")
+        except TimeoutError:
+            late = UnavailableAnswer(f"no complete answer within {self._patience.answer_s:g} s")
+            return await self._cancel(purchase, prepared), late
+        except Refused as refusal:
+            return 0, UnavailableMarket(str(refusal))
+        except Invalid as lie:
+            # It came from the provider: the user's request was read before anything was bought. Nobody pays for it.
+            log.warning("purchase failed", answer=self.wanted.answer_id, error=str(lie), kind=type(lie).__name__)
+            await self._cancel(purchase, prepared)
+            return 0, UnavailableAnswer(f"the provider broke the protocol: {lie}")
+        except DeaiosError as failure:
+            return 0, failure
+        self.opening = purchase.opening
+        return self._judge(prepared.reservation)
+
+    async def _follow(self, purchase: Purchase) -> None:
+        text = AnswerText(self.wanted.model.vocabulary, self.wanted.chat.stop)
+        async for delta in purchase:
+            self.tokens += len(delta.ids)
+            self._add(text.push(delta.ids))
+            await self._wait_for_readers()
+        self._add(text.close())
+
+    def _add(self, piece: str) -> None:
+        if piece:
+            self.pieces.append(piece)
+            self._notify()
+
+    async def _wait_for_readers(self) -> None:
+        """Do not run ahead of those who stream: what they never read should not be bought."""
+        while places := [reader.position for reader in self._readers if reader.is_streaming]:
+            if len(self.pieces) - max(places) <= LAG_PIECES_MAX or len(places) < len(self._readers):
+                return
+            self._progressed.clear()
+            await self._progressed.wait()
+
+    def _judge(self, reservation: Reservation) -> tuple[int, DeaiosError | None]:
+        """What an ended purchase costs the key, and what is wrong with it."""
+        if self.opening is None:
+            return 0, UnavailableAnswer("the purchase ended without a receipt")
+        receipt = self.opening.receipt
+        if receipt.state != State.SERVED:
+            return 0, UnavailableAnswer(f"the provider ended the purchase as {State(receipt.state).name.lower()}")
+        if receipt.finish_reason not in (FinishReason.STOP_TOKEN, FinishReason.STOP_STRING, FinishReason.LENGTH):
+            return 0, UnavailableAnswer(f"the answer ended early: {FinishReason(receipt.finish_reason).name.lower()}")
+        if receipt.fee > reservation.amount:
+            log.warning(
+                "fee above the listed price", answer=self.wanted.answer_id, fee=receipt.fee, reserved=reservation.amount
+            )
+        return min(receipt.fee, reservation.amount), None
+
+    async def _cancel(self, purchase: Purchase | None, prepared: Prepared) -> int:
+        """Cancel at the market; returns what the key owes for what it had received."""
+        if purchase is None:
+            return 0
+        try:
+            async with asyncio.timeout(CANCEL_S):
+                await purchase.cancel()
+        except (DeaiosError, TimeoutError) as error:
+            log.warning("cancel failed", answer=self.wanted.answer_id, error=repr(error))
+        self.opening = purchase.opening
+        if self.opening is not None:
+            fee = self.opening.receipt.fee
+        else:
+            model = self.wanted.model
+            fee = compute_fee(len(prepared.order.prompt_ids), self.tokens, model.input_price, model.output_price)
+            fee = fee if self.tokens else 0
+        return min(fee, prepared.reservation.amount)
+
+    async def _settle(self, prepared: Prepared, amount: int) -> None:
+        if not amount:
+            self._budgets.release(prepared.reservation)
+            return
+        receipt = self.opening.receipt if self.opening is not None else None
+        charge = Charge(
+            answer_id=self.wanted.answer_id,
+            key_id=self.wanted.key_id,
+            amount=amount,
+            prompt_tokens=receipt.prompt_tokens if receipt is not None else len(prepared.order.prompt_ids),
+            completion_tokens=receipt.completion_tokens if receipt is not None else self.tokens,
+            at_ms=self._clock.now_ms(),
+            provider=self.opening.request.provider if self.opening is not None else None,
+            counter=receipt.counter if receipt is not None else None,
+        )
+        await self._budgets.settle(prepared.reservation, charge)
+
+    def _end(self, error: DeaiosError | None) -> None:
+        self.error = error
+        self.has_ended = True
+        if self._grace is not None:
+            self._grace.cancel()
+            self._grace = None
+        self._on_end()
+        self._notify()
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()

@@ -1,0 +1,76 @@
+"""Budgets of running answers: the most an answer may cost is set aside before it is bought.
+
+Invariant: spent + reserved never exceeds a key's budget, so a balance is never negative, however many answers run at
+once. Reservations live in memory: after a crash they are gone, and what was not charged was not promised. Charges wait
+for the disk on a thread, one at a time.
+"""
+
+import asyncio
+from dataclasses import dataclass
+
+from deaios.gateway.errors import RefusedBudget
+from deaios.gateway.store import Charge, KeyStore
+from deaios.primitives.units import format_credit
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """What is set aside for one answer."""
+
+    key_id: str
+    amount: int
+
+
+class Budgets:
+    """Reservations over one key store; one instance per gateway process."""
+
+    def __init__(self, store: KeyStore) -> None:
+        self._store = store
+        self._reserved: dict[str, int] = {}
+        self._writing = asyncio.Lock()
+
+    def reserved(self, key_id: str) -> int:
+        """What is set aside for a key's running answers."""
+        return self._reserved.get(key_id, 0)
+
+    def reserve(self, key_id: str, amount: int) -> Reservation:
+        """Set an amount aside.
+
+        Raises:
+            RefusedBudget: the key's budget does not cover it.
+            NotFound: no such key.
+        """
+        record = self._store.get(key_id)
+        if record.budget is not None:
+            free = record.budget - record.spent - self.reserved(key_id)
+            if amount > free:
+                raise RefusedBudget(
+                    f"this answer may cost up to {format_credit(amount)} credits, "
+                    f"but the key's budget has {format_credit(max(0, free))} left; lower max_tokens or raise the budget"
+                )
+        self._reserved[key_id] = self.reserved(key_id) + amount
+        return Reservation(key_id, amount)
+
+    async def settle(self, reservation: Reservation, charge: Charge) -> bool:
+        """Charge what an answer cost and give back the rest; on return the charge is on disk.
+
+        Returns:
+            False where the answer or its receipt had been charged before.
+        """
+        assert charge.key_id == reservation.key_id
+        assert 0 <= charge.amount <= reservation.amount
+        try:
+            async with self._writing:
+                # Shielded: a charge under way ends before its reservation does, whoever is cancelled meanwhile.
+                return await asyncio.shield(asyncio.to_thread(self._store.charge, charge))
+        finally:
+            self.release(reservation)
+
+    def release(self, reservation: Reservation) -> None:
+        """Give a reservation back uncharged."""
+        left = self._reserved[reservation.key_id] - reservation.amount
+        assert left >= 0
+        if left:
+            self._reserved[reservation.key_id] = left
+        else:
+            del self._reserved[reservation.key_id]

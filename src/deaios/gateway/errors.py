@@ -1,0 +1,115 @@
+"""Typed errors in the words of the OpenAI API.
+
+Every refusal is one JSON document with message, type, param and code, and the status that makes SDKs retry what a
+retry may help and nothing else. Our own faults say only that they are ours.
+"""
+
+from aiohttp import web
+
+from deaios.gateway.openai_wire import ErrorAnswer, ErrorBody
+from deaios.market.chat import InvalidParameter
+from deaios.primitives.errors import DeaiosError, Refused, Unavailable
+from deaios.runtime.errors import InvalidBody, RefusedPayment, http_status
+from deaios.runtime.http import json_response
+
+RETRY_AFTER_S = 1
+_TYPES = {401: "authentication_error", 402: "insufficient_quota", 403: "permission_error", 429: "rate_limit_error"}
+_CODES = {
+    400: "invalid_request",
+    402: "insufficient_quota",
+    404: "not_found",
+    405: "method_not_allowed",
+    408: "request_timeout",
+    413: "request_too_large",
+    429: "rate_limit_exceeded",
+    500: "internal_error",
+    503: "service_unavailable",
+}
+
+
+class RefusedKey(Refused):
+    """No key, or one that is unknown, revoked or expired."""
+
+
+class RefusedModel(Refused):
+    """No such model, or not for this key."""
+
+
+class RefusedBudget(RefusedPayment):
+    """The key's budget does not cover the most that the answer may cost."""
+
+
+class UnavailableMarket(Unavailable):
+    """No provider can serve the request as it is; sending it again at once would not help."""
+
+
+class UnavailableAnswer(Unavailable):
+    """The purchase failed on its way; the user was not charged and may try again."""
+
+
+class UnavailableBody(Unavailable):
+    """The request's body did not arrive in time or broke off."""
+
+
+class InternalFault(DeaiosError):
+    """Our own fault, logged where it happened."""
+
+
+_OWN: tuple[tuple[type[DeaiosError], int, str], ...] = (
+    (RefusedKey, 401, "invalid_api_key"),
+    (RefusedModel, 404, "model_not_found"),
+    (UnavailableMarket, 503, "no_provider"),
+    (UnavailableBody, 408, "request_timeout"),
+    (InvalidBody, 400, "invalid_json"),
+)
+"""Errors whose status or code says more than the common table."""
+
+
+def build_error(status: int, error: BaseException, where: str = "") -> ErrorBody:
+    """The error in the API's form.
+
+    Args:
+        status: HTTP status.
+        error: what was raised.
+        where: method and path, for routes that do not exist.
+    """
+    own = next((row for row in _OWN if isinstance(error, row[0])), None)
+    code = own[2] if own else _CODES.get(status, "error")
+    param = None
+    message = str(error)
+    if isinstance(error, InvalidParameter):
+        param, code = _clean(error.param), error.code
+    elif isinstance(error, web.HTTPNotFound):
+        message, code = f"Unknown request URL: {where}", "unknown_url"
+    elif isinstance(error, web.HTTPMethodNotAllowed):
+        message = f"{where} is not allowed; allowed methods: {', '.join(sorted(error.allowed_methods))}"
+    elif isinstance(error, web.HTTPException):
+        message = error.reason
+    elif status == 500:
+        message = "an internal fault was logged; the request may be retried"
+    kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    return ErrorBody(_clean(message), kind, param, code)
+
+
+def status_of(error: BaseException) -> int:
+    """HTTP status of an error at this door."""
+    own = next((row for row in _OWN if isinstance(error, row[0])), None)
+    return own[1] if own else http_status(error)
+
+
+def render_openai_error(request: web.Request, status: int, error: BaseException) -> web.Response:
+    """The answer for an error; the signature that `runtime.http.build_application` takes."""
+    if isinstance(error, DeaiosError):
+        status = status_of(error)
+    headers = {}
+    if isinstance(error, UnavailableMarket):
+        headers["x-should-retry"] = "false"
+    elif status in (429, 503):
+        headers["Retry-After"] = str(RETRY_AFTER_S)
+    body = build_error(status, error, f"{request.method} {request.path}")
+    return json_response(ErrorAnswer(body), status, headers)
+
+
+def _clean(text: str) -> str:
+    """Text without lone surrogates, which JSON encoders refuse."""
+    return text.encode(errors="replace").decode()

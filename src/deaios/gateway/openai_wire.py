@@ -1,0 +1,137 @@
+"""The JSON that OpenAI SDKs read: answers, chunks, models and errors.
+
+Field names and order follow the OpenAI API; `deaios` is an extra field that SDKs keep without knowing it. Struct
+definitions only: what goes into them is decided elsewhere.
+"""
+
+import msgspec
+
+from deaios.primitives.encoding import Json
+
+
+class PromptDetails(msgspec.Struct, frozen=True):
+    """Part of the prompt that was not computed again."""
+
+    cached_tokens: int
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """Counts from the receipt: what was paid for, the stopping token included."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptDetails
+
+
+class Proof(msgspec.Struct, rename="camel", frozen=True):
+    """What a user needs to check the answer without the gateway.
+
+    `network` is the genesis hash, `client_nonce` what the body was hashed with, `opening` the signed papers of the
+    purchase, `provider` who served.
+    """
+
+    network: str
+    client_nonce: str
+    opening: dict[str, Json]
+    provider: str
+
+
+class AnswerMessage(msgspec.Struct, frozen=True):
+    """The assistant's turn."""
+
+    content: str
+    role: str = "assistant"
+    refusal: None = None
+
+
+class Choice(msgspec.Struct, frozen=True):
+    """The one answer to a request."""
+
+    message: AnswerMessage
+    finish_reason: str
+    index: int = 0
+    logprobs: None = None
+
+
+class ChatCompletion(msgspec.Struct, frozen=True):
+    """A whole answer."""
+
+    id: str
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: Usage
+    system_fingerprint: str
+    deaios: Proof
+    object: str = "chat.completion"
+
+
+class ChunkDelta(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a chunk adds."""
+
+    role: str | None = None
+    content: str | None = None
+
+
+class ChunkChoice(msgspec.Struct, frozen=True):
+    """The one choice of a chunk."""
+
+    delta: ChunkDelta
+    finish_reason: str | None = None
+    index: int = 0
+    logprobs: None = None
+
+
+class ChatChunk(msgspec.Struct, frozen=True):
+    """One event of a stream; `usage` and `deaios` are left out where they do not belong."""
+
+    id: str
+    created: int
+    model: str
+    choices: list[ChunkChoice]
+    system_fingerprint: str
+    object: str = "chat.completion.chunk"
+    usage: Usage | msgspec.UnsetType | None = msgspec.UNSET
+    deaios: Proof | msgspec.UnsetType = msgspec.UNSET
+
+
+class Pricing(msgspec.Struct, frozen=True):
+    """Credits per token as decimal text, in OpenRouter's form; the most that is paid, not what each provider asks."""
+
+    prompt: str
+    completion: str
+
+
+class Model(msgspec.Struct, frozen=True):
+    """One entry of the models list."""
+
+    id: str
+    created: int
+    owned_by: str
+    context_length: int
+    pricing: Pricing
+    record_id: str
+    object: str = "model"
+
+
+class ModelList(msgspec.Struct, frozen=True):
+    """The models that a key may use."""
+
+    data: list[Model]
+    object: str = "list"
+
+
+class ErrorBody(msgspec.Struct, frozen=True):
+    """What went wrong, in the API's terms."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorAnswer(msgspec.Struct, frozen=True):
+    """An error document."""
+
+    error: ErrorBody

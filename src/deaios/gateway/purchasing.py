@@ -1,0 +1,137 @@
+"""What the gateway needs from the market, and what it serves.
+
+Protocols with two versions each: the live buyer and tokenizer, and the fakes of the tests. No I/O here.
+"""
+
+import re
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from deaios.compute.records import ModelRecord
+from deaios.market.batches import BatchProof
+from deaios.market.opening import Opening
+from deaios.market.orders import Order
+from deaios.primitives.encoding import encode_hex
+from deaios.primitives.errors import ConfigError
+
+MODELS_MAX = 256
+_MODEL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}", re.ASCII)
+
+
+class Delta(Protocol):
+    """Sampled ids as they arrive."""
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """At least one id."""
+
+
+class Purchase(Protocol):
+    """One running purchase: iterate it for deltas, to the end."""
+
+    def __aiter__(self) -> AsyncIterator[Delta]:
+        """Deltas until the receipt has been checked."""
+
+    @property
+    def opening(self) -> Opening | None:
+        """All signed papers; None until the purchase has ended, or where it ended without a receipt."""
+
+    async def cancel(self) -> None:
+        """End the purchase early, for what was received so far; nothing happens where it has ended."""
+
+
+class Purchasing(Protocol):
+    """The buyer: it finds providers, pays, checks every signature and fee, and fails over before the first token."""
+
+    async def purchase(self, order: Order) -> Purchase:
+        """Buy.
+
+        Raises:
+            Unavailable: no provider answered.
+            Refused: no provider offers this.
+        """
+
+    async def fetch_proof(self, opening: Opening, timeout_s: float) -> BatchProof:
+        """Where on chain the receipt is; waits until it is there.
+
+        Raises:
+            Unavailable: not within the time.
+        """
+
+
+class Vocabulary(Protocol):
+    """What the gateway needs of a tokenizer: the bytes of each id."""
+
+    def get_bytes(self, token: int) -> bytes:
+        """The bytes a token adds to the text; none for special tokens.
+
+        Raises:
+            Invalid: no such id.
+        """
+
+
+class Render(Protocol):
+    """A chat template with its tokenizer."""
+
+    def __call__(self, messages: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
+        """Prompt ids of messages.
+
+        Raises:
+            Invalid: the template refuses them.
+        """
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """One model that users may ask for.
+
+    Attributes:
+        record_id: names it on every signature.
+        record: its published record; `record.name` is what users call it.
+        vocabulary: ids to bytes.
+        render: messages to prompt ids.
+        input_price: most that is paid, smallest units per million prompt tokens; what budgets reserve.
+        output_price: the same per million sampled tokens.
+        created_s: when it was published, seconds since the epoch.
+        owned_by: publisher, for people.
+        aliases: further names.
+    """
+
+    record_id: bytes
+    record: ModelRecord
+    vocabulary: Vocabulary
+    render: Render
+    input_price: int
+    output_price: int
+    created_s: int
+    owned_by: str
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Everything that `model` may say; the first is what answers show."""
+        return (self.record.name, encode_hex(self.record_id), *self.aliases)
+
+
+@dataclass(frozen=True)
+class ServedModels:
+    """The models of one gateway, in the order in which they are listed."""
+
+    models: tuple[ServedModel, ...]
+    _by_name: dict[str, ServedModel] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if len(self.models) > MODELS_MAX:
+            raise ConfigError(f"{len(self.models)} models are served, at most {MODELS_MAX} are allowed")
+        for model in self.models:
+            for name in model.names:
+                if not _MODEL_ID.fullmatch(name):
+                    raise ConfigError(f"model name {name!r} does not match {_MODEL_ID.pattern}")
+                if name in self._by_name:
+                    raise ConfigError(f"two served models are called {name!r}; rename one")
+                self._by_name[name] = model
+
+    def find(self, name: str) -> ServedModel | None:
+        """The model of that name."""
+        return self._by_name.get(name)

@@ -1,0 +1,243 @@
+"""Where keys and what they spent are kept: one SQLite journal.
+
+Invariants: a charge is on disk before it is answered for; one answer, and one receipt, is charged at most once; what a
+key has spent never exceeds its budget. Only keyed hashes of keys are stored. Reads and writes have connections of
+their own, so that a read never waits for a write's fsync.
+"""
+
+import json
+import sqlite3
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from deaios.gateway.keys import AMOUNT_MAX, KEY_ID_SIZE, KEY_SECRET_SIZE, KeyRecord, build_key_text, hash_key
+from deaios.primitives.errors import Invalid
+from deaios.primitives.keys import Address
+from deaios.runtime.dice import Dice
+from deaios.runtime.errors import NotFound
+from deaios.runtime.journal import open_journal, transaction
+
+PEPPER_SIZE = 32
+NAME_CHARS_MAX = 128
+MODELS_MAX = 256
+_COLUMNS = "key_id, name, budget, spent, models, created_at_ms, expires_at_ms, revoked_at_ms"
+_MIGRATIONS = (
+    """
+    CREATE TABLE keys (
+        key_id TEXT PRIMARY KEY,
+        hash BLOB NOT NULL UNIQUE,
+        name TEXT NOT NULL,
+        budget INTEGER CHECK (budget >= 0),
+        spent INTEGER NOT NULL DEFAULT 0 CHECK (spent >= 0 AND (budget IS NULL OR spent <= budget)),
+        models TEXT,
+        created_at_ms INTEGER NOT NULL,
+        expires_at_ms INTEGER,
+        revoked_at_ms INTEGER
+    ) STRICT;
+    CREATE TABLE charges (
+        answer_id TEXT PRIMARY KEY,
+        key_id TEXT NOT NULL REFERENCES keys (key_id),
+        amount INTEGER NOT NULL CHECK (amount >= 0),
+        prompt_tokens INTEGER NOT NULL,
+        completion_tokens INTEGER NOT NULL,
+        provider BLOB,
+        counter INTEGER,
+        at_ms INTEGER NOT NULL,
+        UNIQUE (provider, counter)
+    ) STRICT;
+    CREATE INDEX charges_by_key ON charges (key_id, at_ms);
+    """,
+)
+
+
+class InvalidKeyTerms(Invalid):
+    """Terms of a key that cannot be kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """What one answer cost a key.
+
+    `provider` and `counter` name the receipt, where there is one: two answers with one receipt are paid once.
+    """
+
+    answer_id: str
+    key_id: str
+    amount: int
+    prompt_tokens: int
+    completion_tokens: int
+    at_ms: int
+    provider: Address | None = None
+    counter: int | None = None
+
+
+class KeyStore:
+    """Keys and charges on disk. Its methods block; `charge` waits for the disk."""
+
+    def __init__(self, reader: sqlite3.Connection, writer: sqlite3.Connection, pepper: bytes) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._pepper = pepper
+
+    @classmethod
+    def open(cls, path: Path, pepper: bytes) -> Self:
+        """Open or create the journal.
+
+        Args:
+            path: the database file.
+            pepper: 32 secret bytes that key hashes depend on; kept by the caller, outside the database.
+        """
+        assert len(pepper) == PEPPER_SIZE
+        writer = open_journal(path, _MIGRATIONS)
+        return cls(open_journal(path, _MIGRATIONS), writer, pepper)
+
+    def close(self) -> None:
+        """Close both connections."""
+        self._reader.close()
+        self._writer.close()
+
+    def create(
+        self,
+        dice: Dice,
+        now_ms: int,
+        *,
+        name: str,
+        budget: int | None = None,
+        models: Collection[str] | None = None,
+        expires_at_ms: int | None = None,
+    ) -> tuple[str, KeyRecord]:
+        """Make a key.
+
+        Returns:
+            Its text, which is nowhere kept, and its record.
+
+        Raises:
+            InvalidKeyTerms: name, budget or models are out of bounds.
+        """
+        _validate_terms(name, budget, models)
+        text = build_key_text(dice.token_bytes(KEY_SECRET_SIZE))
+        record = KeyRecord(
+            key_id="key_" + dice.token_bytes(KEY_ID_SIZE).hex(),
+            name=name,
+            budget=budget,
+            spent=0,
+            models=None if models is None else frozenset(models),
+            created_at_ms=now_ms,
+            expires_at_ms=expires_at_ms,
+            revoked_at_ms=None,
+        )
+        listed = None if record.models is None else json.dumps(sorted(record.models))
+        values = (record.key_id, name, budget, 0, listed, now_ms, expires_at_ms, None, hash_key(text, self._pepper))
+        with transaction(self._writer) as connection:
+            connection.execute(f"INSERT INTO keys ({_COLUMNS}, hash) VALUES (?,?,?,?,?,?,?,?,?)", values)  # noqa: S608 # a constant
+        return text, record
+
+    def find(self, text: str) -> KeyRecord | None:
+        """The record of a key somebody shows, revoked and expired ones included."""
+        return self._read("hash", hash_key(text, self._pepper))
+
+    def get(self, key_id: str) -> KeyRecord:
+        """The record of a key by its public name.
+
+        Raises:
+            NotFound: no such key.
+        """
+        record = self._read("key_id", key_id)
+        if record is None:
+            raise NotFound(f"no API key has the id {key_id!r:.80}")
+        return record
+
+    def list_keys(self) -> list[KeyRecord]:
+        """All keys, oldest first."""
+        rows = self._reader.execute(f"SELECT {_COLUMNS} FROM keys ORDER BY created_at_ms, key_id")  # noqa: S608 # a constant
+        return [_build_record(row) for row in rows]
+
+    def revoke(self, key_id: str, now_ms: int) -> None:
+        """Refuse a key from now on; revoking twice keeps the first time.
+
+        Raises:
+            NotFound: no such key.
+        """
+        self.get(key_id)
+        with transaction(self._writer) as connection:
+            connection.execute(
+                "UPDATE keys SET revoked_at_ms = coalesce(revoked_at_ms, ?) WHERE key_id = ?", (now_ms, key_id)
+            )
+
+    def set_budget(self, key_id: str, budget: int | None) -> None:
+        """Change what a key may spend in all.
+
+        Raises:
+            NotFound: no such key.
+            InvalidKeyTerms: less than it has spent already.
+        """
+        record = self.get(key_id)
+        _validate_terms(record.name, budget, record.models)
+        try:
+            with transaction(self._writer) as connection:
+                connection.execute("UPDATE keys SET budget = ? WHERE key_id = ?", (budget, key_id))
+        except sqlite3.IntegrityError as error:
+            raise InvalidKeyTerms(f"budget {budget} is below what was spent, {self.get(key_id).spent}") from error
+
+    def charge(self, charge: Charge) -> bool:
+        """Record what an answer cost; on return it is on disk.
+
+        The amount is cut to what the budget still holds: a budget lowered meanwhile is the gateway's loss.
+
+        Returns:
+            False where this answer or this receipt was charged before, and nothing changed.
+        """
+        values = (
+            charge.answer_id,
+            charge.key_id,
+            charge.amount,
+            charge.prompt_tokens,
+            charge.completion_tokens,
+            charge.provider,
+            charge.counter,
+            charge.at_ms,
+        )
+        with transaction(self._writer) as connection:
+            cursor = connection.execute(
+                "INSERT INTO charges "
+                "(answer_id, key_id, amount, prompt_tokens, completion_tokens, provider, counter, at_ms) VALUES (?,?,?,?,?,?,?,?) ON CONFLICT DO NOTHING",
+                values,
+            )
+            if not cursor.rowcount:
+                return False
+            connection.execute(
+                "UPDATE keys SET spent = min(spent + ?, coalesce(budget, spent + ?)) WHERE key_id = ?",
+                (charge.amount, charge.amount, charge.key_id),
+            )
+        return True
+
+    def list_charges(self, key_id: str, count_max: int) -> list[Charge]:
+        """The newest charges of a key, newest first."""
+        rows = self._reader.execute(
+            "SELECT answer_id, key_id, amount, prompt_tokens, completion_tokens, at_ms, provider, counter FROM charges "
+            "WHERE key_id = ? ORDER BY at_ms DESC, answer_id LIMIT ?",
+            (key_id, count_max),
+        )
+        return [Charge(*row) for row in rows]
+
+    def _read(self, column: str, value: object) -> KeyRecord | None:
+        row = self._reader.execute(f"SELECT {_COLUMNS} FROM keys WHERE {column} = ?", (value,)).fetchone()  # noqa: S608 # constants
+        return None if row is None else _build_record(row)
+
+
+def _build_record(row: tuple[Any, ...]) -> KeyRecord:  # Any: STRICT tables hold the declared types
+    key_id, name, budget, spent, models, *times = row
+    return KeyRecord(key_id, name, budget, spent, None if models is None else frozenset(json.loads(models)), *times)
+
+
+def _validate_terms(name: str, budget: int | None, models: Collection[str] | None) -> None:
+    if not 0 < len(name) <= NAME_CHARS_MAX or not name.isprintable():
+        raise InvalidKeyTerms(
+            f"a key's name has {len(name)} characters, 1 to {NAME_CHARS_MAX} printable ones are allowed"
+        )
+    if budget is not None and not 0 <= budget <= AMOUNT_MAX:
+        raise InvalidKeyTerms(f"budget is {budget}, allowed are 0 to {AMOUNT_MAX}")
+    if models is not None and not 0 < len(models) <= MODELS_MAX:
+        raise InvalidKeyTerms(f"{len(models)} models, allowed are 1 to {MODELS_MAX}")
