@@ -1,0 +1,87 @@
+"""One spelling per value: every other text is refused."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deaios.primitives.encoding import (
+    InvalidEncoding,
+    decode_decimal,
+    decode_hex,
+    encode_canonical_json,
+    encode_decimal,
+    encode_hex,
+)
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+NOT_HEX = ["", "0", "12", "0X12", "0xAB", "0x1", "0x 1", "0x12\n", " 0x12", "0x\u0967\u0968", "0xgg", None, 12, b"0x12"]
+NOT_DECIMAL = ["", "-1", "+1", "01", "1 ", " 1", "1_0", "1.0", "1e3", "0x1", "\u0661", "9" * 79, None, 1]
+
+
+@given(st.binary(max_size=64))
+def test_hex_round_trip(data):
+    assert decode_hex(encode_hex(data)) == data
+    assert decode_hex(encode_hex(data), len(data)) == data
+    with pytest.raises(InvalidEncoding, match="expected"):
+        decode_hex(encode_hex(data), len(data) + 1)
+
+
+@pytest.mark.parametrize("text", NOT_HEX, ids=repr)
+def test_other_hex_is_refused(text):
+    with pytest.raises(InvalidEncoding):
+        decode_hex(text)
+
+
+@given(st.text(max_size=12))
+def test_hex_has_one_spelling(text):
+    try:
+        data = decode_hex(text)
+    except InvalidEncoding:
+        return
+    assert encode_hex(data) == text
+
+
+@given(st.integers(0, 2**256 - 1))
+def test_decimal_round_trip(value):
+    assert decode_decimal(encode_decimal(value), 256) == value
+
+
+@pytest.mark.parametrize("text", NOT_DECIMAL, ids=repr)
+def test_other_decimals_are_refused(text):
+    with pytest.raises(InvalidEncoding):
+        decode_decimal(text, 256)
+
+
+def test_decimals_have_a_range():
+    assert decode_decimal("255", 8) == 255
+    with pytest.raises(InvalidEncoding, match="exceeds 8 bits"):
+        decode_decimal("256", 8)
+    with pytest.raises(InvalidEncoding, match="negative"):
+        encode_decimal(-1)
+
+
+@given(JSON)
+def test_canonical_json_is_a_fixed_point(value):
+    encoded = encode_canonical_json(value)
+    assert encode_canonical_json(json.loads(encoded)) == encoded
+
+
+def test_canonical_json_is_frozen():
+    value = {"b": [1, True, None, "é\n"], "a": {"z": 0, "A": -5}, "": 2**80}
+    assert encode_canonical_json(value) == (
+        b'{"":1208925819614629174706176,"a":{"A":-5,"z":0},"b":[1,true,null,"\xc3\xa9\\n"]}'
+    )
+
+
+@pytest.mark.parametrize("value", [1.0, [0.5], {"a": {"b": (1, 2.0)}}, float("nan"), {1: 2}, {None: 1}])
+def test_floats_and_odd_keys_are_refused(value):
+    with pytest.raises(InvalidEncoding):
+        encode_canonical_json(value)
