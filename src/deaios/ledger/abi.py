@@ -236,6 +236,8 @@ def _parse(kind: str) -> ABIType:
         parsed.validate()  # type: ignore[no-untyped-call] # eth-abi leaves it untyped
     except (ParseError, ABITypeError) as error:
         raise InvalidAbiData(f"not an ABI type: {kind[:REASON_CHARACTERS_MAX]!r}") from error
+    if not default_codec.is_encodable_type(kind):
+        raise InvalidAbiData(f"not an ABI type: {kind[:REASON_CHARACTERS_MAX]!r}")
     return parsed
 
 
