@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 from deaios.chain.evm import Log
-from deaios.ledger.rlp import encode_integer, encode_rlp
+from deaios.ledger.rlp import decode_integer, decode_rlp, encode_integer, encode_rlp
 from deaios.ledger.structs import Header
 from deaios.ledger.transactions import Transaction
+from deaios.primitives.errors import Invalid
 from deaios.primitives.hashing import keccak256
-from deaios.primitives.keys import Address
+from deaios.primitives.keys import ADDRESS_SIZE, Address
 from deaios.primitives.merkle import build_root
 
 TRANSACTIONS_TAG = "deaios/chain/transactions/1"
@@ -24,10 +25,15 @@ LOGS_TAG = "deaios/chain/logs/1"
 EMPTY_OMMERS_HASH = keccak256(encode_rlp([]))
 BLOCK_NONCE = bytes(8)
 BLOOM_BYTES = 256
+EXTRA_BYTES_MAX = 32
 
 ELASTICITY = 2
 BASE_FEE_CHANGE_DENOMINATOR = 8
 """EIP-1559."""
+
+
+class InvalidBlock(Invalid):
+    """Bytes that are not a header of this chain."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +120,56 @@ class Block:
     def size_bytes(self) -> int:
         """Bytes of header and transactions, as explorers show it."""
         return len(self.header.encoded) + sum(len(receipt.transaction.raw) for receipt in self.receipts)
+
+
+def decode_header(data: bytes) -> BlockHeader:
+    """Read what `BlockHeader.encoded` wrote.
+
+    Raises:
+        InvalidBlock: not such a header, or a constant field that is not the constant.
+    """
+    match decode_rlp(data):
+        case [
+            bytes(parent_hash),
+            bytes(ommers_hash),
+            bytes(coinbase),
+            bytes(state_commitment),
+            bytes(transactions_root),
+            bytes(logs_root),
+            bytes(logs_bloom),
+            b"",
+            bytes(number),
+            bytes(gas_limit),
+            bytes(gas_used),
+            bytes(timestamp),
+            bytes(extra_data),
+            bytes(prevrandao),
+            bytes(nonce),
+            bytes(base_fee),
+        ]:
+            pass
+        case _:
+            raise InvalidBlock("header is not a list of 16 strings with difficulty 0")
+    hashes = (parent_hash, state_commitment, transactions_root, logs_root, prevrandao)
+    if ommers_hash != EMPTY_OMMERS_HASH or nonce != BLOCK_NONCE or any(len(item) != 32 for item in hashes):
+        raise InvalidBlock("header has ommers, a nonce, or a hash that is not 32 bytes")
+    if len(coinbase) != ADDRESS_SIZE or len(logs_bloom) != BLOOM_BYTES or len(extra_data) > EXTRA_BYTES_MAX:
+        raise InvalidBlock("header's coinbase, bloom or extra data has the wrong size")
+    return BlockHeader(
+        parent_hash=parent_hash,
+        coinbase=Address(coinbase),
+        state_commitment=state_commitment,
+        transactions_root=transactions_root,
+        logs_root=logs_root,
+        logs_bloom=logs_bloom,
+        number=decode_integer(number, 64),
+        gas_limit=decode_integer(gas_limit, 64),
+        gas_used=decode_integer(gas_used, 64),
+        timestamp=decode_integer(timestamp, 64),
+        extra_data=extra_data,
+        prevrandao=prevrandao,
+        base_fee=decode_integer(base_fee, 256),
+    )
 
 
 def compute_transactions_root(hashes: Sequence[bytes]) -> bytes:
