@@ -171,13 +171,21 @@ def plan_batches(steps: Sequence[Step], tokens_max: int, outputs_max: int) -> li
     return batches
 
 
+def split_evenly(size: int, size_max: int) -> list[tuple[int, int]]:
+    """Cut `size` ids into the fewest parts of at most `size_max`, as (first, last) of nearly equal size."""
+    return _cut(size, -(-size // size_max))
+
+
+def _cut(size: int, count: int) -> list[tuple[int, int]]:
+    return list(pairwise(size * part // count for part in range(count + 1)))
+
+
 def _cut_step(index: int, step: Step, tokens_max: int, outputs_max: int) -> list[Part]:
     size = len(step.ids)
     silent = size - step.outputs
     count = max(-(-size // tokens_max), -(-step.outputs // outputs_max))
     while True:
-        edges = [size * part // count for part in range(count + 1)]
-        parts = [Part(index, first, last, max(0, last - max(first, silent))) for first, last in pairwise(edges)]
+        parts = [Part(index, first, last, max(0, last - max(first, silent))) for first, last in _cut(size, count)]
         if all(part.outputs <= outputs_max for part in parts):
             return parts
         count += 1  # ends: with one id per part every part has at most one output

@@ -365,6 +365,8 @@ class LlamaEngine:
         if self._context is not None:
             self._library.api.llama_memory_seq_rm(self._memory, sequence, -1, -1)
             self._held[sequence] = 0
+            if not any(self._held):
+                self._forget_all()  # an idle engine is as good as new, which bit-exact replay relies on
 
     def _forget_all(self) -> None:
         self._library.api.llama_memory_clear(self._memory, False)

@@ -1,0 +1,452 @@
+"""One engine on its own thread, shared by many requests: continuous batching for answers, and checks in between.
+
+Invariant: only the engine's thread touches the engine; every accepted job ends exactly once, with its result, a typed
+error, or its caller's cancellation, and gives back its sequence. Replay runs alone, because bits depend on company.
+Knows nothing of buyers, receipts or prices.
+"""
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deaios.compute.engine import Engine, InvalidStep, Step, UnavailableEngine, split_evenly
+from deaios.compute.generation import Generation, Sampled
+from deaios.compute.records import Thresholds
+from deaios.compute.tokenizer import Tokenizer
+from deaios.compute.verification import Replay, Report, replay_output, verify_output
+from deaios.ledger.structs import FinishReason, Params
+from deaios.primitives.errors import DeaiosError, Refused
+
+WAITING_MAX = 64
+"""Jobs that may wait for a sequence; at eight sequences this is some minutes of work."""
+PREFILL_TOKENS = 256
+"""Prompt ids read per turn, so that running answers never pause for longer than one such batch."""
+
+_Result = TypeVar("_Result")
+
+
+class RefusedBusy(Refused):
+    """Too many jobs wait already; try another provider or later."""
+
+
+class RefusedLength(Refused):
+    """Prompt and answer together are longer than this engine's context."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What the service is doing now, and what it did since it started."""
+
+    running: int
+    waiting: int
+    prompt_tokens: int
+    sampled_tokens: int
+
+
+class Stream:
+    """The ids of one answer as they are sampled. `aclose` stops the answer and returns when its sequence is free."""
+
+    def __init__(self, job: "_Answer", cancel: Callable[["_Job"], None]) -> None:
+        self._job = job
+        self._cancel = cancel
+        self._ended = False
+
+    def __aiter__(self) -> "Stream":
+        return self
+
+    async def __anext__(self) -> Sampled:
+        if self._ended:
+            raise StopAsyncIteration
+        try:
+            item = await self._job.events.get()
+        except asyncio.CancelledError:
+            self._ended = True
+            self._cancel(self._job)
+            raise
+        if isinstance(item, Sampled):
+            self._ended = item.finish is not None
+            return item
+        self._ended = True
+        raise item
+
+    async def aclose(self) -> None:
+        """Stop the answer, wherever it is. Harmless after its end."""
+        self._ended = True
+        self._cancel(self._job)
+        await self._job.released.wait()
+
+
+@dataclass(eq=False, kw_only=True)
+class _Job:
+    """Anything that waits for the engine. `tokens` is the most it will hold in its sequence."""
+
+    loop: asyncio.AbstractEventLoop
+    tokens: int
+    cancelled: bool = False
+    sequence: int | None = None
+    released: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def tell(self, call: Callable[[], object]) -> None:
+        """Run something on the caller's loop; a loop that is gone has nobody left to tell."""
+        try:
+            self.loop.call_soon_threadsafe(call)
+        except RuntimeError:
+            self.cancelled = True
+
+
+@dataclass(eq=False, kw_only=True)
+class _Answer(_Job):
+    """One answer being generated; `pieces` are the parts of the prompt that are still to be read."""
+
+    generation: Generation
+    pieces: deque[tuple[int, ...]]
+    position: int = 0
+    events: asyncio.Queue[Sampled | Exception] = field(default_factory=asyncio.Queue)  # bounded by max_tokens
+
+    def fail(self, error: Exception) -> None:
+        self.tell(lambda: self.events.put_nowait(error))
+
+
+@dataclass(eq=False, kw_only=True)
+class _Check(_Job, Generic[_Result]):
+    """One verification or replay."""
+
+    run: Callable[[Engine, int], _Result]
+    alone: bool
+    result: asyncio.Future[_Result]
+
+    def finish(self, value: _Result) -> None:
+        self.tell(lambda: None if self.result.done() else self.result.set_result(value))
+
+    def fail(self, error: Exception) -> None:
+        self.tell(lambda: None if self.result.done() else self.result.set_exception(error))
+
+
+class EngineService:
+    """Runs an engine for many callers of one event loop. Takes the engine over and closes it."""
+
+    def __init__(self, engine: Engine, *, waiting_max: int = WAITING_MAX) -> None:
+        self.engine = engine
+        self._waiting_max = waiting_max
+        self._wake = threading.Condition()
+        self._waiting: deque[_Answer | _Check[Report] | _Check[Replay]] = deque()
+        self._running: dict[int, _Answer] = {}
+        self._checking: _Check[Report] | _Check[Replay] | None = None
+        self._idle: list[_Job] = []
+        self._failure: Exception | None = None
+        self._refusing = False
+        self._closing = False
+        self._prompt_tokens = 0
+        self._sampled_tokens = 0
+        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+        self._thread.start()
+
+    # ---- what callers use, on the event loop
+
+    def generate(self, prompt_ids: Sequence[int], params: Params, seed: bytes, tokenizer: Tokenizer) -> Stream:
+        """Start an answer; it runs beside others as soon as a sequence is free.
+
+        Args:
+            prompt_ids: rendered prompt.
+            params: of the ask.
+            seed: of the ask.
+            tokenizer: of the model.
+
+        Raises:
+            InvalidParams, InvalidStep: the request cannot be run by any engine of this model.
+            RefusedLength: it does not fit the context.
+            RefusedBusy: too many jobs wait.
+            UnavailableEngine: the engine failed, drains or is closed.
+        """
+        self._validate_prompt(prompt_ids)
+        tokens = len(prompt_ids) + params.max_tokens - 1  # the last sampled id is never read back
+        room = min(self.engine.context_tokens, self.engine.tokens_max)
+        if tokens > room:
+            raise RefusedLength(
+                f"{len(prompt_ids)} prompt ids and max_tokens {params.max_tokens} exceed the context of {room}"
+            )
+        job = _Answer(
+            loop=asyncio.get_running_loop(),
+            tokens=tokens,
+            generation=Generation(len(prompt_ids), params, seed, tokenizer),
+            pieces=deque(
+                tuple(prompt_ids[first:last]) for first, last in split_evenly(len(prompt_ids), PREFILL_TOKENS)
+            ),
+        )
+        self._enqueue(job)
+        return Stream(job, self._cancel)
+
+    async def verify(
+        self,
+        prompt_ids: Sequence[int],
+        output_ids: Sequence[int],
+        params: Params,
+        seed: bytes,
+        finish_reason: FinishReason,
+        stop_index: int,
+        thresholds: Thresholds,
+        tokenizer: Tokenizer,
+    ) -> Report:
+        """`verification.verify_output` on this engine, between the turns of running answers.
+
+        Raises:
+            RefusedBusy, UnavailableEngine: as `generate`.
+            InvalidPrompt, UnavailableCheck, InvalidParams, InvalidLogits: as `verify_output`.
+        """
+
+        def run(engine: Engine, sequence: int) -> Report:
+            return verify_output(
+                engine,
+                prompt_ids,
+                output_ids,
+                params,
+                seed,
+                finish_reason,
+                stop_index,
+                thresholds,
+                tokenizer,
+                sequence,
+            )
+
+        return await self._check(run, len(prompt_ids) + len(output_ids), alone=False)
+
+    async def replay(self, prompt_ids: Sequence[int], output_ids: Sequence[int], params: Params, seed: bytes) -> Replay:
+        """`verification.replay_output` on this engine, alone: answers that came later wait until it is done.
+
+        Raises:
+            RefusedBusy, UnavailableEngine: as `generate`.
+            InvalidPrompt, UnavailableCheck, InvalidParams, InvalidLogits: as `replay_output`.
+        """
+
+        def run(engine: Engine, sequence: int) -> Replay:
+            return replay_output(engine, prompt_ids, output_ids, params, seed, sequence)
+
+        return await self._check(run, len(prompt_ids) + len(output_ids), alone=True)
+
+    def get_load(self) -> Load:
+        """Counters for metrics."""
+        with self._wake:
+            running = len(self._running) + (self._checking is not None)
+            return Load(running, len(self._waiting), self._prompt_tokens, self._sampled_tokens)
+
+    async def drain(self) -> None:
+        """Refuse new jobs and return when all accepted ones have ended."""
+        marker = _Job(loop=asyncio.get_running_loop(), tokens=0)
+        with self._wake:
+            self._refusing = True
+            if self._closing:
+                return
+            self._idle.append(marker)
+            self._wake.notify()
+        await marker.released.wait()
+
+    async def close(self) -> None:
+        """Fail what still runs, stop the thread and free the engine. Closing twice is harmless."""
+        with self._wake:
+            self._refusing = self._closing = True
+            self._wake.notify()
+        await asyncio.to_thread(self._thread.join)
+
+    async def _check(self, run: Callable[[Engine, int], _Result], tokens: int, *, alone: bool) -> _Result:
+        loop = asyncio.get_running_loop()
+        result: asyncio.Future[_Result] = loop.create_future()
+        room = min(self.engine.context_tokens, self.engine.tokens_max)
+        job = _Check(loop=loop, tokens=min(tokens, room), run=run, alone=alone, result=result)
+        self._enqueue(job)  # type: ignore[arg-type]  # the two results a check can have
+        try:
+            return await result
+        finally:
+            self._cancel(job)
+
+    def _validate_prompt(self, prompt_ids: Sequence[int]) -> None:
+        if not prompt_ids or min(prompt_ids) < 0 or max(prompt_ids) >= self.engine.vocabulary_size:
+            raise InvalidStep(
+                f"a prompt has at least one id and ids below {self.engine.vocabulary_size}; "
+                f"this one has {len(prompt_ids)} ids up to {max(prompt_ids, default=None)}"
+            )
+
+    def _enqueue(self, job: "_Answer | _Check[Report] | _Check[Replay]") -> None:
+        with self._wake:
+            if self._failure is not None:
+                raise UnavailableEngine(f"the engine failed: {self._failure}")
+            if self._refusing:
+                raise UnavailableEngine("the engine is shutting down")
+            if len(self._waiting) >= self._waiting_max:
+                raise RefusedBusy(f"{len(self._waiting)} jobs wait, at most {self._waiting_max} may")
+            self._waiting.append(job)
+            self._wake.notify()
+
+    def _cancel(self, job: _Job) -> None:
+        """Drop a job that waits at once; one that runs is dropped before its next turn."""
+        with self._wake:
+            job.cancelled = True
+            if job in self._waiting:
+                self._waiting.remove(job)  # type: ignore[arg-type]  # it is in there, so it is one of these
+                job.released.set()
+            self._wake.notify()
+
+    # ---- what runs on the engine's thread
+
+    def _work(self) -> None:
+        """The thread: turns until closed; whatever ends it is told to every job."""
+        try:
+            while self._wait_for_work():
+                self._turn()
+                self._run_check()
+            self._end_all(UnavailableEngine("the engine is shutting down"))
+        except Exception as error:  # noqa: BLE001  # the thread's outermost edge: callers must learn that it ended
+            self._failure = error
+            self._end_all(
+                error if isinstance(error, DeaiosError) else UnavailableEngine(f"the engine failed: {error!r}")
+            )
+        finally:
+            self.engine.close()
+
+    def _wait_for_work(self) -> bool:
+        with self._wake:
+            while not (self._waiting or self._running or self._closing):
+                self._tell_idle()
+                self._wake.wait()
+            return not self._closing
+
+    def _tell_idle(self) -> None:
+        for marker in self._idle:
+            marker.tell(marker.released.set)
+        self._idle.clear()
+
+    def _turn(self) -> None:
+        """One batch: an id for every running answer, and the next pieces of prompts that are being read."""
+        for job in [job for job in self._running.values() if job.cancelled]:
+            self._release(job)
+        self._admit()
+        steps: list[Step] = []
+        jobs: list[_Answer] = []
+        budget = PREFILL_TOKENS
+        for job in sorted(self._running.values(), key=lambda job: len(job.pieces) > 0):
+            if not job.generation.output_ids:
+                if len(job.pieces[0]) > budget and budget < PREFILL_TOKENS:
+                    continue
+                budget -= len(job.pieces[0])
+                ids = job.pieces.popleft()
+                self._prompt_tokens += len(ids)
+            else:
+                ids = job.generation.output_ids[-1:]
+            assert job.sequence is not None
+            steps.append(Step(job.sequence, job.position, ids, 0 if job.pieces else 1))
+            jobs.append(job)
+            job.position += len(ids)
+        if steps:
+            for job, logits in zip(jobs, self.engine.decode(steps), strict=True):
+                if len(logits):
+                    self._sample(job, logits[0])
+
+    def _sample(self, job: _Answer, logits: NDArray[np.float32]) -> None:
+        try:
+            sampled = job.generation.offer(logits)
+        except DeaiosError as error:
+            job.fail(error)
+            self._release(job)
+            return
+        self._sampled_tokens += 1
+        if sampled.finish is not None:
+            self._release(job)
+        job.tell(lambda: job.events.put_nowait(sampled))
+
+    def _admit(self) -> None:
+        """Give sequences to waiting answers in order, until one does not fit or a check is next."""
+        with self._wake:
+            while self._waiting and (self._checking is None or not self._checking.alone):
+                job = self._waiting[0]
+                if not isinstance(job, _Answer) or not self._reserve(job):
+                    return
+                self._waiting.popleft()
+                assert job.sequence is not None
+                self._running[job.sequence] = job
+
+    def _reserve(self, job: _Job) -> bool:
+        """Find the lowest free sequence, if the tokens fit beside what is promised already."""
+        promised: list[_Job] = [*self._running.values(), *([self._checking] if self._checking else [])]
+        taken = {other.sequence for other in promised}
+        if sum(other.tokens for other in promised) + job.tokens > self.engine.tokens_max:
+            return False
+        job.sequence = next((index for index in range(self.engine.sequences_max) if index not in taken), None)
+        return job.sequence is not None
+
+    def _release(self, job: _Answer) -> None:
+        assert job.sequence is not None
+        self.engine.forget(job.sequence)
+        with self._wake:
+            del self._running[job.sequence]
+        job.tell(job.released.set)
+
+    def _run_check(self) -> None:
+        """Run the check that is next in line, if there is one and the engine has room for it."""
+        with self._wake:
+            job = self._waiting[0] if self._waiting else None
+            if not isinstance(job, _Check) or (job.alone and self._running) or not self._reserve(job):
+                return
+            self._waiting.popleft()
+            self._checking = job
+        assert job.sequence is not None
+        try:
+            job.finish(job.run(_Guest(self, job), job.sequence))  # type: ignore[arg-type]  # each with its own result
+        except DeaiosError as error:
+            job.fail(error)
+            if self._failure is not None:
+                raise
+        with self._wake:
+            self._checking = None  # left in place when the thread ends here, so that it is told with the others
+        job.tell(job.released.set)
+
+    def _decode_for(self, job: "_Check[Report] | _Check[Replay]", steps: Sequence[Step]) -> list[NDArray[np.float32]]:
+        """A check's own step, after a turn for the answers that run beside it."""
+        if self._closing or job.cancelled:
+            raise UnavailableEngine("the check was cancelled")
+        try:
+            if not job.alone:
+                self._turn()
+            return self.engine.decode(steps)
+        except UnavailableEngine as error:
+            self._failure = error
+            raise
+
+    def _end_all(self, error: Exception) -> None:
+        with self._wake:
+            self._refusing = self._closing = True
+            jobs = [*self._running.values(), *([self._checking] if self._checking else []), *self._waiting]
+            self._checking = None
+            self._running.clear()
+            self._waiting.clear()
+            self._tell_idle()
+        for job in jobs:
+            job.fail(error)
+            job.tell(job.released.set)
+
+
+class _Guest:
+    """The engine as a check sees it: every batch of the check first lets running answers have a turn."""
+
+    def __init__(self, service: EngineService, job: "_Check[Report] | _Check[Replay]") -> None:
+        engine = service.engine
+        self.profile = engine.profile
+        self.vocabulary_size = engine.vocabulary_size
+        self.context_tokens = engine.context_tokens
+        self.sequences_max = engine.sequences_max
+        self.tokens_max = engine.tokens_max
+        self._service = service
+        self._job = job
+
+    def decode(self, steps: Sequence[Step]) -> list[NDArray[np.float32]]:
+        return self._service._decode_for(self._job, steps)  # one object in two faces
+
+    def forget(self, sequence: int) -> None:
+        self._service.engine.forget(sequence)
+
+    def close(self) -> None:
+        """A guest never closes its host's engine."""
