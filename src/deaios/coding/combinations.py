@@ -5,15 +5,12 @@ product of four levels, so that set-up stays small and each test misses a fault 
 layout is frozen in docs/spec/coding.md; every kernel gives the same bits.
 """
 
-import importlib
-from collections.abc import Callable
-from functools import cache
-
 import blake3
 import numpy as np
 from numpy.typing import NDArray
 
 from deaios.coding.field import CHUNK_BYTES, SYMBOLS_PER_CHUNK, multiply
+from deaios.coding.kernels import LANES, combine
 from deaios.coding.parameters import Parameters
 from deaios.primitives.hashing import sha256
 
@@ -62,12 +59,13 @@ class Combiner:
 
     def __init__(self, root: bytes, parameters: Parameters) -> None:
         self._parameters = parameters
+        tests = parameters.profile.tests
+        lanes = next((lanes for lanes in LANES if lanes >= tests), LANES[-1])
         r1, r2, r3, r4 = draw_coefficients(root, parameters)
-        places = multiply(r3[:, None, :], r4[None, :, :]).reshape(SYMBOLS_PER_CHUNK, -1)
-        lanes, _ = _load_kernel()
+        places = multiply(r3[:, None, :], r4[None, :, :]).reshape(SYMBOLS_PER_CHUNK, tests)
         self._passes = [
             _Tables(r1[:, first : first + lanes], r2[:, first : first + lanes], places[:, first : first + lanes], lanes)
-            for first in range(0, parameters.profile.tests, lanes)
+            for first in range(0, tests, lanes)
         ]
 
     def combine(self, rows: NDArray[np.uint8]) -> NDArray[np.uint16]:
@@ -79,24 +77,16 @@ class Combiner:
         Returns:
             (count, tests) uint16.
         """
-        if rows.shape[1] != self._parameters.row_bytes:
-            raise ValueError(f"rows of {rows.shape[1]} bytes, {self._parameters.row_bytes} expected")
-        _, kernel = _load_kernel()
-        parts = []
-        for tables in self._passes:
-            out = np.empty((len(rows), tables.words), np.uint64)
-            kernel(rows, tables.low, tables.high, tables.blocks, tables.groups, out)
-            parts.append(out.view(np.uint16))
+        parts = [combine(rows, tables.low, tables.high, tables.blocks, tables.groups) for tables in self._passes]
         return np.concatenate(parts, axis=1)[:, : self._parameters.profile.tests]
 
 
 class _Tables:
-    """Products of one pass's coefficients, four tests to a 64-bit word."""
+    """Products of one pass's coefficients, all its tests side by side."""
 
-    __slots__ = ("blocks", "groups", "high", "low", "words")
+    __slots__ = ("blocks", "groups", "high", "low")
 
     def __init__(self, r1: NDArray[np.uint16], r2: NDArray[np.uint16], places: NDArray[np.uint16], lanes: int) -> None:
-        self.words = lanes // 4
         self.blocks = _bit_products(r1, lanes)
         self.groups = _bit_products(r2, lanes)
         bits = _bit_products(places, lanes)
@@ -104,26 +94,19 @@ class _Tables:
         self.high = _byte_products(bits[:, 8:])
 
 
-def _bit_products(coefficients: NDArray[np.uint16], lanes: int) -> NDArray[np.uint64]:
-    """Products of each coefficient and each single bit: (size, tests) to (size, 16, lanes / 4)."""
+def _bit_products(coefficients: NDArray[np.uint16], lanes: int) -> NDArray[np.uint16]:
+    """Products of each coefficient and each single bit: (size, tests) to (size, 16, lanes)."""
     size, tests = coefficients.shape
-    padded = np.zeros((size, 16, lanes), np.uint16)
-    padded[:, :, :tests] = multiply(coefficients[:, None, :], _SINGLE_BITS[None, :, None])
-    return padded.view(np.uint64)
+    products = np.zeros((size, 16, lanes), np.uint16)
+    products[:, :, :tests] = multiply(coefficients[:, None, :], _SINGLE_BITS[None, :, None])
+    return products
 
 
-def _byte_products(bits: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Products of each coefficient and each byte, from those with its eight bits: (size, 8, w) to (size, 256, w)."""
-    size, _, words = bits.shape
-    products = np.zeros((size, 256, words), np.uint64)
+def _byte_products(bits: NDArray[np.uint16]) -> NDArray[np.uint16]:
+    """Products of each coefficient and each byte, from those with its eight bits: (size, 8, n) to (size, 256, n)."""
+    size, _, lanes = bits.shape
+    products = np.zeros((size, 256, lanes), np.uint16)
     for bit in range(8):
         width = 1 << bit
         products[:, width : 2 * width] = products[:, :width] ^ bits[:, bit : bit + 1]
     return products
-
-
-@cache
-def _load_kernel() -> tuple[int, Callable[..., None]]:
-    """Lane count and entry of the compiled kernel, imported at first use: numba costs half a second."""
-    kernels = importlib.import_module("deaios.coding.kernels")
-    return kernels.LANES, kernels.combine

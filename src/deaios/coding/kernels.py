@@ -1,89 +1,159 @@
-"""The one hot loop of the portable tier, compiled by numba, free of the interpreter's lock.
+"""The one hot loop of the portable tier, as LLVM code that is compiled for this machine at first use.
 
-Importing this module imports numba and loads (or compiles, once per machine) the kernel, so callers import it only when
-they have rows to combine. It knows packed words, not the field: tables carry all arithmetic.
+The code uses generic vectors only, so it runs wherever LLVM does; calls go through ctypes and leave the interpreter's
+lock free. It knows packed words, not the field: tables carry all arithmetic. llvmlite instead of numba, which spends a
+second of every process on its own import.
 """
 
+import ctypes
+import importlib
+from collections.abc import Callable, Generator, Iterator
+from functools import cache
+
 import numpy as np
-from numba import njit, types, uint64
 from numpy.typing import NDArray
 
-LANES = 16
-"""Tests done in one pass: sixteen 16-bit lanes in four 64-bit words."""
+LANES = (16, 32)
+"""Tests done in one pass, 16 bits each: one or two 256-bit vectors."""
 
-WORDS = 4
+POSITIONS = 32
+CHAINS = 4
+"""Independent sums, so that table look-ups overlap."""
+
+Kernel = Callable[..., None]
 
 
-def _combine(
+def combine(
     rows: NDArray[np.uint8],
-    low: NDArray[np.uint64],
-    high: NDArray[np.uint64],
-    blocks: NDArray[np.uint64],
-    groups: NDArray[np.uint64],
-    out: NDArray[np.uint64],
-) -> None:
-    """Combine each row's symbols under sixteen coefficient vectors.
+    low: NDArray[np.uint16],
+    high: NDArray[np.uint16],
+    blocks: NDArray[np.uint16],
+    groups: NDArray[np.uint16],
+) -> NDArray[np.uint16]:
+    """Combine each row's symbols under several coefficient vectors at once.
 
     Args:
         rows: (rows, size) uint8; size = groups * blocks * 64.
-        low: (32, 256, 4) products of each position's coefficients and each low byte.
-        high: (32, 256, 4) the same for high bytes.
-        blocks: (blocks, 16, 4) products of each block's coefficients and each single bit.
-        groups: (groups, 16, 4) products of each group's coefficients and each single bit.
-        out: (rows, 4) the combinations, written.
+        low: (32, 256, lanes) products of each position's coefficients and each low byte.
+        high: (32, 256, lanes) the same for high bytes.
+        blocks: (blocks, 16, lanes) products of each block's coefficients and each single bit.
+        groups: (groups, 16, lanes) products of each group's coefficients and each single bit.
+
+    Returns:
+        (rows, lanes) uint16.
     """
-    ones = uint64(0x0001000100010001)
-    full = uint64(0xFFFF)
-    block_count = blocks.shape[0]
-    for row in range(rows.shape[0]):
-        a0 = a1 = a2 = a3 = uint64(0)
-        for group in range(groups.shape[0]):
-            b0 = b1 = b2 = b3 = uint64(0)
-            for block in range(block_count):
-                base = (group * block_count + block) * 64
-                c0 = c1 = c2 = c3 = uint64(0)
-                for position in range(32):
-                    x = rows[row, base + position]
-                    y = rows[row, base + 32 + position]
-                    c0 ^= low[position, x, 0] ^ high[position, y, 0]
-                    c1 ^= low[position, x, 1] ^ high[position, y, 1]
-                    c2 ^= low[position, x, 2] ^ high[position, y, 2]
-                    c3 ^= low[position, x, 3] ^ high[position, y, 3]
-                # A product is the sum of the constant's products with the set bits: spread each bit over its lane.
-                for bit in range(16):
-                    shift = uint64(bit)
-                    b0 ^= (((c0 >> shift) & ones) * full) & blocks[block, bit, 0]
-                    b1 ^= (((c1 >> shift) & ones) * full) & blocks[block, bit, 1]
-                    b2 ^= (((c2 >> shift) & ones) * full) & blocks[block, bit, 2]
-                    b3 ^= (((c3 >> shift) & ones) * full) & blocks[block, bit, 3]
-            for bit in range(16):
-                shift = uint64(bit)
-                a0 ^= (((b0 >> shift) & ones) * full) & groups[group, bit, 0]
-                a1 ^= (((b1 >> shift) & ones) * full) & groups[group, bit, 1]
-                a2 ^= (((b2 >> shift) & ones) * full) & groups[group, bit, 2]
-                a3 ^= (((b3 >> shift) & ones) * full) & groups[group, bit, 3]
-        out[row, 0] = a0
-        out[row, 1] = a1
-        out[row, 2] = a2
-        out[row, 3] = a3
+    lanes = low.shape[2]
+    assert lanes in LANES, f"{lanes} lanes; {LANES} are compiled"
+    assert rows.shape[1] == len(groups) * len(blocks) * 2 * POSITIONS, "rows do not fit the coefficient tables"
+    tables = [np.ascontiguousarray(table) for table in (low, high, blocks, groups)]
+    rows = np.ascontiguousarray(rows)
+    out = np.empty((len(rows), lanes), np.uint16)
+    addresses = [rows.ctypes.data, *(table.ctypes.data for table in tables), out.ctypes.data]
+    _compile(lanes)(*addresses, len(rows), len(groups), len(blocks))
+    return out
 
 
-_TABLE = types.Array(types.uint64, 3, "C")
-_SIGNATURE = types.void(
-    types.Array(types.uint8, 2, "C", readonly=True),
-    _TABLE,
-    _TABLE,
-    _TABLE,
-    _TABLE,
-    types.Array(types.uint64, 2, "C"),
-)
+@cache
+def _compile(lanes: int) -> Kernel:
+    llvm = importlib.import_module("llvmlite.binding")  # at first use: it loads all of LLVM
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    module = llvm.parse_assembly("\n".join(_write_code(lanes)))
+    module.verify()
+    target = llvm.Target.from_default_triple().create_target_machine(
+        cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=2
+    )
+    engine = llvm.create_mcjit_compiler(module, target)
+    engine.finalize_object()
+    _ENGINES.append(engine)
+    prototype = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 6, *[ctypes.c_int64] * 3)
+    return prototype(engine.get_function_address("combine"))
 
 
-def _compile() -> object:
-    try:
-        return njit(_SIGNATURE, nogil=True, cache=True)(_combine)
-    except RuntimeError:  # numba's word for "nowhere to write the cache": a read-only installation
-        return njit(_SIGNATURE, nogil=True)(_combine)
+_ENGINES: list[object] = []
+"""Compiled code lives as long as its engine."""
 
 
-combine = _compile()
+def _write_code(lanes: int) -> Iterator[str]:
+    """LLVM assembly: for each row, group and block, sum the look-ups, then multiply and add level by level."""
+    vector = f"<{lanes} x i16>"
+    yield "define void @combine(ptr %rows, ptr %low, ptr %high, ptr %blocks, ptr %groups, ptr %out,"
+    yield "                     i64 %row_count, i64 %group_count, i64 %block_count) {"
+    yield "entry:"
+    yield "  br label %row"
+    yield "row:"
+    yield "  %source0 = phi ptr [%rows, %entry], [%source_end, %row_end]"
+    yield "  %r = phi i64 [0, %entry], [%r_next, %row_end]"
+    yield "  br label %group"
+    yield "group:"
+    yield "  %source1 = phi ptr [%source0, %row], [%source_next, %group_end]"
+    yield "  %g = phi i64 [0, %row], [%g_next, %group_end]"
+    yield f"  %group_sum = phi {vector} [zeroinitializer, %row], [%group_sum_next, %group_end]"
+    yield "  br label %block"
+    yield "block:"
+    yield "  %source = phi ptr [%source1, %group], [%source_next, %block]"
+    yield "  %b = phi i64 [0, %group], [%b_next, %block]"
+    yield f"  %block_sum = phi {vector} [zeroinitializer, %group], [%block_sum_next, %block]"
+    total = yield from _write_lookups(lanes, vector)
+    yield from _write_product("block", "%blocks", "%b", total, lanes, vector)
+    yield "  %source_next = getelementptr i8, ptr %source, i64 64"
+    yield "  %b_next = add i64 %b, 1"
+    yield "  %b_more = icmp ult i64 %b_next, %block_count"
+    yield "  br i1 %b_more, label %block, label %group_end"
+    yield "group_end:"
+    yield from _write_product("group", "%groups", "%g", "%block_sum_next", lanes, vector)
+    yield "  %g_next = add i64 %g, 1"
+    yield "  %g_more = icmp ult i64 %g_next, %group_count"
+    yield "  br i1 %g_more, label %group, label %row_end"
+    yield "row_end:"
+    yield "  %source_end = getelementptr i8, ptr %source_next, i64 0"
+    yield f"  %place = getelementptr {vector}, ptr %out, i64 %r"
+    yield f"  store {vector} %group_sum_next, ptr %place, align 2"
+    yield "  %r_next = add i64 %r, 1"
+    yield "  %r_more = icmp ult i64 %r_next, %row_count"
+    yield "  br i1 %r_more, label %row, label %end"
+    yield "end:"
+    yield "  ret void"
+    yield "}"
+
+
+def _write_lookups(lanes: int, vector: str) -> Generator[str, None, str]:
+    """Sum of both bytes' products over the 32 positions of a chunk; returns the name of the sum."""
+    chains: list[str] = []
+    for number in range(2 * POSITIONS):
+        position, table = number // 2, ("%low", "%high")[number % 2]
+        offset = position + (number % 2) * POSITIONS
+        yield f"  %p{number} = getelementptr i8, ptr %source, i64 {offset}"
+        yield f"  %x{number} = load i8, ptr %p{number}"
+        yield f"  %i{number} = zext i8 %x{number} to i64"
+        yield f"  %t{number} = getelementptr i8, ptr {table}, i64 {position * 256 * lanes * 2}"
+        yield f"  %q{number} = getelementptr {vector}, ptr %t{number}, i64 %i{number}"
+        yield f"  %v{number} = load {vector}, ptr %q{number}, align 2"
+        if number < CHAINS:
+            chains.append(f"%v{number}")
+        else:
+            yield f"  %s{number} = xor {vector} {chains[number % CHAINS]}, %v{number}"
+            chains[number % CHAINS] = f"%s{number}"
+    total = chains[0]
+    for number, chain in enumerate(chains[1:]):
+        yield f"  %total{number} = xor {vector} {total}, {chain}"
+        total = f"%total{number}"
+    return total
+
+
+def _write_product(name: str, table: str, index: str, value: str, lanes: int, vector: str) -> Iterator[str]:
+    """Add value times this level's coefficients: for each set bit, the coefficient's product with it."""
+    yield f"  %{name}_row = getelementptr [16 x {vector}], ptr {table}, i64 {index}"
+    total = f"%{name}_sum"
+    top = ", ".join(["i16 15"] * lanes)
+    for bit in range(16):
+        here = f"{name}_{bit}"
+        up = ", ".join([f"i16 {15 - bit}"] * lanes)
+        yield f"  %{here}_up = shl {vector} {value}, <{up}>"
+        yield f"  %{here}_mask = ashr {vector} %{here}_up, <{top}>"
+        yield f"  %{here}_at = getelementptr {vector}, ptr %{name}_row, i64 {bit}"
+        yield f"  %{here}_product = load {vector}, ptr %{here}_at, align 2"
+        yield f"  %{here}_chosen = and {vector} %{here}_mask, %{here}_product"
+        result = f"%{name}_sum_next" if bit == 15 else f"%{here}_total"
+        yield f"  {result} = xor {vector} {total}, %{here}_chosen"
+        total = result

@@ -99,7 +99,7 @@ def prove_row(matrix: CodedMatrix, index: int) -> Path:
 
 
 class RowVerifier:
-    """One matrix, ready to check any number of its rows; set-up costs well under a millisecond per (k, n)."""
+    """One matrix, ready to check any number of its rows; set-up costs about a millisecond."""
 
     __slots__ = ("_combiner", "_extended", "head")
 

@@ -36,8 +36,9 @@ def build_levels(hashes: Sequence[bytes]) -> Levels:
     level = list(hashes)
     level += [ZERO32] * ((1 << (len(level) - 1).bit_length()) - len(level))
     levels = [level]
+    sha, tag = hashlib.sha256, _NODE  # locals: this loop runs once per leaf
     while len(level) > 1:
-        level = [sha256(left + right + _NODE) for left, right in zip(level[::2], level[1::2], strict=True)]
+        level = [sha(left + right + tag).digest() for left, right in zip(level[::2], level[1::2], strict=True)]
         levels.append(level)
     return levels
 
@@ -57,11 +58,11 @@ def read_path(levels: Levels, index: int) -> Path:
 
 def hash_leaves(row: memoryview) -> list[bytes]:
     """Hashes of a row's leaves in order."""
-    sha = hashlib.sha256
+    sha, tag = hashlib.sha256, _LEAF
     hashes = []
     for start in range(0, len(row), LEAF_BYTES):
         state = sha(row[start : start + LEAF_BYTES])
-        state.update(_LEAF)
+        state.update(tag)
         hashes.append(state.digest())
     return hashes
 
