@@ -9,7 +9,7 @@ from aiohttp import web
 from deaios.gateway.openai_wire import ErrorAnswer, ErrorBody
 from deaios.market.chat import InvalidParameter
 from deaios.primitives.errors import DeaiosError, Refused, Unavailable
-from deaios.runtime.errors import InvalidBody, RefusedPayment, http_status
+from deaios.runtime.errors import InvalidBody, NotFound, RefusedPayment, http_status
 from deaios.runtime.http import json_response
 
 RETRY_AFTER_S = 1
@@ -31,7 +31,7 @@ class RefusedKey(Refused):
     """No key, or one that is unknown, revoked or expired."""
 
 
-class RefusedModel(Refused):
+class RefusedModel(NotFound):
     """No such model, or not for this key."""
 
 

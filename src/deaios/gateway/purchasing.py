@@ -4,11 +4,15 @@ Protocols with two versions each: the live buyer and tokenizer, and the fakes of
 """
 
 import re
+import threading
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from deaios.compute.records import ModelRecord
+from deaios.compute.records import ModelRecord, encode_record
+from deaios.compute.records import record_id as compute_record_id
+from deaios.compute.template import ChatTemplate
+from deaios.compute.tokenizer import Tokenizer
 from deaios.market.batches import BatchProof
 from deaios.market.opening import Opening
 from deaios.market.orders import Order
@@ -107,6 +111,53 @@ class ServedModel:
     created_s: int
     owned_by: str
     aliases: tuple[str, ...] = ()
+
+    @classmethod
+    def build(
+        cls,
+        record: ModelRecord,
+        tokenizer: Tokenizer,
+        template: ChatTemplate,
+        *,
+        input_price: int,
+        output_price: int,
+        created_s: int,
+        owned_by: str,
+        aliases: tuple[str, ...] = (),
+    ) -> "ServedModel":
+        """Serve a published record with the tokenizer and template of its files.
+
+        Raises:
+            ConfigError: tokenizer or template are not the record's.
+        """
+        for what, ours, published in (
+            ("tokenizer", tokenizer.tokenizer_hash, record.tokenizer_hash),
+            ("chat template", template.template_hash, record.template_hash),
+        ):
+            if ours != published:
+                raise ConfigError(
+                    f"the {what} of {record.name} hashes to {encode_hex(ours)}, "
+                    f"its record says {encode_hex(published)}; fetch the record's own files"
+                )
+        per_thread = threading.local()  # a template counts its own steps, so no two threads may share one
+
+        def render(messages: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
+            if not hasattr(per_thread, "template"):
+                per_thread.template = ChatTemplate(template.source)
+            own: ChatTemplate = per_thread.template
+            return own.render_ids(messages, tokenizer)
+
+        return cls(
+            record_id=compute_record_id(encode_record(record)),
+            record=record,
+            vocabulary=tokenizer,
+            render=render,
+            input_price=input_price,
+            output_price=output_price,
+            created_s=created_s,
+            owned_by=owned_by,
+            aliases=aliases,
+        )
 
     @property
     def names(self) -> tuple[str, ...]:

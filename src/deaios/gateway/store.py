@@ -201,8 +201,8 @@ class KeyStore:
         )
         with transaction(self._writer) as connection:
             cursor = connection.execute(
-                "INSERT INTO charges "
-                "(answer_id, key_id, amount, prompt_tokens, completion_tokens, provider, counter, at_ms) VALUES (?,?,?,?,?,?,?,?) ON CONFLICT DO NOTHING",
+                "INSERT INTO charges (answer_id, key_id, amount, prompt_tokens, completion_tokens, provider, counter, "
+                "at_ms) VALUES (?,?,?,?,?,?,?,?) ON CONFLICT DO NOTHING",
                 values,
             )
             if not cursor.rowcount:

@@ -1,0 +1,275 @@
+"""A gateway on a real socket in front of a scripted buyer that sells bytes as tokens."""
+
+import asyncio
+import hashlib
+from collections.abc import Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import pytest
+
+from deaios.compute.records import Calibration, ModelRecord, NoiseClass, RecordFile, Thresholds
+from deaios.gateway.chat import Limits
+from deaios.gateway.purchasing import ServedModel, ServedModels
+from deaios.gateway.service import build_gateway_application
+from deaios.gateway.store import KeyStore
+from deaios.ledger.eip712 import hash_struct
+from deaios.ledger.structs import Ask, FinishReason, Offer, Receipt, Request, State
+from deaios.market.batches import BatchProof
+from deaios.market.opening import Opening
+from deaios.primitives.errors import Invalid
+from deaios.primitives.hashing import ZERO32
+from deaios.primitives.keys import Address
+from deaios.primitives.units import CREDIT, compute_fee
+from deaios.runtime.clock import SystemClock
+from deaios.runtime.dice import SystemDice
+from deaios.runtime.http import serve
+
+END = 256
+PROVIDER = Address(b"\x22" * 20)
+NETWORK = b"\x77" * 32
+RECORD_ID = b"\x55" * 32
+INPUT_PRICE, OUTPUT_PRICE = CREDIT, 4 * CREDIT
+
+
+class ByteVocabulary:
+    """Ids 0 to 255 are bytes, 256 ends an answer."""
+
+    def get_bytes(self, token):
+        if not 0 <= token <= END:
+            raise Invalid(f"token id {token} is outside the vocabulary")
+        return b"" if token == END else bytes([token])
+
+
+def render(messages):
+    return tuple("".join(f"{message['role']}:{message['content']}\n" for message in messages).encode())
+
+
+def build_record(context_tokens=1000):
+    return ModelRecord(
+        name="tiny-bytes",
+        files=(RecordFile("model.gguf", ZERO32, 1, ZERO32),),
+        model_root=ZERO32,
+        tensors_root=ZERO32,
+        serving="as-is/1",
+        tokenizer_hash=ZERO32,
+        template_hash=b"\x09" * 32,
+        quantisation="F16",
+        licence="Apache-2.0",
+        parents=(),
+        noise_class=NoiseClass.FLOAT,
+        thresholds=Thresholds(20_000, 20_000),
+        calibration=Calibration(0, 0, ZERO32),
+        context_tokens=context_tokens,
+        replay_profiles=(),
+    )
+
+
+@dataclass(frozen=True)
+class FakeDelta:
+    ids: tuple
+
+
+@dataclass
+class Script:
+    """What a purchase does: tuples of ids arrive, events are waited for, exceptions are raised."""
+
+    steps: list
+    finish: FinishReason = FinishReason.STOP_TOKEN
+    state: State = State.SERVED
+    fee: int | None = None
+    receipt_on_cancel: bool = False
+
+
+def say(text, size=3, finish=FinishReason.STOP_TOKEN):
+    """A script that says a text, some bytes at a time."""
+    ids = tuple(text.encode()) + ((END,) if finish == FinishReason.STOP_TOKEN else ())
+    return Script([ids[start : start + size] for start in range(0, len(ids), size)], finish)
+
+
+class FakePurchase:
+    def __init__(self, buyer, order, script, counter):
+        self.buyer, self.order, self.script, self.counter = buyer, order, script, counter
+        self.opening = None
+        self.ids = ()
+        self.cancelled = False
+
+    async def __aiter__(self):
+        for step in self.script.steps:
+            if isinstance(step, asyncio.Event):
+                await step.wait()
+            elif isinstance(step, BaseException):
+                raise step
+            else:
+                self.ids += step
+                yield FakeDelta(step)
+        self.opening = self.build_opening(self.script.state, self.script.finish)
+
+    async def cancel(self):
+        self.cancelled = True
+        self.buyer.cancelled.append(self)
+        self.buyer.cancel_seen.set()
+        if self.script.receipt_on_cancel:
+            self.opening = self.build_opening(State.CANCELLED, FinishReason.CANCELLED)
+
+    def build_opening(self, state, finish):
+        order = self.order
+        ask = Ask(
+            buyer=Address(b"\x11" * 20),
+            model_record_id=order.model_record_id,
+            prompt_commitment=hashlib.sha256(repr(order.prompt_ids).encode() + order.salt).digest(),
+            prompt_count=len(order.prompt_ids),
+            context_hash=hashlib.sha256(order.context + order.salt).digest(),
+            params=order.params,
+            client_digest=hashlib.sha256(order.client_nonce + order.body).digest(),
+            min_level=order.min_level,
+            audit_policy=order.audit_policy,
+            nonce=order.nonce,
+        )
+        offer = Offer(
+            PROVIDER, order.model_record_id, ZERO32, 2, INPUT_PRICE, OUTPUT_PRICE, 1000, 8, 900, "http://p", 2**40
+        )
+        request = Request(hash_struct(ask), PROVIDER, hash_struct(offer), ZERO32, 10**6, ZERO32, 99)
+        fee = compute_fee(len(order.prompt_ids), len(self.ids), INPUT_PRICE, OUTPUT_PRICE)
+        fee = fee if self.script.fee is None else self.script.fee
+        receipt = Receipt(
+            request_digest=hash_struct(request),
+            counter=self.counter,
+            prev_receipt=ZERO32,
+            output_commitment=ZERO32,
+            prompt_tokens=len(order.prompt_ids),
+            cached_tokens=0,
+            completion_tokens=len(self.ids),
+            finish_reason=finish,
+            stop_index=0,
+            state=state,
+            level=2,
+            engine_profile=ZERO32,
+            fingerprint_root=ZERO32,
+            fee=fee if state in (State.SERVED, State.CANCELLED) else 0,
+            channel_id=ZERO32,
+            charged_cumulative=fee,
+            batch_deadline_block=100,
+            started_at_ms=1,
+            first_token_at_ms=2,
+            finished_at_ms=3,
+        )
+        return Opening(ask, order.salt, offer, bytes(65), request, bytes(65), self.ids, receipt, bytes(65))
+
+
+@dataclass
+class FakeBuyer:
+    """Sells what `reply` scripts; keeps all orders."""
+
+    reply: Callable = lambda order: say("Hello, wörld!")
+    orders: list = field(default_factory=list)
+    purchases: list = field(default_factory=list)
+    cancelled: list = field(default_factory=list)
+    cancel_seen: asyncio.Event = field(default_factory=asyncio.Event)
+    proof: Callable | None = None
+
+    async def purchase(self, order):
+        self.orders.append(order)
+        script = self.reply(order)
+        if isinstance(script, BaseException):
+            raise script
+        purchase = FakePurchase(self, order, script, len(self.orders))
+        self.purchases.append(purchase)
+        return purchase
+
+    async def fetch_proof(self, opening, timeout_s):
+        if self.proof is not None:
+            return self.proof(opening, timeout_s)
+        counter = opening.receipt.counter
+        return BatchProof(0, counter, counter, ZERO32, opening.receipt_digest, ZERO32, ())
+
+
+class CountingDice:
+    """Repeatable dice."""
+
+    def __init__(self):
+        self.count = 0
+
+    def token_bytes(self, size):
+        self.count += 1
+        return hashlib.shake_128(b"dice%d" % self.count).digest(size)
+
+
+@dataclass
+class World:
+    """A running gateway and what a test needs to talk to it."""
+
+    url: str
+    buyer: FakeBuyer
+    keys: KeyStore
+    key: str
+    key_id: str
+    say: Callable = say
+    script: type = Script
+
+    @property
+    def base_url(self):
+        return self.url + "/v1"
+
+    @property
+    def headers(self):
+        return {"Authorization": f"Bearer {self.key}"}
+
+    @property
+    def spent(self):
+        return self.keys.get(self.key_id).spent
+
+
+@pytest.fixture
+def start_gateway(tmp_path):
+    """Makes gateways: `async with start_gateway(reply=..., budget=...) as world`."""
+
+    @asynccontextmanager
+    async def start(*, reply=None, budget=None, limits=None, context_tokens=1000, dice=None, models=None):
+        keys = KeyStore.open(tmp_path / "keys.sqlite", b"p" * 32)
+        key, record = keys.create(SystemDice(), 0, name="test", budget=budget, models=models)
+        buyer = FakeBuyer() if reply is None else FakeBuyer(reply)
+        served = ServedModel(
+            record_id=RECORD_ID,
+            record=build_record(context_tokens),
+            vocabulary=ByteVocabulary(),
+            render=render,
+            input_price=INPUT_PRICE,
+            output_price=OUTPUT_PRICE,
+            created_s=1_700_000_000,
+            owned_by="tests",
+            aliases=("tiny",),
+        )
+        application = build_gateway_application(
+            network_id=NETWORK,
+            buyer=buyer,
+            models=ServedModels((served,)),
+            keys=keys,
+            clock=SystemClock(),
+            dice=dice or SystemDice(),
+            limits=limits or Limits(),
+        )
+        try:
+            async with serve(application) as url:
+                yield World(url, buyer, keys, key, record.key_id)
+        finally:
+            keys.close()
+
+    return start
+
+
+@pytest.fixture
+async def world(start_gateway):
+    """A gateway with default settings."""
+    async with start_gateway() as running:
+        yield running
+
+
+@pytest.fixture
+def counting_dice():
+    return CountingDice()
+
+
+@pytest.fixture
+def byte_vocabulary():
+    return ByteVocabulary()
