@@ -1,6 +1,8 @@
 """Rows prove themselves; any k give the payload back; nothing else is accepted."""
 
 import random
+import subprocess
+import sys
 from dataclasses import replace
 from math import comb
 
@@ -238,3 +240,25 @@ def test_tests_leave_192_bits_after_the_union_bound():
     for data_rows in (1, 2, 21, 32, 64, 85, 128, 255):
         profile = Profile(data_rows, 256)
         assert 2 ** (14 * profile.tests) >= 2**192 * comb(256, data_rows + 1) > 2 ** (14 * (profile.tests - 1))
+
+
+FIRST_USE = """
+from concurrent.futures import ThreadPoolExecutor
+from deaios.coding.matrix import encode
+from deaios.coding.parameters import PROFILE_LOCAL
+with ThreadPoolExecutor(8) as pool:
+    names = set(pool.map(lambda _: encode(bytes(range(256)) * 500, PROFILE_LOCAL).commitment, range(16)))
+assert len(names) == 1
+print(names.pop().hex())
+"""
+
+
+def test_first_use_from_several_threads_gives_the_same_bits():
+    result = subprocess.run([sys.executable, "-c", FIRST_USE], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == encode(bytes(range(256)) * 500, PROFILE_LOCAL).commitment.hex()
+
+
+def test_importing_coding_loads_no_compiler():
+    program = "import sys, deaios.coding.matrix; print([name for name in sys.modules if 'llvmlite' in name])"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

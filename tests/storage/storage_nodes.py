@@ -63,6 +63,20 @@ class StalledStore(CountingStore):
         self.over.wait(60)
 
 
+class StalledWriter(CountingStore):
+    """Does not answer writes until the test is over."""
+
+    def __init__(self, folder, quota_bytes):
+        super().__init__(folder, quota_bytes)
+        self.over = threading.Event()
+        self.writes_stalled = 0
+
+    def put_row(self, commitment, index, data):
+        self.writes_stalled += 1
+        self.over.wait(60)
+        return False
+
+
 class Cluster:
     """Three nodes, their stores and a client."""
 
@@ -87,7 +101,7 @@ class Cluster:
             pool = ThreadPoolExecutor(4)
             self._running.callback(pool.shutdown)
             self._running.callback(store.close)
-            if isinstance(store, StalledStore):
+            if isinstance(store, StalledStore | StalledWriter):
                 self._running.callback(store.over.set)
             application = build_storage_application(store, network_id=NETWORK, executor=pool)
             self.urls.append(await self._running.enter_async_context(serve(application)))
@@ -120,7 +134,7 @@ async def open_cluster(tmp_path):
             yield cluster
         finally:
             for store in cluster.stores.values():
-                if isinstance(store, StalledStore):
+                if isinstance(store, StalledStore | StalledWriter):
                     store.over.set()
             await cluster.stop()
             cluster.close()

@@ -1,6 +1,7 @@
 """Files survive missing, slow, lying and full nodes; no unverified byte reaches a target."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from storage_nodes import (
     ForgettingStore,
     LyingStore,
     StalledStore,
+    StalledWriter,
     build_file,
     open_cluster,
 )
@@ -78,6 +80,17 @@ async def test_one_missing_node_does_not_matter_to_writers(cluster, tmp_path, in
     await cluster.start(replace_node(index, None))
     manifest_id = await cluster.client().put_file(tmp_path / "source")
     await cluster.start()
+    await cluster.client().get_file(manifest_id, tmp_path / "target")
+    assert (tmp_path / "target").read_bytes() == data
+
+
+async def test_one_stalled_node_delays_a_writer_once(cluster, tmp_path):
+    data = build_file(tmp_path / "source", 4 * SEGMENT)
+    await cluster.start((CountingStore, StalledWriter, CountingStore))
+    manifest_id = await cluster.client(timings=replace(TIMINGS, transfer_s=1.0)).put_file(tmp_path / "source")
+    assert cluster.stores[1].writes_stalled == 1
+    cluster.stores[1].over.set()
+    await cluster.start((CountingStore, None, CountingStore))
     await cluster.client().get_file(manifest_id, tmp_path / "target")
     assert (tmp_path / "target").read_bytes() == data
 
