@@ -10,12 +10,13 @@ from enum import Enum
 
 from deaios.alignment.answer import Answer
 from deaios.compute.commitments import commit_output, commit_prompt, hash_client, hash_context
+from deaios.compute.generation import read_output
 from deaios.compute.records import ModelRecord
 from deaios.compute.template import ChatTemplate
 from deaios.compute.tokenizer import Tokenizer
 from deaios.compute.verification import Report
 from deaios.ledger.eip712 import Domain, hash_struct, recover_signer
-from deaios.ledger.structs import FinishReason, Level, State
+from deaios.ledger.structs import Level, State
 from deaios.market.chat import context_of, read_chat_body
 from deaios.primitives.errors import Invalid
 from deaios.primitives.keys import Address, checksum_address
@@ -128,9 +129,9 @@ def check_question(answer: Answer, record: ModelRecord, tokenizer: Tokenizer, te
     yield _compare("tokenizer", "the tokenizer is the record's", tokenizer.tokenizer_hash, record.tokenizer_hash)
     chat = read_chat_body(answer.body)
     context = context_of(chat, template.template_hash)
-    yield _compare("context", "the order covers these messages", ask.context_hash, hash_context(salt, context))
+    yield _compare("context", "the order covers these messages", ask.context_hash, hash_context(context, salt))
     ids = template.render_ids(chat.message_objects(), tokenizer)
-    yield _compare("prompt", "the order covers these token ids", ask.prompt_commitment, commit_prompt(salt, ids))
+    yield _compare("prompt", "the order covers these token ids", ask.prompt_commitment, commit_prompt(ids, salt))
     yield _fact(
         "prompt count", ask.prompt_count == len(ids), f"{ask.prompt_count} prompt tokens signed, {len(ids)} counted"
     )
@@ -149,7 +150,7 @@ def check_delivery(answer: Answer, tokenizer: Tokenizer) -> Iterator[Fact]:
     opening = answer.opening
     ask, receipt, offer, ids = opening.ask, opening.receipt, opening.offer, opening.output_ids
     yield _compare(
-        "output", "the receipt covers these output ids", receipt.output_commitment, commit_output(opening.salt, ids)
+        "output", "the receipt covers these output ids", receipt.output_commitment, commit_output(ids, opening.salt)
     )
     yield _fact(
         "completion count",
@@ -168,21 +169,8 @@ def check_delivery(answer: Answer, tokenizer: Tokenizer) -> Iterator[Fact]:
         f"fee {format_credit(receipt.fee)} billed, {format_credit(fee)} by the posted price, "
         f"at most {format_credit(opening.request.max_fee)} agreed",
     )
-    text = visible_text(tokenizer, ids, receipt.finish_reason, receipt.stop_index, ask.params.stop_strings)
+    text = read_output(ids, ask.params, tokenizer)
     yield _fact("text", answer.text == text, "the text is what the output ids say")
-
-
-def visible_text(
-    tokenizer: Tokenizer, ids: tuple[int, ...], finish_reason: int, stop_index: int, stop_strings: tuple[str, ...]
-) -> str:
-    """Output ids as the user saw them: without the stopping token and without the stop string."""
-    if finish_reason == FinishReason.STOP_TOKEN and ids:
-        return tokenizer.decode(ids[:-1])
-    text = tokenizer.decode(ids)
-    if finish_reason == FinishReason.STOP_STRING and stop_index < len(stop_strings):
-        cut = text.find(stop_strings[stop_index])
-        return text if cut < 0 else text[:cut]
-    return text
 
 
 def check_chain(answer: Answer, view: ChainView) -> Iterator[Fact]:

@@ -80,8 +80,8 @@ def validate_evidence(evidence: Evidence, domain: Domain, provider: Address, rec
         ("request digest", receipt.request_digest, hash_struct(request)),
         ("request signer", recover_signer(domain, request, opening.request_signature), ask.buyer),
         ("ask digest", request.ask_digest, hash_struct(ask)),
-        ("output commitment", receipt.output_commitment, commit_output(opening.salt, opening.output_ids)),
-        ("prompt commitment", ask.prompt_commitment, commit_prompt(opening.salt, evidence.prompt_ids)),
+        ("output commitment", receipt.output_commitment, commit_output(opening.output_ids, opening.salt)),
+        ("prompt commitment", ask.prompt_commitment, commit_prompt(evidence.prompt_ids, opening.salt)),
     )
     for name, found, expected in pairs:
         if found != expected:

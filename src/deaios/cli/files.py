@@ -1,5 +1,6 @@
 """`put` and `get`: files as verified coded rows on storage nodes."""
 
+import os
 from pathlib import Path
 
 import click
@@ -29,15 +30,16 @@ async def put(file: Path, folder: StateFolder, as_json: bool) -> None:
     """Store FILE on the network's storage nodes and print its id."""
     from deaios.node.session import open_session  # noqa: PLC0415 - keeps `--help` quick
 
+    size = os.stat(file).st_size  # noqa: PTH116 - one look, before anything runs beside it
     async with open_session(folder) as session:
         storage = await session.storage()
         with _bar(hidden=as_json) as bar:
-            task = bar.add_task(file.name, total=file.stat().st_size)
+            task = bar.add_task(file.name, total=size)
             manifest = await storage.put_file(
                 file, progress=lambda done, total: bar.update(task, completed=done, total=total)
             )
     if as_json:
-        emit_json({"id": encode_hex(manifest), "size_bytes": file.stat().st_size})
+        emit_json({"id": encode_hex(manifest), "size_bytes": size})
     else:
         say(encode_hex(manifest))
 
@@ -57,10 +59,10 @@ async def get(identifier: str, folder: StateFolder, as_json: bool, output: Path 
         storage = await session.storage()
         with _bar(hidden=as_json) as bar:
             task = bar.add_task(target.name, total=None)
-            await storage.get_file(
+            found = await storage.get_file(
                 manifest, target, progress=lambda done, total: bar.update(task, completed=done, total=total)
             )
     if as_json:
-        emit_json({"id": identifier, "file": str(target), "size_bytes": target.stat().st_size})
+        emit_json({"id": identifier, "file": str(target), "size_bytes": found.size_bytes})
     else:
-        say(f"{target} ({target.stat().st_size:,} bytes), every row verified")
+        say(f"{target} ({found.size_bytes:,} bytes), every row verified")

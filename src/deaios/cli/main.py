@@ -1,6 +1,7 @@
 """The `deaios` program. Commands are imported only when they are called, so that `--help` is quick."""
 
 import importlib
+from typing import Any
 
 import click
 
@@ -51,9 +52,9 @@ class _Commands(click.Group):
             with formatter.section(title):
                 formatter.write_dl(rows)
 
-    def main(self, *args: object, **kwargs: object) -> object:
+    def main(self, *args: Any, **kwargs: Any) -> Any:  # Any: as click declares it
         try:
-            return super().main(*args, **{**kwargs, "standalone_mode": False})  # type: ignore[call-overload] # passed on
+            return super().main(*args, **{**kwargs, "standalone_mode": False})
         except click.exceptions.Abort:
             raise SystemExit(130) from None
         except click.UsageError as error:

@@ -1,4 +1,4 @@
-"""How commands speak: people get short lines, scripts get `--json`; errors say what to do and end with the right code."""
+"""How commands speak: short lines for people, `--json` for scripts, errors that say what to do."""
 
 import asyncio
 import os
@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Coroutine
 from functools import wraps
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import click
 from rich.console import Console
@@ -43,7 +43,7 @@ def run_async(command: Callable[P, Coroutine[Any, Any, int | None]]) -> Callable
     @wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
-            code = asyncio.run(command(*args, **kwargs))
+            sys.exit(asyncio.run(command(*args, **kwargs)) or 0)
         except DeaiosError as error:
             fail(error, as_json=bool(kwargs.get("as_json")))
         except KeyboardInterrupt:
@@ -52,12 +52,11 @@ def run_async(command: Callable[P, Coroutine[Any, Any, int | None]]) -> Callable
         except BrokenPipeError:
             sys.stderr.close()
             sys.exit(EXIT_UNEXPECTED)
-        sys.exit(code or 0)
 
     return run
 
 
-def fail(error: DeaiosError, *, as_json: bool) -> None:
+def fail(error: DeaiosError, *, as_json: bool) -> NoReturn:
     """Say what is wrong and end with the table's exit code."""
     if as_json:
         click.echo(pretty_json({"error": {"type": type(error).__name__, "message": str(error)}}))

@@ -1,5 +1,7 @@
 """`wallet`: who you are and what you have on this network."""
 
+from decimal import Decimal
+
 import click
 
 from deaios.cli.terminal import common, emit_json, run_async, say
@@ -11,9 +13,9 @@ from deaios.primitives.units import format_credit
 @common
 @click.option("--name", default="user", show_default=True, help="Which key of this folder; roles have one each.")
 @click.option("--send", "recipient", metavar="0xADDRESS", help="Send credit to this address.")
-@click.option("--amount", type=click.FloatRange(min=0, min_open=True), help="How much credit to send.")
+@click.option("--amount", type=Decimal, help="How much credit to send.")
 @run_async
-async def wallet(folder: StateFolder, as_json: bool, name: str, recipient: str | None, amount: float | None) -> None:
+async def wallet(folder: StateFolder, as_json: bool, name: str, recipient: str | None, amount: Decimal | None) -> None:
     """Show addresses, balances and stakes of this folder's keys, or send credit."""
     from deaios.node.wallet import read_wallet, send_credit  # noqa: PLC0415 - keeps `--help` quick
 

@@ -129,7 +129,6 @@ async def complete_answer(http: HttpClient, gateway_url: str, api_key: str, told
     while True:
         try:
             proof = await http.get_json(url, _Proof, {"Authorization": f"Bearer {api_key}"})
-            break
         except Exception as error:
             if not isinstance(error, Unavailable) and getattr(error, "status", 0) not in (404, 425):
                 raise
@@ -138,5 +137,6 @@ async def complete_answer(http: HttpClient, gateway_url: str, api_key: str, told
                     f"receipt {counter} of {told.provider} was not in a batch on chain within {PROOF_TIMEOUT_S:.0f} s"
                 ) from error
             await clock.sleep(PROOF_POLL_S)
-    path = tuple(decode_hex(node, 32) for node in proof.path)
-    return Answer(told.network, told.body, told.client_nonce, told.opening, told.text, proof.index, path)
+        else:
+            path = tuple(decode_hex(node, 32) for node in proof.path)
+            return Answer(told.network, told.body, told.client_nonce, told.opening, told.text, proof.index, path)

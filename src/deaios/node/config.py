@@ -3,7 +3,7 @@
 import difflib
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -40,7 +40,7 @@ class NetworkConfig(msgspec.Struct, frozen=True):
 class EngineConfig(msgspec.Struct, frozen=True):
     """How models are run here."""
 
-    kind: str = "llama"
+    kind: Literal["llama", "numpy"] = "llama"
     """`llama` (llama.cpp) or `numpy` (the referee, runs everywhere)."""
     threads: int = 0
     """0 means all cores."""

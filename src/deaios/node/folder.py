@@ -22,7 +22,7 @@ import platformdirs
 import psutil
 from filelock import FileLock, Timeout
 
-from deaios.ledger.descriptor import NetworkDescriptor, decode_signed_descriptor
+from deaios.ledger.descriptor import NetworkDescriptor, decode_descriptor
 from deaios.primitives.errors import ConfigError, Refused
 from deaios.runtime.disk import PRIVATE, write_atomic
 
@@ -130,7 +130,7 @@ class StateFolder:
             raise ConfigError(
                 f"{self.root} belongs to no network; run `deaios up` to found one or `deaios join DESCRIPTOR`"
             )
-        return decode_signed_descriptor(self.descriptor_path.read_bytes()).descriptor
+        return decode_descriptor(self.descriptor_path.read_bytes())
 
     def save_descriptor(self, data: bytes) -> None:
         """Keep the descriptor's exact bytes."""

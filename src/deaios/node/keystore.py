@@ -7,7 +7,7 @@ protects copies and backups of single keys, not a folder that is taken whole.
 import json
 from pathlib import Path
 
-from eth_keyfile import create_keyfile_json, decode_keyfile_json
+from eth_keyfile.keyfile import create_keyfile_json, decode_keyfile_json
 
 from deaios.primitives.errors import ConfigError
 from deaios.primitives.keys import PrivateKey

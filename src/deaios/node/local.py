@@ -7,19 +7,20 @@ whether it was done.
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import psutil
 
 from deaios.node.config import Config, load_config
 from deaios.node.folder import RoleSpec, StateFolder
 from deaios.node.founding import found_network
+from deaios.node.session import open_keystore
 from deaios.node.status import Status, read_status
 from deaios.node.supervisor import Supervisor, UnavailableRole
 from deaios.runtime.clock import SystemClock
-from deaios.runtime.dice import SystemDice
 from deaios.runtime.logs import configure_logs
 
 CHEATER = "provider-cheat"
@@ -50,7 +51,6 @@ class LocalNetwork:
         self.gateway_url = ""
         self._report = report
         self._clock = SystemClock()
-        self._dice = SystemDice()
         self._stop = asyncio.Event()
         self.supervisor = Supervisor(folder, self._clock)
 
@@ -76,16 +76,16 @@ class LocalNetwork:
         Raises:
             UnavailableRole: a role failed for good.
         """
-        await self._or_stop(asyncio.Event().wait())
+        await self._or_stop(self._stop.wait())
 
     async def status(self) -> Status:
         """What runs now."""
         return await read_status(self.folder)
 
-    async def _or_stop(self, work: "asyncio.Future[object] | object") -> None:
+    async def _or_stop(self, work: Coroutine[Any, Any, object]) -> None:  # Any: what a coroutine yields and is sent
         """Do work until it ends, a role fails for good, or someone asks to stop."""
-        tasks = [
-            asyncio.ensure_future(work),  # type: ignore[call-overload] # any awaitable
+        tasks: list[asyncio.Task[object]] = [
+            asyncio.create_task(work),
             asyncio.create_task(self._stop.wait()),
             asyncio.create_task(self.supervisor.failure.wait()),
         ]
@@ -112,7 +112,7 @@ class LocalNetwork:
             await self.supervisor.start(role)
         urls = await self.supervisor.wait_ready("chain", *(role.name for role in by_kind["storage"]))
         self.chain_url = urls.pop("chain")
-        await found_network(self.folder, self.chain_url, urls, self._dice, self._clock, self._report)
+        await found_network(self.folder, open_keystore(self.folder), self.chain_url, urls, self._report)
         self._report("starting providers, auditors and the gateway")
         rest = (*by_kind["provider"], *by_kind["auditor"], roles[-1])
         for role in rest:

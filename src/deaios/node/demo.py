@@ -1,0 +1,244 @@
+"""The main job from beginning to end on one machine, with one provider that cheats.
+
+Uses the code paths of `up`, `ask` and `verify` and nothing else. Every step waits for a condition on chain or in a
+file; a step that does not happen in its time ends the demo with an error.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from deaios.alignment.check import Head, Outcome
+from deaios.ledger.client.bound import ContractEvent
+from deaios.node.accounts import MoneyCount, count_money
+from deaios.node.config import load_config
+from deaios.node.folder import StateFolder
+from deaios.node.local import CHEATER, LocalNetwork
+from deaios.node.member import Member
+from deaios.node.session import ask_question, open_keystore, open_session
+from deaios.node.verifying import Verification, verify_file
+from deaios.primitives.encoding import encode_hex
+from deaios.primitives.errors import Unavailable
+from deaios.primitives.keys import Address, checksum_address
+from deaios.primitives.units import format_credit
+from deaios.runtime.clock import SystemClock
+
+QUESTIONS = (
+    "Why is the sky dark at night?",
+    "Give me three tips for a first camping trip.",
+    "Explain what a hash function is to a ten year old.",
+)
+ANSWER_TOKENS = 96
+PAYMENT_WAIT_S = 60.0
+DISPUTE_WAIT_S = 120.0
+POLL_S = 0.5
+_DISPUTE_EVENTS = ("Opened", "JuryDrawn", "VerdictRevealed", "Tallied", "Closed")
+_VERDICTS = {0: "none", 1: "acquitted", 2: "guilty", 3: "no quorum"}
+_JUDGEMENTS = {1: "acquit", 2: "guilty"}
+
+Say = Callable[[str], None]
+
+
+class UnavailableStep(Unavailable):
+    """A step of the demo did not happen in its time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Voice:
+    """How the demo speaks: headings, lines, and pieces of text as they stream."""
+
+    heading: Say
+    line: Say
+    piece: Say
+
+
+@dataclass(slots=True)
+class Demo:
+    """One run in a scratch folder."""
+
+    folder: StateFolder
+    voice: Voice
+    clock: SystemClock = field(default_factory=SystemClock)
+    names: dict[Address, str] = field(default_factory=dict)
+
+    async def run(self) -> None:
+        """Everything, in order; raises where a step does not happen."""
+        self.voice.heading("1. A network of strangers on this machine")
+        network = LocalNetwork(self.folder, load_config(self.folder.root), report=self.voice.line)
+        started = self.clock.monotonic_s()
+        async with network.running(with_cheater=True):
+            self.voice.line(f"up after {self.clock.monotonic_s() - started:.0f} s; one of three providers is a cheat:")
+            self.voice.line(f"{CHEATER} sells the F16 model and computes with an 8-bit requantisation of it")
+            async with open_session(self.folder) as session:
+                member = session.member
+                self._learn_names()
+                saved = await self._ask()
+                await self._verify(saved)
+                await self._show_payments(member)
+                await self._show_dispute(member)
+                await self._show_money(member)
+            self.voice.line("stopping everything")
+
+    def _learn_names(self) -> None:
+        keystore = open_keystore(self.folder)
+        self.names = {keystore.open_key(name).address: name for name in keystore.names()}
+
+    def _name(self, address: Address) -> str:
+        return self.names.get(address, checksum_address(address))
+
+    # -- questions ---------------------------------------------------------------------------------------------------
+
+    async def _ask(self) -> list[Path]:
+        self.voice.heading("2. Questions through the OpenAI API")
+        saved = []
+        for number, question in enumerate(QUESTIONS, start=1):
+            self.voice.line(f"? {question}")
+            path = self.folder.root / f"answer-{number}.json"
+            body: dict[str, object] = {
+                "messages": [{"role": "user", "content": question}],
+                "max_tokens": ANSWER_TOKENS,
+                "temperature": 0.8,
+            }
+            told, _ = await ask_question(
+                self.folder, body, gateway=None, key=None, model=None, save=path,
+                on_text=self.voice.piece, on_wait=lambda _text: None,
+            )  # fmt: skip
+            receipt = told.opening.receipt
+            self.voice.line("")
+            self.voice.line(
+                f"  {receipt.completion_tokens} tokens from {self._name(told.opening.request.provider)}, "
+                f"receipt {receipt.counter}, fee {format_credit(receipt.fee)} credit"
+            )
+            saved.append(path)
+        return saved
+
+    async def _verify(self, saved: list[Path]) -> None:
+        self.voice.heading("3. Anybody checks the answers, with the files, the model and the chain")
+        honest: Path | None = None
+        for path in saved:
+            result = await verify_file(self.folder, path)
+            self._show_verification(path, result)
+            provider = self._provider_of(path)
+            if result.outcome is Outcome.UNCHECKED:
+                raise UnavailableStep(f"{path.name} {result.headline}")
+            if provider != CHEATER:
+                if result.outcome is not Outcome.VERIFIED:
+                    raise UnavailableStep(f"an honest answer of {provider} did not verify: {result.headline}")
+                honest = path
+        if honest is not None:
+            await self._forge(honest)
+
+    def _provider_of(self, path: Path) -> str:
+        from deaios.alignment.answer import decode_answer  # noqa: PLC0415 - only here
+
+        return self._name(decode_answer(path.read_bytes()).opening.request.provider)
+
+    def _show_verification(self, path: Path, result: Verification) -> None:
+        proven = sum(fact.holds for fact in result.facts if fact.head is Head.PROVEN)
+        self.voice.line(f"{path.name} from {self._provider_of(path)}: {result.headline}")
+        self.voice.line(f"  {proven} facts proven, exit code {result.outcome.value}")
+
+    async def _forge(self, path: Path) -> None:
+        forged = path.with_name("forged.json")
+        text = path.read_text()
+        place = text.index('"outputIds": [') + len('"outputIds": [')
+        end = text.index(",", place)
+        forged.write_text(text[:place] + str(int(text[place:end]) + 1) + text[end:])
+        result = await verify_file(self.folder, forged)
+        self.voice.line(f"one token changed in a copy: {result.headline}")
+        if result.outcome is not Outcome.VIOLATED:
+            raise UnavailableStep("a forged answer was not noticed")
+
+    # -- money -------------------------------------------------------------------------------------------------------
+
+    async def _show_payments(self, member: Member) -> None:
+        self.voice.heading("4. Who was paid")
+        channels = member.contracts.channels.contract
+
+        async def paid() -> list[ContractEvent] | None:
+            events = await channels.fetch_events("Settled")
+            return list(events) or None
+
+        for event in await self._wait("a provider's claim on chain", PAYMENT_WAIT_S, paid):
+            amount, receiver = int(event.values["amount"]), Address(event.values["receiver"])
+            self.voice.line(
+                f"{self._name(receiver)} received {format_credit(amount)} credit, transaction {_hash_of(event)}"
+            )
+
+    # -- the cheat ---------------------------------------------------------------------------------------------------
+
+    async def _show_dispute(self, member: Member) -> None:
+        self.voice.heading("5. Auditors find the cheat")
+        disputes = member.contracts.disputes.contract
+        cheat = open_keystore(self.folder).open_key(CHEATER).address
+        seen = 0
+        closed: ContractEvent | None = None
+
+        async def look() -> bool | None:
+            nonlocal seen, closed
+            events = await disputes.fetch_events(_DISPUTE_EVENTS)
+            for event in events[seen:]:
+                self._show_dispute_event(event)
+                if event.name == "Closed" and event.values["verdict"] == 2:
+                    closed = event
+            seen = len(events)
+            return True if closed else None
+
+        await self._wait("the cheat's conviction", DISPUTE_WAIT_S, look)
+        assert closed is not None
+        dispute = await member.contracts.disputes.dispute_of(int(closed.values["id"]))
+        if dispute.provider != cheat:
+            raise UnavailableStep(f"{self._name(dispute.provider)} was convicted, but the cheat is {CHEATER}")
+
+    def _show_dispute_event(self, event: ContractEvent) -> None:
+        values: Mapping[str, object] = event.values
+        match event.name:
+            case "Opened":
+                says = (
+                    f"{self._name(Address(event.values['accuser']))} accuses {self._name(Address(event.values['provider']))}: "
+                    f"receipt {encode_hex(event.values['receiptDigest'])[:18]}…, "
+                    f"evidence {encode_hex(event.values['evidenceManifest'])[:18]}…"
+                )
+            case "JuryDrawn":
+                jurors = ", ".join(self._name(Address(juror)) for juror in event.values["jurors"])
+                says = f"the beacon draws {jurors}"
+            case "VerdictRevealed":
+                judgement = _JUDGEMENTS.get(event.values["judgement"], "?")
+                says = f"{self._name(Address(event.values['juror']))} re-executed and says {judgement}"
+            case "Tallied":
+                says = f"the jury: {_VERDICTS[event.values['verdict']]} ({values['guilty']} of {event.values['guilty'] + event.values['acquit']})"
+            case _:
+                says = (
+                    f"closed, {_VERDICTS[event.values['verdict']]}: slashed {format_credit(event.values['slashed'])}, "
+                    f"refunded {format_credit(event.values['refunded'])}, bounty {format_credit(event.values['bounty'])}, "
+                    f"jurors {format_credit(event.values['jurorFees'])}, burned {format_credit(event.values['burned'])} credit"
+                )
+        self.voice.line(f"dispute {values['id']}: {says}")
+        self.voice.line(f"  transaction {_hash_of(event)}")
+
+    async def _show_money(self, member: Member) -> None:
+        self.voice.heading("6. No credit appeared or vanished")
+        money: MoneyCount = await count_money(member.contracts, member.descriptor.windows.credit_supply)
+        self.voice.line(
+            f"{money.holders} holders have {format_credit(money.held)}, burned {format_credit(money.burned)}, "
+            f"founded with {format_credit(money.founded)}"
+        )
+        if not money.is_conserved:
+            raise UnavailableStep(f"credit is not conserved: {money}")
+
+    async def _wait(
+        self, what: str, seconds: float, look: Callable[[], Awaitable[object | None]]
+    ) -> list[ContractEvent]:
+        deadline = self.clock.monotonic_s() + seconds
+        while True:
+            found = await look()
+            if found is not None:
+                return found if isinstance(found, list) else []
+            if self.clock.monotonic_s() > deadline:
+                raise UnavailableStep(f"{what} did not happen within {seconds:.0f} s")
+            await asyncio.sleep(POLL_S)
+
+
+def _hash_of(event: ContractEvent) -> str:
+    return encode_hex(event.log.transaction_hash)

@@ -1,0 +1,95 @@
+"""Founding a network: contracts, model, descriptor.
+
+Every step looks first whether it was done, so it can be cut anywhere and started again.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+
+from deaios.compute.engines.llama import LlamaEngine
+from deaios.ledger.client.contracts import Contracts
+from deaios.ledger.client.deployment import deploy_suite, fetch_network_id
+from deaios.ledger.client.rpc import Rpc
+from deaios.ledger.client.sender import Sender
+from deaios.ledger.descriptor import NetworkDescriptor, Token, encode_descriptor, sign_descriptor
+from deaios.ledger.settings import LOCAL
+from deaios.ledger.suite import CREDIT_NAME, CREDIT_SYMBOL, CREDIT_VERSION
+from deaios.node.folder import StateFolder, model_cache
+from deaios.node.keystore import Keystore
+from deaios.node.model_package import fetch_default_model
+from deaios.node.models import Report, build_default_record, prepare_default_model
+from deaios.primitives.errors import ConfigError
+from deaios.primitives.units import CREDIT_DECIMALS
+from deaios.runtime.client import HttpClient
+from deaios.storage.client import StorageClient
+
+OPERATOR = "chain"
+"""The operator's key is the chain role's key."""
+
+
+async def found_network(
+    folder: StateFolder, keystore: Keystore, chain_url: str, storage_urls: Mapping[str, str], report: Report
+) -> None:
+    """Deploy the contracts, store and publish the default model, sign the descriptor.
+
+    Raises:
+        ConfigError: the folder's descriptor is of another chain than the one that runs.
+    """
+    key = keystore.open_key(OPERATOR)
+    async with Rpc(chain_url) as rpc, HttpClient() as http:
+        network_id = await fetch_network_id(rpc)
+        if folder.descriptor_path.exists():
+            descriptor = folder.load_descriptor()
+            if descriptor.network_id != network_id:
+                raise ConfigError(f"{folder.descriptor_path} is of another chain than the one in {folder.root}")
+            return
+        package = asyncio.create_task(asyncio.to_thread(_prepare_model, folder, report))
+        chain_id = await rpc.chain_id()
+        sender = Sender(rpc, key, chain_id)
+        try:
+            report("deploying the contracts")
+            addresses = await deploy_suite(sender, rpc, LOCAL)
+            source, served = await package
+            report("storing the model as coded rows")
+            storage = StorageClient(http, list(storage_urls.values()), key, network_id)
+            manifest = await storage.put_file(source)
+            profile = await asyncio.to_thread(_read_replay_profile, served)
+            record = await asyncio.to_thread(build_default_record, source, served, manifest, (profile,))
+            outcome = await Contracts(rpc, addresses).catalogue.publish(sender, record)
+        finally:
+            package.cancel()
+            await asyncio.gather(package, return_exceptions=True)
+            await sender.close()
+        descriptor = NetworkDescriptor(
+            network_id=network_id,
+            chain_id=chain_id,
+            rpc_urls=(chain_url,),
+            operator=key.address,
+            contracts=addresses,
+            token=Token(addresses.credit, CREDIT_NAME, CREDIT_SYMBOL, CREDIT_VERSION, CREDIT_DECIMALS),
+            windows=LOCAL,
+            default_model_record_id=outcome.value,
+            faucet_url=f"{chain_url}/faucet",
+            storage_urls=tuple(storage_urls.values()),
+        )
+        folder.save_descriptor(encode_descriptor(descriptor, sign_descriptor(key, descriptor)))
+
+
+def _read_replay_profile(served: Path) -> bytes:
+    engine = LlamaEngine(served)
+    try:
+        return engine.profile.digest()
+    finally:
+        engine.close()
+
+
+def _prepare_model(folder: StateFolder, report: Report) -> tuple[Path, Path]:
+    said: set[str] = set()
+
+    def progress(text: str, _done: int, _total: int) -> None:
+        if text not in said:
+            said.add(text)
+            report(text)
+
+    return prepare_default_model(folder, fetch_default_model(model_cache(), progress))

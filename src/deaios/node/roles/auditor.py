@@ -1,0 +1,123 @@
+"""An auditor: a buyer with an engine, a stake and a duty."""
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+
+from aiohttp import web
+
+from deaios.alignment.auditor.service import AuditedModel, Auditor, AuditorSettings
+from deaios.alignment.auditor.store import AuditorStore
+from deaios.alignment.evidence import Evidence
+from deaios.compute.service import EngineService
+from deaios.ledger.suite import AUDIT
+from deaios.market.buyer.client import Buyer
+from deaios.market.chat import context_of, read_chat_body
+from deaios.market.orders import Order
+from deaios.node.context import RoleContext
+from deaios.node.engines import EngineRecheck, open_checked_engine
+from deaios.node.member import Member, open_member
+from deaios.node.models import ModelFiles
+from deaios.node.network import open_buyer, open_default_model, open_storage
+from deaios.node.ports import HOST, keep_port
+from deaios.primitives.encoding import encode_hex
+from deaios.primitives.keys import Address
+from deaios.primitives.units import CREDIT
+from deaios.runtime.http import build_application, json_response, serve
+from deaios.runtime.logs import get_logger
+
+WORKING_CREDIT = 40 * CREDIT
+"""Deposits with providers and bonds, beside the stake."""
+
+
+async def run(context: RoleContext) -> None:
+    """Fetch the model, stake, register, audit until told to stop."""
+    descriptor = context.folder.load_descriptor()
+    async with open_member(descriptor, context.open_key()) as member:
+        log = get_logger("auditor")
+        files, _ = await asyncio.gather(
+            open_default_model(member, context.folder, context.clock, log.info), _join_auditors(member)
+        )
+        engine = await asyncio.to_thread(open_checked_engine, context.config.engine, files, sequences_max=1)
+        store = AuditorStore(context.data / "auditor.db")
+        try:
+            async with (
+                EngineService(engine) as service,
+                open_buyer(member, context.data, context.clock, context.dice) as buyer,
+            ):
+                auditor = Auditor(
+                    contracts=member.contracts,
+                    sender=member.sender,
+                    domain=member.domain,
+                    store=store,
+                    shop=_Shop(buyer),
+                    shelf=await open_storage(member, context.clock),
+                    recheck=EngineRecheck(service, files.record, files.open_tokenizer()),
+                    model=_describe(descriptor.default_model_record_id, files),
+                    clock=context.clock,
+                    dice=context.dice,
+                    metrics=context.metrics,
+                    settings=AuditorSettings(float(context.config.network.audit_interval_s)),
+                )
+                await _serve(context, member, auditor, store)
+        finally:
+            store.close()
+
+
+async def _serve(context: RoleContext, member: Member, auditor: Auditor, store: AuditorStore) -> None:
+    async def audits(_request: web.Request) -> web.Response:
+        rows = [
+            {"provider": encode_hex(provider), "audits": count, "tokens": tokens, "violations": violations}
+            for provider, count, tokens, violations in store.summary()
+        ]
+        return json_response(rows)
+
+    application = build_application("auditor", body_bytes_max=1024, metrics=context.metrics)
+    application.router.add_get("/audits", audits)
+    async with serve(application, HOST, keep_port(context.data, context.spec.port)) as url:
+        await member.contracts.identities.ensure_registered(member.sender, url, "auditor")
+        context.report_ready(url)
+        stopping = asyncio.create_task(context.stopping.wait())
+        working = asyncio.create_task(auditor.run())
+        await asyncio.wait([stopping, working], return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if working.done():
+            working.result()
+        working.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await working
+
+
+async def _join_auditors(member: Member) -> None:
+    stake = member.descriptor.windows.audit_stake_min
+    await member.ensure_funded(stake)
+    await member.ensure_staked(AUDIT, stake)
+
+
+def _describe(record_id: bytes, files: ModelFiles) -> AuditedModel:
+    tokenizer, template = files.open_tokenizer(), files.open_template()
+
+    def render(body: bytes) -> tuple[tuple[int, ...], bytes]:
+        chat = read_chat_body(body)
+        ids = template.render_ids(chat.message_objects(), tokenizer)
+        return ids, context_of(chat, template.template_hash)
+
+    return AuditedModel(record_id, files.record.name, files.record.context_tokens, render)
+
+
+class _Shop:
+    """The market's buyer as an auditor uses it."""
+
+    def __init__(self, buyer: Buyer) -> None:
+        self._buyer = buyer
+
+    async def list_providers(self, model_record_id: bytes) -> Sequence[Address]:
+        """Providers of a model that sell now."""
+        return await self._buyer.list_providers(model_record_id)
+
+    async def buy(self, order: Order) -> Evidence:
+        """Buy one answer to its end."""
+        purchase = await self._buyer.purchase(order)
+        async for _delta in purchase:
+            pass
+        return Evidence(purchase.opening, order.prompt_ids)

@@ -1,0 +1,141 @@
+"""The chain of a local network: one operator orders blocks, and the same process hands out the faucet's share.
+
+The operator's key is this role's key. The descriptor is served at `/descriptor` once the network is founded.
+"""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+
+import msgspec
+from aiohttp import web
+
+from deaios.chain.genesis import ETHER, Allocation, Genesis
+from deaios.chain.service import ChainService, Limits, build_application
+from deaios.ledger.client.contracts import Contracts
+from deaios.ledger.client.faucet import Faucet
+from deaios.ledger.client.rpc import Rpc
+from deaios.ledger.client.sender import Sender
+from deaios.ledger.settings import LOCAL
+from deaios.node.context import RoleContext
+from deaios.node.folder import StateFolder
+from deaios.node.ports import HOST, keep_port
+from deaios.primitives.errors import Unavailable
+from deaios.primitives.keys import PrivateKey, parse_address
+from deaios.runtime.errors import NotFound
+from deaios.runtime.http import json_response, read_json, serve
+
+OPERATOR_ETHER = 1_000_000_000
+THREADS = 4
+
+
+class _Beneficiary(msgspec.Struct, forbid_unknown_fields=True):
+    address: str
+
+
+async def run(context: RoleContext) -> None:
+    """Make blocks, answer JSON-RPC, serve descriptor and faucet until told to stop."""
+    key = context.open_key()
+    path = context.data / "chain.db"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    genesis = None if path.exists() else _new_genesis(context, key)
+    port = keep_port(context.data, context.spec.port)
+    async with Rpc(f"http://{HOST}:{port}") as rpc:
+        deadlines = _Deadlines(context.folder, rpc)
+        with ThreadPoolExecutor(THREADS, thread_name_prefix="chain") as executor:
+            chain = await ChainService.start(
+                path,
+                key,
+                genesis,
+                executor=executor,
+                clock=context.clock,
+                deadline=deadlines.latest,
+                limits=Limits(block_ms=context.config.chain.block_interval_ms),
+            )
+            try:
+                application = build_application(chain)
+                _Office(context.folder, key, rpc).add_routes(application)
+                async with serve(application, HOST, port) as url:
+                    context.report_ready(url)
+                    await _run_until_stopped(context, chain)
+            finally:
+                await chain.close()
+
+
+def _new_genesis(context: RoleContext, key: PrivateKey) -> Genesis:
+    return Genesis(
+        seed=context.dice.token_bytes(32),
+        operator=key.address,
+        timestamp=context.clock.now_ms() // 1000,
+        allocations=(Allocation(key.address, OPERATOR_ETHER * ETHER),),
+    )
+
+
+async def _run_until_stopped(context: RoleContext, chain: ChainService) -> None:
+    stopping = asyncio.create_task(context.stopping.wait())
+    running = asyncio.create_task(chain.run())
+    try:
+        await asyncio.wait([stopping, running], return_when=asyncio.FIRST_COMPLETED)
+        if running.done():
+            running.result()
+    finally:
+        stopping.cancel()
+        running.cancel()
+        await asyncio.gather(stopping, running, return_exceptions=True)
+
+
+class _Deadlines:
+    """Until when blocks must keep coming, as the contracts say."""
+
+    def __init__(self, folder: StateFolder, rpc: Rpc) -> None:
+        self._folder = folder
+        self._rpc = rpc
+        self._contracts: Contracts | None = None
+
+    async def latest(self) -> int:
+        """Latest open deadline as a block time; 0 for none, and before there are contracts."""
+        if self._contracts is None:
+            if not self._folder.descriptor_path.exists():
+                return 0
+            self._contracts = Contracts(self._rpc, self._folder.load_descriptor().contracts)
+        contracts = self._contracts
+        try:
+            found = await asyncio.gather(
+                contracts.beacon.deadline(), contracts.disputes.deadline(), contracts.forks.deadline()
+            )
+        except Unavailable:
+            return 0
+        return max(found)
+
+
+class _Office:
+    """The operator's counter: descriptor and faucet."""
+
+    def __init__(self, folder: StateFolder, key: PrivateKey, rpc: Rpc) -> None:
+        self._folder = folder
+        self._key = key
+        self._rpc = rpc
+        self._faucet: Faucet | None = None
+
+    def add_routes(self, application: web.Application) -> None:
+        """Put the routes beside JSON-RPC."""
+        application.router.add_get("/descriptor", self.get_descriptor)
+        application.router.add_post("/faucet", self.give)
+
+    async def get_descriptor(self, _request: web.Request) -> web.Response:
+        """The signed descriptor's exact bytes."""
+        if not self._folder.descriptor_path.exists():
+            raise NotFound("this network is being founded; it has no descriptor yet")
+        return web.Response(body=self._folder.descriptor_path.read_bytes(), content_type="application/json")
+
+    async def give(self, request: web.Request) -> web.Response:
+        """Gas and Credit for a new address, once."""
+        address = parse_address((await read_json(request, _Beneficiary)).address)
+        if self._faucet is None:
+            if not self._folder.descriptor_path.exists():
+                raise NotFound("this network is being founded; its faucet opens afterwards")
+            descriptor = self._folder.load_descriptor()
+            sender = Sender(self._rpc, self._key, descriptor.chain_id)
+            contracts = Contracts(self._rpc, descriptor.contracts)
+            self._faucet = Faucet(sender, contracts, LOCAL.faucet_native, LOCAL.faucet_credit)
+        grant = await self._faucet.give(address)
+        return json_response({"native": str(grant.native_amount), "credit": str(grant.credit_amount)})

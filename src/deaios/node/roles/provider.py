@@ -1,0 +1,109 @@
+"""A provider: runs the network's default model for whoever pays.
+
+With other `weights` than `f16` it is a cheat: the same seller, the same claims, another model behind them.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+from deaios.compute.service import EngineService
+from deaios.compute.tokenizer import Tokenizer
+from deaios.ledger.structs import Level, Params
+from deaios.ledger.suite import COMPUTE
+from deaios.market.client import LedgerChain
+from deaios.market.ports import Generate, Piece
+from deaios.market.seller.service import Seller, SellerSettings
+from deaios.node.context import RoleContext
+from deaios.node.engines import open_checked_engine, open_configured_engine
+from deaios.node.member import Member, open_member
+from deaios.node.models import ModelFiles, weaken_model
+from deaios.node.network import open_default_model, open_storage, terms_of
+from deaios.node.ports import HOST, keep_port
+from deaios.runtime.http import serve
+from deaios.runtime.logs import get_logger
+
+
+async def run(context: RoleContext) -> None:
+    """Fetch the model, stake, register, sell until told to stop."""
+    descriptor = context.folder.load_descriptor()
+    async with open_member(descriptor, context.open_key()) as member:
+        port = keep_port(context.data, context.spec.port)
+        url = f"http://{HOST}:{port}"
+        log = get_logger("provider")
+        files, _ = await asyncio.gather(
+            open_default_model(member, context.folder, context.clock, log.info), _join_providers(member)
+        )
+        async with _open_service(context, files) as (service, profile):
+            settings = SellerSettings(
+                url=url,
+                model_record_id=descriptor.default_model_record_id,
+                engine_profile=profile,
+                vocabulary_size=service.engine.vocabulary_size,
+                context_tokens=min(service.engine.context_tokens, files.record.context_tokens),
+                streams_max=service.engine.sequences_max,
+                level=Level.REPLAYABLE if profile in files.record.replay_profiles else Level.SEEDED,
+                withdraw_delay_min=descriptor.windows.withdraw_delay_min_s,
+            )
+            seller = Seller(
+                member.key,
+                terms_of(descriptor),
+                settings,
+                context.data / "seller.db",
+                LedgerChain(member.contracts, member.sender),
+                _generate_with(service, files.open_tokenizer()),
+                (await open_storage(member, context.clock)).put_bytes,
+                clock=context.clock,
+                metrics=context.metrics,
+            )
+            async with seller, serve(seller.application, HOST, port) as bound:
+                await member.contracts.identities.ensure_registered(member.sender, bound, "provider")
+                context.report_ready(bound)
+                await _until_stopped(context, seller)
+
+
+async def _join_providers(member: Member) -> None:
+    stake = member.descriptor.windows.compute_stake_min
+    await member.ensure_funded(stake)
+    await member.ensure_staked(COMPUTE, stake)
+
+
+@contextlib.asynccontextmanager
+async def _open_service(context: RoleContext, files: ModelFiles) -> AsyncIterator[tuple[EngineService, bytes]]:
+    """The engine behind the offers, and the profile that the offers claim."""
+    config = context.config.engine
+    honest = await asyncio.to_thread(open_checked_engine, config, files, sequences_max=config.sequences_max)
+    engine, profile = honest, honest.profile.digest()
+    if context.spec.weights != "f16":
+        honest.close()
+        path = context.data / f"{context.spec.weights}.gguf"
+        await asyncio.to_thread(weaken_model, files.served, path, context.spec.weights)
+        engine = await asyncio.to_thread(open_configured_engine, config, path, sequences_max=config.sequences_max)
+    service = EngineService(engine)
+    try:
+        yield service, profile
+    finally:
+        await service.close()
+
+
+def _generate_with(service: EngineService, tokenizer: Tokenizer) -> Generate:
+    async def generate(prompt_ids: tuple[int, ...], params: Params, seed: bytes) -> AsyncIterator[Piece]:
+        stream = service.generate(prompt_ids, params, seed, tokenizer)
+        async with contextlib.aclosing(stream):
+            async for sampled in stream:
+                yield Piece(sampled.token, sampled.finish, sampled.stop_index)
+
+    return generate
+
+
+async def _until_stopped(context: RoleContext, seller: Seller) -> None:
+    stopping = asyncio.create_task(context.stopping.wait())
+    watching = asyncio.create_task(seller.watch())
+    try:
+        await asyncio.wait([stopping, watching], return_when=asyncio.FIRST_COMPLETED)
+        if watching.done():
+            watching.result()
+    finally:
+        stopping.cancel()
+        watching.cancel()
+        await asyncio.gather(stopping, watching, return_exceptions=True)
