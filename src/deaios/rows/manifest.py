@@ -3,7 +3,8 @@
     "deaios/manifest/1" || k uint16 || n uint16 || size uint64 || content id || count uint32
     || count times (commitment || size uint32)
 
-All integers big-endian. One manifest has one encoding: segment sizes sum to the file's size, no byte may follow. The content id (BLAKE3) and sizes are claims until the segments are decoded and checked.
+All integers big-endian. One manifest has one encoding: segment sizes sum to the file's size, and no byte may follow.
+The content id (BLAKE3) and sizes are claims until the segments are decoded and checked.
 """
 
 from dataclasses import dataclass
