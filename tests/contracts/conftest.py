@@ -31,6 +31,8 @@ CLAIM_BOND = CREDIT
 FORK_PENALTY = 20 * CREDIT
 BEACON_COMMIT, BEACON_REVEAL, BEACON_PENALTY = 20, 20, CREDIT
 PROVIDER_STAKE, AUDITOR_STAKE = 50 * CREDIT, 20 * CREDIT
+AUDITOR_MIN = 15 * CREDIT
+"""A few penalties below the stake: who was silent once stays eligible."""
 ZERO32 = bytes(32)
 ACQUIT, GUILTY, NO_QUORUM = 1, 2, 3
 
@@ -137,7 +139,7 @@ class World:
         self.receipts = deploy("Receipts", sender=sender)
         self.channels = deploy("Channels", self.credit.address, 60, 3600, sender=sender)
         judges = [(COMPUTE, disputes), (COMPUTE, forks), (AUDIT, disputes), (AUDIT, beacon), (STORAGE, sender)]
-        minimums = [(COMPUTE, PROVIDER_STAKE), (AUDIT, AUDITOR_STAKE), (STORAGE, CREDIT)]
+        minimums = [(COMPUTE, PROVIDER_STAKE), (AUDIT, AUDITOR_MIN), (STORAGE, CREDIT)]
         self.staking = deploy("SharedStaking", self.credit.address, UNBONDING, judges, minimums, sender=sender)
         self.beacon = deploy(
             "Beacon", self.staking.address, BEACON_COMMIT, BEACON_REVEAL, BEACON_PENALTY, sender=sender

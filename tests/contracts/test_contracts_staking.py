@@ -156,7 +156,7 @@ def test_a_member_below_the_minimum_can_be_evicted_and_come_back(world):
     staking, member = world.staking, world.auditors[1]
     with boa.reverts("staking: power is not below the minimum"):
         staking.evict(AUDIT, member.text, sender=world.buyer.text)
-    staking.beginUnbond(1, sender=member.text)
+    staking.beginUnbond(5 * CREDIT + 1, sender=member.text)
     assert member.text not in staking.members(AUDIT)
     staking.evict(AUDIT, member.text, sender=world.buyer.text)
     with boa.reverts("staking: operator has no seat"):
@@ -166,6 +166,7 @@ def test_a_member_below_the_minimum_can_be_evicted_and_come_back(world):
     world.approve(member, staking)
     staking.stake(1, sender=member.text)
     assert staking.power(AUDIT, member.text) == 0
+    assert member.text not in staking.members(AUDIT)
     staking.optIn(AUDIT, 10_000, sender=member.text)
     assert set(staking.members(AUDIT)) == {auditor.text for auditor in world.auditors}
 

@@ -408,6 +408,8 @@ def tally(id: uint256):
         verdict = GUILTY
     elif acquit >= quorum:
         verdict = ACQUIT
+    # Before the roster is frozen again: whoever falls below the minimum is not eligible.
+    self._penalise_jurors(id)
     redraw: bool = verdict == NO_QUORUM and not self.disputes[id].redrawn
     if redraw and self._await_jury(id):
         self.disputes[id].redrawn = True
@@ -415,7 +417,6 @@ def tally(id: uint256):
         log Redrawn(id=id, round=self.disputes[id].round)
     else:
         self._give_verdict(id, verdict)
-    self._penalise_jurors(id)
 
 
 @external
