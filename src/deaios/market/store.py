@@ -53,9 +53,8 @@ class Journal:
 
     async def close(self) -> None:
         """Write what waits, then close."""
-        while (drainer := self._drainer) is not None:
-            await asyncio.wait({drainer})
-            await asyncio.sleep(0)  # lets the task's end be noticed
+        if self._drainer is not None:
+            await asyncio.wait({self._drainer})
         if self._connection is not None:
             await asyncio.get_running_loop().run_in_executor(self._thread, self._connection.close)
             self._connection = None
@@ -92,6 +91,8 @@ class Journal:
                 if not future.done():
                     future.set_result(result)
             self._group = []
+        # In the same step as the last look at the queue, so that no write falls between two drainers.
+        self._drainer = None
 
     def _apply(self, changes: list[Change[Any]]) -> list[Any]:  # Any: as in the queue
         assert self._connection is not None, "journal is used before it is open"
@@ -99,10 +100,10 @@ class Journal:
             return [change(connection) for change in changes]
 
     def _drained(self, drainer: "asyncio.Task[None]") -> None:
-        self._drainer = None
         error = None if drainer.cancelled() else drainer.exception()
         if error is None and not drainer.cancelled():
             return
+        self._drainer = None
         self._fault = repr(error)
         for _, future in [*self._group, *self._waiting]:
             if not future.done():

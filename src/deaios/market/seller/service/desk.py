@@ -110,6 +110,7 @@ class Desk:
             offer = await self._store.fetch_offer(row.offer_digest)
             assert offer is not None, "an offer is journalled before it is posted"
             run = Run(papers, row.request_digest, offer, row.quote, row.admitted_at_ms)
+            run.mark_admitted()
             self._runs[run.digest] = run
             await self._number(run, self._fail(run, State.FAILED_PROVIDER))
             _log.warning("purchase cut off by a restart failed", counter=self._last.counter)

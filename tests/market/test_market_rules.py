@@ -1,0 +1,319 @@
+"""Offers, routing, admission and the wire: what passes, what is refused, and with which words."""
+
+import json
+import sys
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deaios.ledger.structs import AuditPolicy, Level
+from deaios.market.admission import (
+    InvalidPurchase,
+    RefusedPurchase,
+    Shelf,
+    validate_anchor,
+    validate_ask,
+    validate_channel,
+    validate_price,
+    validate_request,
+    validate_voucher,
+)
+from deaios.market.offers import PRICE_MAX, InvalidOffer, compute_quote, sign_offer, validate_offer, validate_url
+from deaios.market.orders import build_ask
+from deaios.market.routing import (
+    BREAKER_FAILURES,
+    Candidate,
+    ProviderStats,
+    Wish,
+    compute_score,
+    order_candidates,
+    refuse_reason,
+)
+from deaios.market.wire import (
+    Admitted,
+    Finished,
+    InvalidMessage,
+    Tokens,
+    build_problem,
+    decode_line,
+    decode_papers,
+    encode_line,
+    encode_papers,
+    read_needed,
+)
+from deaios.primitives.errors import Invalid
+from deaios.primitives.hashing import ZERO32, sha256
+from deaios.primitives.units import CREDIT
+
+SHELF = Shelf(vocabulary_size=1000)
+
+
+def test_offer_is_the_providers_word_for_a_time(kit):
+    signed = kit.build_offer()
+    domain, me = kit.TERMS.protocol, kit.SELLER.address
+    assert validate_offer(domain, signed.offer, signed.signature, me, kit.NOW_MS) == signed
+    with pytest.raises(InvalidOffer, match="ended"):
+        validate_offer(domain, signed.offer, signed.signature, me, signed.offer.valid_until)
+    with pytest.raises(InvalidOffer, match="signed by"):
+        validate_offer(domain, replace(signed.offer, input_price=1), signed.signature, me, kit.NOW_MS)
+    with pytest.raises(InvalidOffer, match="names"):
+        validate_offer(domain, signed.offer, signed.signature, kit.BUYER.address, kit.NOW_MS)
+    far = kit.build_offer(valid_until=kit.NOW_MS + 10**13)
+    with pytest.raises(InvalidOffer, match="at most"):
+        validate_offer(domain, far.offer, far.signature, me, kit.NOW_MS)
+    with pytest.raises(InvalidOffer):
+        sign_offer(kit.BUYER, domain, signed.offer)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"level": 9},
+        {"input_price": PRICE_MAX + 1},
+        {"output_price": PRICE_MAX + 1},
+        {"context_tokens": 0},
+        {"streams_max": 0},
+        {"url": "ftp://x"},
+        {"url": "http://"},
+        {"url": "http://user@host"},
+        {"url": "http://host/?q"},
+        {"url": "http://[::1"},
+        {"url": "http://host:99999"},
+        {"url": "http://h ost"},
+        {"url": "http://" + "a" * 3000},
+    ],
+    ids=str,
+)
+def test_offer_out_of_bounds_is_refused(kit, change):
+    with pytest.raises(InvalidOffer):
+        kit.build_offer(**change)
+
+
+@given(st.text(max_size=40))
+def test_any_url_is_judged_or_typed(text):
+    try:
+        validate_url(text)
+    except InvalidOffer:
+        return
+    assert text.startswith(("http://", "https://", "HTTP", "Http"))
+
+
+def build_candidate(kit, name, **changes):
+    key = kit.build_key(name)
+    power, paused = changes.pop("power", 50), changes.pop("paused", False)
+    return Candidate(key.address, kit.build_offer(key, **changes), power, paused)
+
+
+def build_wish(kit, **changes):
+    wish = Wish(kit.RECORD, 10, 20, Level.SEEDED, 900, CREDIT)
+    return replace(wish, **changes)
+
+
+@pytest.mark.parametrize(
+    ("candidate", "wish", "reason"),
+    [
+        ({"model_record_id": ZERO32}, {}, "another model"),
+        ({"power": 0}, {}, "no stake"),
+        ({"paused": True}, {}, "paused"),
+        ({"valid_until": 5}, {}, "ended"),
+        ({"level": 1}, {}, "level 1"),
+        ({"context_tokens": 29}, {}, "30 tokens"),
+        ({"withdraw_delay_min": 901}, {}, "901"),
+        ({}, {"fee_max": 1}, "exceeds 1"),
+        ({}, {"provider": bytes(20)}, "another provider"),
+    ],
+    ids=str,
+)
+def test_filters_say_why(kit, candidate, wish, reason):
+    found = refuse_reason(build_candidate(kit, "a", **candidate), build_wish(kit, **wish), ProviderStats(), kit.NOW_MS)
+    assert found is not None
+    assert reason in found
+    good = build_candidate(kit, "a")
+    assert refuse_reason(good, build_wish(kit), ProviderStats(), kit.NOW_MS) is None
+    assert refuse_reason(good, build_wish(kit, excluded=frozenset({good.provider})), ProviderStats(), 0) == "excluded"
+
+
+def test_breaker_opens_rests_longer_and_closes(kit):
+    stats, now = ProviderStats(), kit.NOW_MS
+    for _ in range(BREAKER_FAILURES - 1):
+        stats = stats.begin().fail(now)
+        assert stats.rest_until_ms == 0
+    stats = stats.begin().fail(now)
+    first = stats.rest_until_ms - now
+    assert first > 0
+    stats = stats.begin().fail(now)
+    assert stats.rest_until_ms - now == 2 * first
+    for _ in range(40):
+        stats = stats.fail(now)
+    assert stats.rest_until_ms - now == 60_000
+    stats = stats.begin().succeed(100.0, 20, 500.0)
+    assert (stats.rest_until_ms, stats.failures_in_a_row, stats.in_flight) == (0, 0, 0)
+
+
+def test_score_prefers_cheap_fast_and_reliable(kit):
+    wish, plain = build_wish(kit), ProviderStats()
+    here = build_candidate(kit, "a")
+    base = compute_score(here, wish, plain)
+    assert compute_score(build_candidate(kit, "b", output_price=CREDIT), wish, plain) < base
+    assert compute_score(here, wish, replace(plain, ttft_ms=5.0)) < base
+    assert compute_score(here, wish, replace(plain, tokens_per_s=200.0)) < base
+    assert compute_score(here, wish, replace(plain, failures=10.0)) > base
+    assert compute_score(here, wish, replace(plain, in_flight=8)) > base
+
+
+@given(st.binary(min_size=8, max_size=8), st.integers(0, 5))
+@settings(max_examples=60)
+def test_order_is_a_permutation_and_never_starts_with_the_worst(draw, count):
+    # Offers need no valid signatures here.
+    from types import SimpleNamespace
+
+    offers = [
+        SimpleNamespace(offer=SimpleNamespace(input_price=0, output_price=(n + 1) * CREDIT, streams_max=8))
+        for n in range(count)
+    ]
+    candidates = [Candidate(bytes([n]) * 20, offer, 1, False) for n, offer in enumerate(offers)]
+    wish = Wish(ZERO32, 10, 20, 0, 900, CREDIT)
+    order = order_candidates(candidates, wish, [ProviderStats()] * count, draw)
+    assert sorted(c.provider for c in order) == sorted(c.provider for c in candidates)
+    if count >= 2:
+        assert order[0] is not candidates[-1]
+        assert order[1:] == sorted(order[1:], key=lambda c: c.signed_offer.offer.output_price)
+
+
+def test_quote_never_overflows(kit):
+    offer = kit.build_offer(input_price=PRICE_MAX, output_price=PRICE_MAX).offer
+    assert compute_quote(offer, (1 << 32) - 1, 32_768) < 1 << 128
+
+
+@pytest.fixture
+def offer(kit):
+    return kit.build_offer()
+
+
+def check_all(kit, papers, offer, *, now_ms=None, head=100, anchor=100):
+    validate_request(kit.TERMS, papers, kit.SELLER.address)
+    quote = validate_price(papers, offer, now_ms or kit.NOW_MS, head)
+    validate_channel(kit.TERMS, papers, offer.offer, SHELF)
+    validate_ask(papers, offer.offer, SHELF)
+    validate_anchor(anchor, head)
+    validate_voucher(kit.TERMS, papers)
+    return quote
+
+
+def test_honest_papers_pass_and_survive_the_wire(kit, offer):
+    papers = kit.build_papers(offer)
+    assert check_all(kit, papers, offer) == 3 + 4 * 16
+    assert decode_papers(encode_papers(papers)) == papers
+
+
+def test_each_broken_paper_is_refused(kit, offer):
+    order = kit.build_order()
+    ask = build_ask(order, kit.BUYER.address)
+    other = kit.build_key("other")
+
+    def made(**changes):
+        return kit.build_papers(offer, order, **changes)
+
+    cases = [
+        (made(request={"provider": other.address}), InvalidPurchase, "request is for"),
+        (made(request={"ask_digest": ZERO32}), InvalidPurchase, "another ask"),
+        (made(ask=replace(ask, buyer=other.address)), InvalidPurchase, "names buyer"),
+        (made(request={"offer_digest": ZERO32}), RefusedPurchase, "current one is 0x"),
+        (made(request={"max_fee": 66}), RefusedPurchase, "below the quote 67"),
+        (made(request={"deadline_block": 99}), RefusedPurchase, "deadline block 99"),
+        (made(request={"deadline_block": 10**9}), RefusedPurchase, "deadline block"),
+        (made(request={"channel_id": ZERO32}), InvalidPurchase, "different channels"),
+        (made(config=kit.build_config(token=other.address)), RefusedPurchase, "token"),
+        (made(config=kit.build_config(receiver=other.address)), RefusedPurchase, "pays"),
+        (made(config=kit.build_config(receiver_authorizer=other.address)), RefusedPurchase, "receiver authorizer"),
+        (made(config=kit.build_config(payer_authorizer=other.address)), RefusedPurchase, "payer authorizer"),
+        (made(config=kit.build_config(withdraw_delay=899)), RefusedPurchase, "899"),
+        (made(config=kit.build_config(withdraw_delay=10**7)), RefusedPurchase, "10000000"),
+        (made(ask=replace(ask, model_record_id=ZERO32)), RefusedPurchase, "not served"),
+        (made(ask=replace(ask, min_level=4)), RefusedPurchase, "level 4"),
+        (made(ask=replace(ask, audit_policy=9)), InvalidPurchase, "audit policy 9"),
+        (made(ask=replace(ask, prompt_count=2)), InvalidPurchase, "counts 2"),
+        (made(ask=replace(ask, prompt_commitment=ZERO32)), InvalidPurchase, "commitment"),
+        (made(ask=replace(ask, params=kit.build_params(max_tokens=0))), Invalid, "max_tokens"),
+        (made(ask=replace(ask, params=kit.build_params(temperature_milli=2001))), Invalid, "temperature"),
+        (made(ask=replace(ask, params=kit.build_params(stop_ids=(1000,)))), Invalid, "vocabulary"),
+        (made(ask=replace(ask, params=kit.build_params(mask_hash=sha256(b"m")))), Invalid, "mask"),
+        (replace(made(), prompt_ids=(1, 2)), InvalidPurchase, "2 prompt ids"),
+        (replace(made(), prompt_ids=(1, 2, 4)), InvalidPurchase, "commitment"),
+        (replace(made(), salt=ZERO32), InvalidPurchase, "commitment"),
+        (replace(made(), voucher_signature=made().request_signature), InvalidPurchase, "voucher is signed"),
+    ]
+    for papers, kind, words in cases:
+        with pytest.raises(kind, match=words):
+            check_all(kit, papers, offer)
+    with pytest.raises(InvalidPurchase, match="vocabulary"):
+        check_all(kit, kit.build_papers(offer, kit.build_order(prompt=(1, 1000))), offer)
+    with pytest.raises(RefusedPurchase, match="context"):
+        check_all(kit, kit.build_papers(offer, kit.build_order(prompt=(1,) * 4096)), offer)
+    with pytest.raises(RefusedPurchase, match="ended"):
+        check_all(kit, made(), offer, now_ms=offer.offer.valid_until)
+    with pytest.raises(RefusedPurchase, match="anchor"):
+        check_all(kit, made(), offer, anchor=None)
+    with pytest.raises(RefusedPurchase, match="anchor"):
+        validate_anchor(0, 150_000)
+
+
+def test_open_audit_policy_is_served(kit, offer):
+    papers = kit.build_papers(offer, kit.build_order(audit_policy=AuditPolicy.OPEN))
+    assert check_all(kit, papers, offer) > 0
+
+
+def test_lines_have_one_form():
+    for line in (Admitted(), Tokens(ids=[1, 2]), Finished(receipt={"a": 1}, signature="0x")):
+        assert decode_line(encode_line(line)) == line
+    for data in (b"", b"{}", b"[]", b'{"kind":"x"}', b'{"kind":"tokens"}', b'{"kind":"tokens","ids":[1.5]}', b"\xff"):
+        with pytest.raises(InvalidMessage):
+            decode_line(data)
+
+
+@pytest.fixture
+def usual_recursion_limit():
+    """The interpreter's own limit: a test plugin raises it so far that C code would overrun its stack."""
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(1000)
+    yield
+    sys.setrecursionlimit(before)
+
+
+def test_deep_json_is_refused_not_a_crash(usual_recursion_limit):
+    deep = b'{"version":1,"ask":' + b'{"a":' * 100_000 + b"1" + b"}" * 100_000 + b"}"
+    with pytest.raises(InvalidMessage):
+        decode_papers(deep)
+
+
+def test_purchase_body_is_strict(kit, offer):
+    body = json.loads(encode_papers(kit.build_papers(offer)))
+    for change in (
+        {"version": 2},
+        {"extra": 1},
+        {"salt": "0x00"},
+        {"salt": "0X" + "00" * 32},
+        {"promptIds": [-1]},
+        {"promptIds": [True]},
+        {"ask": {}},
+        {"request": []},
+        {"voucher": {"channelId": "0x", "maxClaimableAmount": 1}},
+    ):
+        with pytest.raises(Invalid):
+            decode_papers(json.dumps(body | change).encode())
+
+
+@given(st.binary(max_size=300))
+@settings(max_examples=50)
+def test_hostile_bodies_are_typed(data):
+    with pytest.raises(Invalid):
+        decode_papers(data)
+
+
+def test_problem_names_the_amount():
+    problem = json.dumps(build_problem(402, InvalidMessage("x"), 77)).encode()
+    assert read_needed(problem) == 77
+    for body in (b"", b"{}", b'{"needed":"-1"}', b'{"needed":"01"}', b'{"needed":5}', b"[" * 5000):
+        assert read_needed(body) is None
