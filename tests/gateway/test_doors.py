@@ -1,10 +1,12 @@
 """The HTTP door itself: typed errors for every wrong turn, bounded bodies, nonces, proofs, random bytes."""
 
 import asyncio
+import io
 import json
 from urllib.parse import urlsplit
 
 import aiohttp
+import hypothesis
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -24,7 +26,7 @@ async def session():
 
 
 async def ask(session, world, body=BODY, **headers):
-    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    data = io.BytesIO(body if isinstance(body, bytes) else json.dumps(body).encode())
     async with session.post(
         world.base_url + "/chat/completions", data=data, headers=world.headers | headers
     ) as response:
@@ -133,10 +135,9 @@ async def test_a_body_that_never_comes_is_a_timeout(start_gateway):
     async with start_gateway(limits=Limits(body_s=0.05)) as world:
         reader, writer = await connect(world)
         writer.write(head(world, 100))
-        answer = await reader.read()
+        answer = await reader.readuntil(b'"code":"request_timeout"}}')
         writer.close()
     assert answer.startswith(b"HTTP/1.1 408")
-    assert b'"code":"request_timeout"' in answer
 
 
 async def connect(world):
@@ -242,7 +243,6 @@ async def test_our_own_fault_is_a_500_without_a_trace(world, session):
 async def exchange(world, data):
     reader, writer = await connect(world)
     writer.write(data)
-    writer.write_eof()
     try:
         return await asyncio.wait_for(reader.read(), 20)
     finally:
@@ -253,13 +253,13 @@ async def exchange(world, data):
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_random_requests_never_make_a_500(data, start_gateway):
-    method = data.draw(st.sampled_from(["GET", "POST", "PUT", "HEAD", "OPTIONS", "\x00", "X"]))
+    method = data.draw(st.just("POST") | st.sampled_from(["GET", "PUT", "HEAD", "OPTIONS", "\x00", "X"]))
     path = data.draw(
         st.sampled_from(
             ["/v1/chat/completions", "/v1/models", "/v1/models/%ff%00", "/v1/receipts/a/b/proof", "/%2e%2e", "*"]
         )
     )
-    header = data.draw(st.binary(max_size=40))
+    header = data.draw(st.just(b"plain") | st.binary(max_size=40))
     body = data.draw(st.one_of(st.binary(max_size=200), near_bodies()))
 
     async def run():
@@ -274,7 +274,9 @@ def test_random_requests_never_make_a_500(data, start_gateway):
             return await exchange(world, head + body)
 
     answer = asyncio.run(run())
-    assert b" 500 " not in answer.split(b"\r\n", 1)[0]
+    status = answer.split(b" ", 2)[1]
+    hypothesis.event(status.decode())
+    assert status in (b"200", b"400", b"401", b"404", b"405", b"503")
     assert b"Traceback" not in answer
 
 
