@@ -369,16 +369,15 @@ class Sender:
         """Run a failed transaction again as a call, to learn what the contract said."""
         if receipt.gas_used >= transaction.gas:
             return Reverted(f"out of gas: all {transaction.gas} were used", b"", receipt)
-        try:
-            await self.rpc.eth_call(
-                transaction.to,
-                transaction.data,
-                sender=self.address,
-                value=transaction.value,
-                block=receipt.block_number,
-            )
-        except Reverted as error:
-            return Reverted(error.reason, error.data, receipt)
-        except (Refused, UnavailableChain) as error:
-            return Reverted(f"reason unknown, because the call could not be repeated: {error}", b"", receipt)
-        return Reverted("reason unknown, because the same call succeeds after the block", b"", receipt)
+        reason = "unknown, because the call could not be repeated"
+        for block in (receipt.block_number, "latest"):  # nodes without older states answer for the latest one only
+            try:
+                await self.rpc.eth_call(
+                    transaction.to, transaction.data, sender=self.address, value=transaction.value, block=block
+                )
+            except Reverted as error:
+                return Reverted(error.reason, error.data, receipt)
+            except (Refused, UnavailableChain):
+                continue
+            reason = "unknown, because the same call succeeds after the block"
+        return Reverted(f"reason {reason}", b"", receipt)
