@@ -26,6 +26,10 @@ CHARACTERS_MAX = 1 << 26
 """Characters that one rendering may touch or build, counted each time."""
 INTEGER_BITS_MAX = 64
 INDENT_MAX = 16
+CALL_DEPTH_MAX = 24
+"""Macros within macros: each level costs C stack, which Python's recursion limit does not guard."""
+NESTING_MAX = 100
+"""Depth of the parsed template; CPython's own compiler fails hard on deeper code."""
 
 _FILTERS: Final = (
     *("capitalize", "count", "d", "default", "dictsort", "first", "int", "items", "last", "length", "lower", "map"),
@@ -99,6 +103,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         """Grant a new rendering its steps and characters."""
         self._steps = STEPS_MAX
         self._characters = CHARACTERS_MAX
+        self._depth = 0
 
     def parse_metered(self, source: str) -> nodes.Template:
         """Parse a template and route everything that loops or grows through the budget.
@@ -115,6 +120,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
             raise InvalidTemplate("chat template names a filter with an underscore, which is refused")
         if any(loop.recursive for loop in tree.find_all(nodes.For)):
             raise InvalidTemplate("chat template uses a recursive loop, which is refused")
+        _refuse_deep(tree)
         # Each kind is collected before its nodes are changed, and filters come first: those added later are ours.
         for rewrite in (_meter_filters, _meter_loops, _meter_items, _meter_comparisons, _meter_literals, _meter_output):
             rewrite(tree)
@@ -231,7 +237,21 @@ class Sandbox(ImmutableSandboxedEnvironment):
                 (values,) = arguments
                 return self._join(values, owner)
             self._charge(1, len(owner))
-        return super().call(context, callee, *arguments, **named)
+        if self._depth >= CALL_DEPTH_MAX:
+            raise InvalidTemplate(f"chat template calls deeper than {CALL_DEPTH_MAX}")
+        self._depth += 1
+        try:
+            return super().call(context, callee, *arguments, **named)
+        finally:
+            self._depth -= 1
+
+
+def _refuse_deep(tree: nodes.Template) -> None:
+    level: list[nodes.Node] = [tree]
+    for _ in range(NESTING_MAX):
+        level = [child for node in level for child in node.iter_child_nodes()]
+    if level:
+        raise InvalidTemplate(f"chat template nests deeper than {NESTING_MAX}")
 
 
 def _through(name: str, expression: nodes.Node) -> nodes.Filter:
