@@ -15,13 +15,11 @@ import pytest_asyncio
 from deaios.chain.genesis import Allocation, Genesis
 from deaios.chain.service import ChainService, Limits, build_application
 from deaios.ledger.abi import InvalidAbiData
-from deaios.ledger.client.beacon import BeaconPhase
 from deaios.ledger.client.channels import ChannelBalance, PendingWithdrawal, ReceiverTotals, VoucherClaim
 from deaios.ledger.client.contracts import Contracts
 from deaios.ledger.client.credit import Credit
 from deaios.ledger.client.deadlines import fetch_deadline
 from deaios.ledger.client.deployment import InvalidDeployment, deploy_suite, fetch_network_id, verify_suite
-from deaios.ledger.client.disputes import Decision, DisputePhase
 from deaios.ledger.client.faucet import Faucet, RefusedGrant, UnavailableFaucet
 from deaios.ledger.client.receipts import BatchRecord
 from deaios.ledger.client.rpc import Reverted, Rpc
@@ -29,6 +27,7 @@ from deaios.ledger.client.sender import Patience, RefusedOutOfGasMoney, Sender
 from deaios.ledger.client.staking import Member, Unbonding
 from deaios.ledger.commitments import build_deposit_authorization
 from deaios.ledger.eip712 import hash_struct, hash_typed_data, sign_struct
+from deaios.ledger.phases import BeaconPhase, Decision, DisputePhase
 from deaios.ledger.settings import LOCAL
 from deaios.ledger.structs import (
     ChannelConfig,

@@ -1,4 +1,4 @@
-"""Phases of beacon rounds and disputes, with the numbers the contracts use (docs/contracts.md)."""
+"""Phases of beacon rounds and disputes, and what a jury found: the contracts' own numbers (docs/contracts.md)."""
 
 from enum import IntEnum
 
@@ -10,6 +10,7 @@ class BeaconPhase(IntEnum):
     COMMIT = 1
     REVEAL = 2
     FINALIZE = 3
+    """Waits for anyone to call `finalize`."""
     FINAL = 4
     FAILED = 5
 
@@ -26,3 +27,13 @@ class DisputePhase(IntEnum):
     APPEAL = 6
     FINALIZE = 7
     CLOSED = 8
+
+
+class Decision(IntEnum):
+    """What a jury found."""
+
+    NONE = 0
+    ACQUITTED = 1
+    GUILTY = 2
+    NO_QUORUM = 3
+    """Acquitted, but nobody loses a bond."""

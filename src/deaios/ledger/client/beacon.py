@@ -1,27 +1,15 @@
 """Client of `Beacon`: randomness by commit and reveal among auditors."""
 
 from dataclasses import dataclass
-from enum import IntEnum
 
 from deaios.ledger.client.bound import BoundContract, Outcome
 from deaios.ledger.client.rpc import Rpc
 from deaios.ledger.client.sender import Sender
 from deaios.ledger.commitments import commit_secret
+from deaios.ledger.phases import BeaconPhase
 from deaios.ledger.records import TransactionReceipt
 from deaios.primitives.hashing import ZERO32
 from deaios.primitives.keys import Address
-
-
-class BeaconPhase(IntEnum):
-    """Where a round stands."""
-
-    UNKNOWN = 0
-    COMMIT = 1
-    REVEAL = 2
-    FINALIZE = 3
-    """Waits for anyone to call `finalize`."""
-    FINAL = 4
-    FAILED = 5
 
 
 @dataclass(frozen=True, slots=True)

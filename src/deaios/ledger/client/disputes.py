@@ -1,40 +1,16 @@
 """Client of `Disputes`: juries over single receipts."""
 
 from dataclasses import dataclass
-from enum import IntEnum
 
 from deaios.ledger.client.bound import BoundContract, Outcome, to_tuple
 from deaios.ledger.client.rpc import Rpc
 from deaios.ledger.client.sender import Sender
 from deaios.ledger.commitments import commit_evidence
 from deaios.ledger.eip712 import hash_struct
+from deaios.ledger.phases import Decision, DisputePhase
 from deaios.ledger.records import TransactionReceipt
 from deaios.ledger.structs import Judgement, Receipt, Request, Verdict
 from deaios.primitives.keys import Address
-
-
-class DisputePhase(IntEnum):
-    """Where a dispute stands."""
-
-    UNKNOWN = 0
-    BEACON = 1
-    DRAW = 2
-    COMMIT = 3
-    REVEAL = 4
-    TALLY = 5
-    APPEAL = 6
-    FINALIZE = 7
-    CLOSED = 8
-
-
-class Decision(IntEnum):
-    """What a jury found."""
-
-    NONE = 0
-    ACQUITTED = 1
-    GUILTY = 2
-    NO_QUORUM = 3
-    """Acquitted, but nobody loses a bond."""
 
 
 @dataclass(frozen=True, slots=True)
