@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import pytest
+from aiohttp import web
 
 from deaios.compute.records import Calibration, ModelRecord, NoiseClass, RecordFile, Thresholds
 from deaios.gateway.chat import Limits
@@ -204,6 +205,7 @@ class World:
     keys: KeyStore
     key: str
     key_id: str
+    application: web.Application
     say: Callable = say
     script: type = Script
 
@@ -251,7 +253,7 @@ def start_gateway(tmp_path):
         )
         try:
             async with serve(application) as url:
-                yield World(url, buyer, keys, key, record.key_id)
+                yield World(url, buyer, keys, key, record.key_id, application)
         finally:
             keys.close()
 
