@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import msgspec
 
 from deaios.alignment.answer import Answer
+from deaios.market.batches import BatchProof
 from deaios.market.opening import Opening
 from deaios.primitives.encoding import decode_hex, encode_hex
 from deaios.primitives.errors import Unavailable
@@ -47,9 +48,9 @@ class _Chunk(msgspec.Struct):
     error: dict[str, object] | None = None
 
 
-class _Proof(msgspec.Struct):
-    index: int
-    path: list[str]
+class _Proof(msgspec.Struct, rename="camel"):
+    receipt_digest: str
+    proof: dict[str, object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,5 +139,5 @@ async def complete_answer(http: HttpClient, gateway_url: str, api_key: str, told
                 ) from error
             await clock.sleep(PROOF_POLL_S)
         else:
-            path = tuple(decode_hex(node, 32) for node in proof.path)
-            return Answer(told.network, told.body, told.client_nonce, told.opening, told.text, proof.index, path)
+            batch = BatchProof.decode_json(proof.proof)
+            return Answer(told.network, told.body, told.client_nonce, told.opening, told.text, batch.index, batch.path)

@@ -5,10 +5,11 @@ file; a step that does not happen in its time ends the demo with an error.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from deaios.alignment.answer import decode_answer, encode_answer
 from deaios.alignment.check import Head, Outcome
 from deaios.ledger.client.bound import ContractEvent
 from deaios.node.accounts import MoneyCount, count_money
@@ -23,6 +24,7 @@ from deaios.primitives.errors import Unavailable
 from deaios.primitives.keys import Address, checksum_address
 from deaios.primitives.units import format_credit
 from deaios.runtime.clock import SystemClock
+from deaios.runtime.disk import write_atomic
 
 QUESTIONS = (
     "Why is the sky dark at night?",
@@ -130,9 +132,7 @@ class Demo:
             await self._forge(honest)
 
     def _provider_of(self, path: Path) -> str:
-        from deaios.alignment.answer import decode_answer  # noqa: PLC0415 - only here
-
-        return self._name(decode_answer(path.read_bytes()).opening.request.provider)
+        return self._name(decode_answer(_read(path)).opening.request.provider)
 
     def _show_verification(self, path: Path, result: Verification) -> None:
         proven = sum(fact.holds for fact in result.facts if fact.head is Head.PROVEN)
@@ -141,10 +141,7 @@ class Demo:
 
     async def _forge(self, path: Path) -> None:
         forged = path.with_name("forged.json")
-        text = path.read_text()
-        place = text.index('"outputIds": [') + len('"outputIds": [')
-        end = text.index(",", place)
-        forged.write_text(text[:place] + str(int(text[place:end]) + 1) + text[end:])
+        write_atomic(forged, _change_first_token(_read(path)))
         result = await verify_file(self.folder, forged)
         self.voice.line(f"one token changed in a copy: {result.headline}")
         if result.outcome is not Outcome.VIOLATED:
@@ -192,28 +189,27 @@ class Demo:
             raise UnavailableStep(f"{self._name(dispute.provider)} was convicted, but the cheat is {CHEATER}")
 
     def _show_dispute_event(self, event: ContractEvent) -> None:
-        values: Mapping[str, object] = event.values
+        values = event.values
         match event.name:
             case "Opened":
-                says = (
-                    f"{self._name(Address(event.values['accuser']))} accuses {self._name(Address(event.values['provider']))}: "
-                    f"receipt {encode_hex(event.values['receiptDigest'])[:18]}…, "
-                    f"evidence {encode_hex(event.values['evidenceManifest'])[:18]}…"
+                accuser, provider = self._name(Address(values["accuser"])), self._name(Address(values["provider"]))
+                receipt, evidence = (
+                    encode_hex(values["receiptDigest"])[:18],
+                    encode_hex(values["evidenceManifest"])[:18],
                 )
+                says = f"{accuser} accuses {provider}: receipt {receipt}…, evidence {evidence}…"
             case "JuryDrawn":
-                jurors = ", ".join(self._name(Address(juror)) for juror in event.values["jurors"])
-                says = f"the beacon draws {jurors}"
+                says = "the beacon draws " + ", ".join(self._name(Address(juror)) for juror in values["jurors"])
             case "VerdictRevealed":
-                judgement = _JUDGEMENTS.get(event.values["judgement"], "?")
-                says = f"{self._name(Address(event.values['juror']))} re-executed and says {judgement}"
+                juror = self._name(Address(values["juror"]))
+                says = f"{juror} re-executed and says {_JUDGEMENTS.get(values['judgement'], '?')}"
             case "Tallied":
-                says = f"the jury: {_VERDICTS[event.values['verdict']]} ({values['guilty']} of {event.values['guilty'] + event.values['acquit']})"
+                votes = values["guilty"] + values["acquit"]
+                says = f"the jury says {_VERDICTS[values['verdict']]}, {values['guilty']} of {votes} votes guilty"
             case _:
-                says = (
-                    f"closed, {_VERDICTS[event.values['verdict']]}: slashed {format_credit(event.values['slashed'])}, "
-                    f"refunded {format_credit(event.values['refunded'])}, bounty {format_credit(event.values['bounty'])}, "
-                    f"jurors {format_credit(event.values['jurorFees'])}, burned {format_credit(event.values['burned'])} credit"
-                )
+                parts = ("slashed", "refunded", "bounty", "jurorFees", "burned")
+                money = ", ".join(f"{part} {format_credit(values[part])}" for part in parts)
+                says = f"closed, {_VERDICTS[values['verdict']]}: {money} credit"
         self.voice.line(f"dispute {values['id']}: {says}")
         self.voice.line(f"  transaction {_hash_of(event)}")
 
@@ -238,6 +234,17 @@ class Demo:
             if self.clock.monotonic_s() > deadline:
                 raise UnavailableStep(f"{what} did not happen within {seconds:.0f} s")
             await asyncio.sleep(POLL_S)
+
+
+def _read(path: Path) -> bytes:
+    return path.read_bytes()
+
+
+def _change_first_token(data: bytes) -> bytes:
+    answer = decode_answer(data)
+    first, *rest = answer.opening.output_ids
+    opening = replace(answer.opening, output_ids=(first + 1, *rest))
+    return encode_answer(replace(answer, opening=opening))
 
 
 def _hash_of(event: ContractEvent) -> str:

@@ -1,6 +1,8 @@
 """Opening the engine that this machine's configuration asks for, and using it for checks."""
 
 import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from deaios.alignment.evidence import Evidence
@@ -55,6 +57,16 @@ def open_checked_engine(
         engine.close()
         raise
     return engine
+
+
+@asynccontextmanager
+async def serving_engine(engine: Engine) -> AsyncIterator[EngineService]:
+    """An engine on its own thread while the block runs."""
+    service = EngineService(engine)
+    try:
+        yield service
+    finally:
+        await service.close()
 
 
 class EngineRecheck:

@@ -21,6 +21,7 @@ from deaios.alignment.check import (
     collect,
     list_trusts,
 )
+from deaios.compute.engines import EngineKind
 from deaios.compute.records import ModelRecord
 from deaios.compute.sampling import seed_of
 from deaios.compute.verification import Report, verify_output
@@ -79,7 +80,7 @@ async def verify_file(
     chain: str | None = None,
     descriptor: str | None = None,
     model: Path | None = None,
-    engine: str | None = None,
+    engine: EngineKind | None = None,
     nonce: str | None = None,
     report: Tell = lambda _text: None,
 ) -> Verification:
@@ -149,7 +150,7 @@ class _Check:
     network: NetworkDescriptor
     answer: Answer
     config: EngineConfig
-    engine: str | None
+    engine: EngineKind | None
     model: Path | None
     user_nonce: bytes | None
     report: Tell

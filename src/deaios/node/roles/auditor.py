@@ -9,13 +9,12 @@ from aiohttp import web
 from deaios.alignment.auditor.service import AuditedModel, Auditor, AuditorSettings
 from deaios.alignment.auditor.store import AuditorStore
 from deaios.alignment.evidence import Evidence
-from deaios.compute.service import EngineService
 from deaios.ledger.suite import AUDIT
 from deaios.market.buyer.client import Buyer
 from deaios.market.chat import context_of, read_chat_body
 from deaios.market.orders import Order
 from deaios.node.context import RoleContext
-from deaios.node.engines import EngineRecheck, open_checked_engine
+from deaios.node.engines import EngineRecheck, open_checked_engine, serving_engine
 from deaios.node.member import Member, open_member
 from deaios.node.models import ModelFiles
 from deaios.node.network import open_buyer, open_default_model, open_storage
@@ -42,7 +41,7 @@ async def run(context: RoleContext) -> None:
         store = AuditorStore(context.data / "auditor.db")
         try:
             async with (
-                EngineService(engine) as service,
+                serving_engine(engine) as service,
                 open_buyer(member, context.data, context.clock, context.dice) as buyer,
             ):
                 auditor = Auditor(

@@ -15,7 +15,7 @@ from deaios.market.client import LedgerChain
 from deaios.market.ports import Generate, Piece
 from deaios.market.seller.service import Seller, SellerSettings
 from deaios.node.context import RoleContext
-from deaios.node.engines import open_checked_engine, open_configured_engine
+from deaios.node.engines import open_checked_engine, open_configured_engine, serving_engine
 from deaios.node.member import Member, open_member
 from deaios.node.models import ModelFiles, weaken_model
 from deaios.node.network import open_default_model, open_storage, terms_of
@@ -79,11 +79,8 @@ async def _open_service(context: RoleContext, files: ModelFiles) -> AsyncIterato
         path = context.data / f"{context.spec.weights}.gguf"
         await asyncio.to_thread(weaken_model, files.served, path, context.spec.weights)
         engine = await asyncio.to_thread(open_configured_engine, config, path, sequences_max=config.sequences_max)
-    service = EngineService(engine)
-    try:
+    async with serving_engine(engine) as service:
         yield service, profile
-    finally:
-        await service.close()
 
 
 def _generate_with(service: EngineService, tokenizer: Tokenizer) -> Generate:

@@ -1,0 +1,78 @@
+"""The gateway of a local network: the OpenAI door in front of a buyer with its own key and channels."""
+
+import asyncio
+
+from aiohttp import web
+
+from deaios.gateway.purchasing import ServedModel, ServedModels
+from deaios.gateway.service import build_gateway_application
+from deaios.gateway.store import KeyStore
+from deaios.market.seller.service import SellerSettings
+from deaios.node.context import RoleContext
+from deaios.node.member import Member, open_member
+from deaios.node.network import open_buyer, open_default_model
+from deaios.node.ports import keep_port
+from deaios.node.status import API_KEY_NAME
+from deaios.primitives.hashing import tagged_sha256
+from deaios.primitives.units import CREDIT
+from deaios.runtime.http import serve
+from deaios.runtime.logs import get_logger
+
+WORKING_CREDIT = 20 * CREDIT
+OWNED_BY = "network"
+
+
+async def run(context: RoleContext) -> None:
+    """Fund the buyer, read the model's tokenizer, serve until told to stop."""
+    descriptor = context.folder.load_descriptor()
+    key = context.open_key()
+    async with open_member(descriptor, key) as member:
+        log = get_logger("gateway")
+        files, _ = await asyncio.gather(
+            open_default_model(member, context.folder, context.clock, log.info), member.ensure_funded(WORKING_CREDIT)
+        )
+        block = await member.rpc.get_block(0)
+        models = ServedModels(
+            (
+                ServedModel.build(
+                    files.record,
+                    files.open_tokenizer(),
+                    files.open_template(),
+                    input_price=SellerSettings.input_price,
+                    output_price=SellerSettings.output_price,
+                    created_s=block.timestamp if block else 0,
+                    owned_by=OWNED_BY,
+                ),
+            )
+        )
+        keys = KeyStore.open(context.data / "keys.db", tagged_sha256("deaios/gateway-pepper/1", key.secret))
+        try:
+            _ensure_user_key(context, keys)
+            async with open_buyer(member, context.data, context.clock, context.dice) as buyer:
+                application = build_gateway_application(
+                    network_id=descriptor.network_id,
+                    buyer=buyer,
+                    models=models,
+                    keys=keys,
+                    clock=context.clock,
+                    dice=context.dice,
+                )
+                await _serve(context, member, application)
+        finally:
+            keys.close()
+
+
+async def _serve(context: RoleContext, member: Member, application: web.Application) -> None:
+    host = context.config.gateway.host
+    async with serve(application, host, keep_port(context.data, context.spec.port, host)) as url:
+        await member.contracts.identities.ensure_registered(member.sender, url, "gateway")
+        context.report_ready(url)
+        await context.stopping.wait()
+
+
+def _ensure_user_key(context: RoleContext, keys: KeyStore) -> None:
+    """The folder's owner gets a key once; only its hash is in the store."""
+    text = context.folder.load_secret_text(API_KEY_NAME)
+    if text is None or keys.find(text) is None:
+        text, _record = keys.create(context.dice, context.clock.now_ms(), name="owner of this folder")
+        context.folder.save_secret_text(API_KEY_NAME, text)
