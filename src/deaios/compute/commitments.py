@@ -4,13 +4,13 @@ Invariant: nobody can guess a short answer from its hash, because every leaf sta
 hold; an opening (salt and ids) reproduces each commitment exactly. Frozen: docs/spec/sampling.md, "Commitments".
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
-from deaios.primitives.encoding import InvalidEncoding, Json, decode_hex, encode_canonical_json, encode_hex
+from deaios.primitives.encoding import InvalidEncoding, decode_hex, encode_canonical_json, encode_hex
 from deaios.primitives.errors import Invalid
 from deaios.primitives.hashing import sha256, tagged_sha256
 from deaios.primitives.merkle import build_root
@@ -27,7 +27,7 @@ CLIENT_NONCE_SIZE = 32
 CONTEXT_BYTES_MAX = 1 << 20
 """Longest canonical context; the same bound as a chat body."""
 
-Message = Mapping[str, Json]
+Message = Mapping[str, str]
 
 
 class InvalidCommitment(Invalid):
@@ -42,9 +42,13 @@ def leaf_salt(salt: bytes, label: str, index: int) -> bytes:
         label: `prompt`, `context` or `output`.
         index: of the leaf.
     """
+    _validate_salt(salt)
+    return tagged_sha256(SALT_TAG, salt, sha256(label.encode()), index.to_bytes(8))
+
+
+def _validate_salt(salt: bytes) -> None:
     if len(salt) != SALT_SIZE:
         raise InvalidCommitment(f"salt has {len(salt)} bytes, {SALT_SIZE} expected")
-    return tagged_sha256(SALT_TAG, salt, sha256(label.encode()), index.to_bytes(8))
 
 
 def commit_prompt(ids: Sequence[int], salt: bytes) -> bytes:
@@ -58,6 +62,7 @@ def commit_output(ids: Sequence[int], salt: bytes) -> bytes:
 
 
 def _salted_chunks(ids: Sequence[int], salt: bytes, label: str) -> list[bytes]:
+    _validate_salt(salt)
     if any(isinstance(item, bool) or not 0 <= item < 1 << 32 for item in ids):
         raise InvalidCommitment(f"{label} holds a token id outside 0 to 2**32 - 1")
     words = np.array(ids, "<u4")
@@ -78,14 +83,16 @@ def encode_context(context: Context) -> bytes:
     """The canonical bytes of a context."""
     if len(context.template_hash) != 32:
         raise InvalidCommitment(f"template hash has {len(context.template_hash)} bytes, 32 expected")
-    data = encode_canonical_json(
-        {
-            "messages": list(context.messages),
-            "now": context.now,
-            "template": encode_hex(context.template_hash),
-            "tools": None,
-        }
-    )
+    value = {
+        "messages": list(context.messages),
+        "now": context.now,
+        "template": encode_hex(context.template_hash),
+        "tools": None,
+    }
+    try:
+        data = encode_canonical_json(value)
+    except (InvalidEncoding, UnicodeEncodeError) as error:
+        raise InvalidCommitment(f"context has no canonical spelling: {error}") from error
     if len(data) > CONTEXT_BYTES_MAX:
         raise InvalidCommitment(f"context of {len(data)} bytes exceeds {CONTEXT_BYTES_MAX}")
     return data
@@ -95,28 +102,28 @@ def decode_context(data: bytes) -> Context:
     """Read a context from its canonical bytes.
 
     Raises:
-        InvalidCommitment: too long, not JSON, another shape, or not the canonical spelling.
+        InvalidCommitment: too long, another shape, or not the canonical spelling.
     """
     if len(data) > CONTEXT_BYTES_MAX:
         raise InvalidCommitment(f"context of {len(data)} bytes exceeds {CONTEXT_BYTES_MAX}")
     try:
-        value = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise InvalidCommitment(f"context is not JSON: {error}") from error
-    if not isinstance(value, dict) or value.keys() != {"messages", "now", "template", "tools"}:
-        raise InvalidCommitment("context is not an object of messages, now, template and tools")
-    messages, now = value["messages"], value["now"]
-    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        raise InvalidCommitment("context messages are not a list of objects")
-    if not isinstance(now, str) or value["tools"] is not None:
-        raise InvalidCommitment("context now is not text, or tools is not null")
-    try:
-        context = Context(tuple(messages), now, decode_hex(value["template"], 32))
-        if encode_context(context) != data:
-            raise InvalidCommitment("context is not in its canonical spelling")
-    except (InvalidEncoding, UnicodeEncodeError, RecursionError) as error:
-        raise InvalidCommitment(f"context: {error}") from error
+        # Typed, so that nothing nests deeper than the format does, whatever the bytes say.
+        value = msgspec.json.decode(data, type=_ContextJson)
+        context = Context(tuple(value.messages), value.now, decode_hex(value.template, 32))
+    except (msgspec.DecodeError, UnicodeDecodeError, InvalidEncoding) as error:
+        raise InvalidCommitment(f"context is not an object of messages, now, template and tools: {error}") from error
+    if encode_context(context) != data:
+        raise InvalidCommitment("context is not in its canonical spelling")
     return context
+
+
+class _ContextJson(msgspec.Struct, forbid_unknown_fields=True):
+    """A context as JSON; version 1 has no tools, and every value of a message is text."""
+
+    messages: list[dict[str, str]]
+    now: str
+    template: str
+    tools: None
 
 
 def hash_context(context: bytes, salt: bytes) -> bytes:
