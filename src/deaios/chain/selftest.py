@@ -60,6 +60,7 @@ def run_selftest() -> None:
     _check_transient()
     _check_failures()
     _check_creation()
+    _check_slots()
     _check_access_list()
 
 
@@ -163,24 +164,43 @@ def _check_failures() -> None:
 
 
 def _check_creation() -> None:
-    """A log, a deployed contract with a slot, and one that destroys itself in the transaction that made it."""
-    deploy = bytes.fromhex("6001600055" + "60bb60cc60006000a2" + "640000000000" + "600052" + "6005601bf3")
+    """A deployed contract with a slot and a log that shows what its code saw, then one that destroys itself at once."""
+    # Its constructor stores 1, logs its caller's balance under the gas price, and returns five zero bytes.
+    deploy = bytes.fromhex("6001600055" + "3331600052" + "3a60206000a1" + "60056040f3")
     engine, state = _engine(b"")
-    outcome = engine.execute(_CONTEXT, Message(_SENDER, None, deploy, 0, _GAS, _PRICE))
+    outcome = engine.execute(_CONTEXT, Message(_SENDER, None, deploy, 4, _GAS, _PRICE))
     state.apply(engine.commit())
     created = outcome.created or _SENDER
-    log = Log(created, ((0xCC).to_bytes(32), (0xBB).to_bytes(32)), b"")
-    found = (outcome.status, outcome.logs, state.account(created), state.slot(created, 0), state.account(_SENDER).nonce)
-    expected = (Status.SUCCESS, (log,), Account(1, 0, bytes(5), keccak256(bytes(5))), 1, 4)
+    log = Log(created, (_PRICE.to_bytes(32),), (10**18 - _GAS * _PRICE - 4).to_bytes(32))
+    tip = outcome.gas_used * (_PRICE - _CONTEXT.base_fee)
+    found = (
+        (outcome.status, outcome.logs, state.account(created), state.slot(created, 0)),
+        (state.account(_SENDER), state.account(_COINBASE).balance),
+    )
+    expected = (
+        (Status.SUCCESS, (log,), Account(1, 4, bytes(5), keccak256(bytes(5))), 1),
+        (Account(4, 10**18 - 4 - outcome.gas_used * _PRICE), tip),
+    )
     if found != expected:
         raise _different("creation", found, expected)
     suicidal = bytes.fromhex("6001600055" + "73" + "dd" * 20 + "ff")
     outcome = engine.execute(_CONTEXT, Message(_SENDER, None, suicidal, 9, _GAS, _PRICE))
     state.apply(engine.commit())
-    created = outcome.created or _SENDER
-    heir = state.account(Address(b"\xdd" * 20)).balance
-    if (outcome.status, created in state.accounts, state.slots.get(created), heir) != (Status.SUCCESS, False, None, 9):
-        raise _different("destruction within the creating transaction", (outcome, heir), "gone, 9 wei passed on")
+    tip += outcome.gas_used * (_PRICE - _CONTEXT.base_fee)
+    heir, paid = state.account(Address(b"\xdd" * 20)).balance, state.account(_COINBASE).balance
+    if (outcome.created in state.accounts, outcome.created in state.slots, heir, paid) != (False, False, 9, tip):
+        raise _different("destruction within the creating transaction", (heir, paid), (9, tip))
+
+
+def _check_slots() -> None:
+    """Several words of one account, written from outside, are all found."""
+    engine, state = _engine(bytes.fromhex("600154600254600354010160045500"))
+    for slot in (1, 2, 3):
+        engine.put_slot(_CONTRACT, slot, slot)
+    engine.execute(_CONTEXT, Message(_SENDER, _CONTRACT, b"", 0, _GAS, _PRICE))
+    state.apply(engine.commit())
+    if state.slot(_CONTRACT, 4) != 6:
+        raise _different("sum of three words", state.slot(_CONTRACT, 4), 6)
 
 
 def _check_access_list() -> None:

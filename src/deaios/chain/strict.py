@@ -109,7 +109,10 @@ class StrictEvm:
         if sender.code:
             raise InvalidMessage(f"sender 0x{message.sender.hex()} is a contract (EIP-3607)")
         try:
-            run = self._run_paid(message, sender)
+            if message.to is None:
+                run = self._run_creation(context, message, sender)
+            else:
+                run = self._run_paid(message, sender)
         except Invalid:
             self._insert(message.sender, sender)
             raise
@@ -160,6 +163,13 @@ class StrictEvm:
         )
         self._context = context
 
+    def _run_creation(self, context: BlockContext, message: Message, sender: Account) -> _Run:
+        """Run a creation. For these the wheel settles the fee itself, as if the base fee were zero; that is undone."""
+        run = self._run(message, sender)
+        fee = run.outcome.gas_used * message.price
+        touched = _shift(run.touched, message.sender, fee - message.gas * message.price)
+        return _Run(run.outcome, _shift(touched, context.coinbase, -fee))
+
     def _run_paid(self, message: Message, sender: Account) -> _Run:
         """Run with the sender's balance as code must see it: the whole gas limit paid up front.
 
@@ -206,6 +216,9 @@ class StrictEvm:
         finally:
             evm.revert(checkpoint)
             evm.reset_transient_storage()
+            if message.to is None and message.price and self._context is not None:
+                # The wheel paid the coinbase in an account that stays in its journal, outside what a revert undoes.
+                self._insert(self._context.coinbase, self._account(self._context.coinbase))
             if message.access_list:
                 evm.set_tx_env(self._no_transaction)
         return _Run(outcome, touched)
@@ -265,7 +278,10 @@ class StrictEvm:
             for slot, before, after in item.slots:
                 if before != after:
                     if before != self._slot(item.address, slot):
-                        raise UnavailableEngine(f"engine and state disagree on 0x{item.address.hex()} slot {slot}")
+                        raise UnavailableEngine(
+                            f"engine and state disagree on 0x{item.address.hex()} slot {slot}: "
+                            f"{before} and {self._slot(item.address, slot)}"
+                        )
                     self._changes.slots[item.address, slot] = after
                     slots.append((item.address, slot, after))
         self._store(slots)
@@ -291,13 +307,12 @@ class StrictEvm:
         insert_account(self._evm, address, account)
 
     def _store(self, slots: list[tuple[Address, int, int]]) -> None:
-        if not slots:
-            return
-        # Inside its own checkpoint the write reaches the database while the loaded account leaves the journal again.
-        checkpoint = self._evm.snapshot()
+        # Where the journal holds the account, the wheel writes to the journal alone. Inside a checkpoint of its own
+        # each write finds the account unloaded, reaches the database, and leaves the journal empty again.
         for address, slot, value in slots:
+            checkpoint = self._evm.snapshot()
             self._evm.insert_account_storage(_hex(address), slot, value)
-        self._evm.revert(checkpoint)
+            self._evm.revert(checkpoint)
 
 
 def insert_account(evm: pyrevm.EVM, address: Address, account: Account) -> None:
