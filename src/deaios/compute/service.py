@@ -121,8 +121,14 @@ class _Check(_Job, Generic[_Result]):
     alone: bool
     result: asyncio.Future[_Result]
 
-    def finish(self, value: _Result) -> None:
-        self.tell(lambda: None if self.result.done() else self.result.set_result(value))
+    def end(self, outcome: object) -> None:
+        """Hand over a result or an error and give the sequence back."""
+        if isinstance(outcome, Exception):
+            self.fail(outcome)
+        else:
+            # the caller's future has the type of what `run` returns
+            self.tell(lambda: None if self.result.done() else self.result.set_result(outcome))  # type: ignore[arg-type]
+        self.tell(self.released.set)
 
     def fail(self, error: Exception) -> None:
         self.tell(lambda: None if self.result.done() else self.result.set_exception(error))
@@ -394,15 +400,16 @@ class EngineService:
             self._waiting.popleft()
             self._checking = job
         assert job.sequence is not None
+        guest = _Guest(self, job)
         try:
-            job.finish(job.run(_Guest(self, job), job.sequence))  # type: ignore[arg-type]  # each with its own result
+            outcome: Report | Replay | DeaiosError = job.run(guest, job.sequence)
         except DeaiosError as error:
-            job.fail(error)
-            if self._failure is not None:
-                raise
+            outcome = error
         with self._wake:
-            self._checking = None  # left in place when the thread ends here, so that it is told with the others
-        job.tell(job.released.set)
+            self._checking = None  # any other error leaves it in place, to be told with the rest when the thread ends
+        job.end(outcome)
+        if self._failure is not None:
+            raise self._failure
 
     def _decode_for(self, job: "_Check[Report] | _Check[Replay]", steps: Sequence[Step]) -> list[NDArray[np.float32]]:
         """A check's own step, after a turn for the answers that run beside it."""
