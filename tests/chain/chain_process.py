@@ -8,14 +8,13 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from chain_values import OPERATOR, USERS
+
 from deaios.chain.genesis import ETHER, Allocation, Genesis
 from deaios.chain.service import ChainService, Limits, build_application
-from deaios.primitives.keys import PrivateKey
 from deaios.runtime.clock import SystemClock
 from deaios.runtime.http import serve
 
-OPERATOR = PrivateKey(b"\x0f" * 32)
-USERS = [PrivateKey(bytes([number]) * 32) for number in range(1, 7)]
 GENESIS = Genesis(
     seed=b"\x07" * 32,
     operator=OPERATOR.address,

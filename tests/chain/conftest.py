@@ -11,11 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from deaios.primitives.keys import PrivateKey
-
 HERE = Path(__file__).resolve().parent
-OPERATOR = PrivateKey(b"\x0f" * 32)
-USERS = tuple(PrivateKey(bytes([number]) * 32) for number in range(1, 7))
 START_S = 30
 
 
@@ -25,6 +21,9 @@ def load_module(path: Path):
     sys.modules[path.stem] = module
     spec.loader.exec_module(module)
     return module
+
+
+load_module(HERE / "chain_values.py")
 
 
 @pytest.fixture(scope="session")
