@@ -84,8 +84,8 @@ def start_chain(folder: Path, **environment) -> Running:
 
 @pytest.fixture(scope="session")
 def chain(tmp_path_factory):
-    """One chain for read-mostly tests of clients; each test uses a user key of its own."""
-    running = start_chain(tmp_path_factory.mktemp("chain"))
+    """One chain at the product's pace for tests of clients; each test uses a user key of its own."""
+    running = start_chain(tmp_path_factory.mktemp("chain"), block_ms=500, gather_ms=260)
     yield running
     running.process.stdout.close()
     running.stop()
