@@ -24,6 +24,8 @@ struct Round:
     attempt: uint256
     commitDeadline: uint256
     revealDeadline: uint256
+    # Members when the attempt began: fewer commits than these need no look at who has committed.
+    expected: uint256
     reveals: uint256
     mix: bytes32
     final: bytes32
@@ -146,7 +148,8 @@ def commit(round: uint256, commitment: bytes32):
     self.commitments[round][attempt][msg.sender] = commitment
     self.committers[round][attempt].append(msg.sender)
     log Committed(round=round, member=msg.sender)
-    if self._has_everyone_committed(round, attempt):
+    commits: uint256 = len(self.committers[round][attempt])
+    if commits >= self.rounds[round].expected and self._has_everyone_committed(round, attempt):
         reveal_deadline: uint256 = block.timestamp + self.revealSeconds
         self.rounds[round].commitDeadline = block.timestamp
         self.rounds[round].revealDeadline = reveal_deadline
@@ -301,6 +304,7 @@ def _begin_attempt(round: uint256):
     reveal_deadline: uint256 = commit_deadline + self.revealSeconds
     self.rounds[round].commitDeadline = commit_deadline
     self.rounds[round].revealDeadline = reveal_deadline
+    self.rounds[round].expected = len(staticcall Staking(self.staking).members(AUDIT))
     self.latestDeadline = max(self.latestDeadline, reveal_deadline)
     log AttemptBegun(
         round=round,

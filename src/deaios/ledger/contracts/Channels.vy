@@ -285,6 +285,24 @@ def refundWithSignature(
 
 @external
 @view
+def MIN_WITHDRAW_DELAY() -> uint40:
+    """
+    @notice The shortest withdraw delay, under the name that x402 gives it.
+    """
+    return convert(self.withdrawDelayMin, uint40)
+
+
+@external
+@view
+def MAX_WITHDRAW_DELAY() -> uint40:
+    """
+    @notice The longest withdraw delay, under the name that x402 gives it.
+    """
+    return convert(self.withdrawDelayMax, uint40)
+
+
+@external
+@view
 def channels(channelId: bytes32) -> (uint128, uint128):
     """
     @notice Balance and total claimed of a channel.

@@ -221,7 +221,7 @@ juries: HashMap[uint256, HashMap[uint256, DynArray[address, JURORS_MAX]]]
 ballots: HashMap[uint256, HashMap[uint256, HashMap[address, Ballot]]]
 evidenceBlocks: HashMap[bytes32, uint256]
 openings: HashMap[bytes32, uint256]
-convicted: HashMap[bytes32, bool]
+convicted: public(HashMap[bytes32, bool])
 openAgainst: HashMap[address, uint256]
 
 

@@ -1,0 +1,52 @@
+"""The heaviest transactions fit into a block of 30 million gas with every seat of `audit` taken."""
+
+from dataclasses import replace
+
+import boa
+import pytest
+
+from deaios.primitives.hashing import keccak256
+from deaios.primitives.units import CREDIT
+
+AUDIT = keccak256(b"audit")
+GAS_MAX = 22_000_000
+"""Below the common limit of 30 million by more than the cold reads that this EVM does not charge between calls."""
+INTRINSIC_GAS = 21_000
+
+
+class Meter:
+    """Gas of each named call, without calldata and intrinsic costs."""
+
+    def __init__(self):
+        self.used = {}
+
+    def __call__(self, name, function, *arguments, sender):
+        before = boa.env.get_gas_used()
+        result = function(*arguments, sender=sender.text)
+        self.used[name] = boa.env.get_gas_used() - before + INTRINSIC_GAS
+        return result
+
+
+@pytest.mark.slow
+def test_a_full_committee_fits_into_blocks(make_world, world):
+    big = make_world(replace(world.settings, jury_size=31), auditors=256)
+    meter = Meter()
+    config = big.make_config()
+    big.deposit(config, CREDIT)
+    purchase = big.make_receipt(config)
+    big.commit_evidence(big.accuser)
+    before = boa.env.get_gas_used()
+    dispute_id = big.open_dispute(purchase, commit=False)
+    meter.used["open"] = boa.env.get_gas_used() - before
+    number = big.dispute(dispute_id).round
+    *most, last = big.auditors
+    for auditor in most:
+        big.beacon.commit(number, big.beacon_commitment(number, auditor), sender=auditor.text)
+    meter("last commit", big.beacon.commit, number, big.beacon_commitment(number, last), sender=last)
+    big.beacon.reveal(number, keccak256(b"secret" + last.address), sender=last.text)
+    big.wait(20)
+    meter("beacon finalize", big.beacon.finalize, number, sender=big.stranger)
+    meter("draw", big.disputes.draw, dispute_id, sender=big.stranger)
+    big.wait(90)
+    meter("tally", big.disputes.tally, dispute_id, sender=big.stranger)
+    assert {name: used for name, used in meter.used.items() if used > GAS_MAX} == {}
