@@ -33,8 +33,10 @@ RECORD_ID = b"\x55" * 32
 INPUT_PRICE, OUTPUT_PRICE = CREDIT, 4 * CREDIT
 
 
-class ByteVocabulary:
+class ByteTokenizer:
     """Ids 0 to 255 are bytes, 256 ends an answer."""
+
+    end_ids = frozenset({END})
 
     def get_bytes(self, token):
         if not 0 <= token <= END:
@@ -234,7 +236,7 @@ def start_gateway(tmp_path):
         served = ServedModel(
             record_id=RECORD_ID,
             record=build_record(context_tokens),
-            vocabulary=ByteVocabulary(),
+            tokenizer=ByteTokenizer(),
             render=render,
             input_price=INPUT_PRICE,
             output_price=OUTPUT_PRICE,
@@ -270,8 +272,3 @@ async def world(start_gateway):
 @pytest.fixture
 def counting_dice():
     return CountingDice()
-
-
-@pytest.fixture
-def byte_vocabulary():
-    return ByteVocabulary()

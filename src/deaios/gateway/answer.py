@@ -9,11 +9,12 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from deaios.compute.generation import Generation
+from deaios.compute.sampling import SEED_SIZE
 from deaios.gateway.budgets import Budgets, Reservation
 from deaios.gateway.errors import InternalFault, UnavailableAnswer, UnavailableMarket
 from deaios.gateway.purchasing import Purchase, Purchasing, ServedModel
 from deaios.gateway.store import Charge
-from deaios.gateway.text import AnswerText
 from deaios.ledger.structs import FinishReason, State
 from deaios.market.chat import ChatBody
 from deaios.market.opening import Opening
@@ -29,6 +30,10 @@ LAG_PIECES_MAX = 256
 """How far the purchase may run ahead of the fastest streaming reader."""
 CANCEL_S = 10.0
 """A purchase that cannot be cancelled within this time is left to its own deadline."""
+
+
+class InvalidOutput(Invalid):
+    """Tokens that no honest provider sends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +115,7 @@ class Answer:
         self.has_ended = False
         self.is_delivered = False
         self.tokens = 0
+        self._text: Generation | None = None
         self._prepare = prepare
         self._buyer = buyer
         self._budgets = budgets
@@ -212,7 +218,7 @@ class Answer:
         try:
             async with asyncio.timeout(self._patience.answer_s):
                 purchase = await self._buyer.purchase(prepared.order)
-                await self._follow(purchase)
+                await self._follow(purchase, prepared.order)
         except asyncio.CancelledError:
             if not self._is_closing:
                 raise
@@ -235,13 +241,20 @@ class Answer:
         self.opening = purchase.opening
         return self._judge(prepared.reservation)
 
-    async def _follow(self, purchase: Purchase) -> None:
-        text = AnswerText(self.wanted.model.vocabulary, self.wanted.chat.stop)
+    async def _follow(self, purchase: Purchase, order: Order) -> None:
+        # The finish rules need ids only; the seed is the sampler's, and nothing is sampled here.
+        self._text = Generation(len(order.prompt_ids), order.params, bytes(SEED_SIZE), self.wanted.model.tokenizer)
         async for delta in purchase:
-            self.tokens += len(delta.ids)
-            self._add(text.push(delta.ids))
+            self._add("".join(map(self._accept, delta.ids)))
             await self._wait_for_readers()
-        self._add(text.close())
+
+    def _accept(self, token: int) -> str:
+        """The text that one more token releases."""
+        assert self._text is not None
+        if self._text.finish is not None:
+            raise InvalidOutput("the provider sent tokens after the end of the answer")
+        self.tokens += 1
+        return self._text.accept(token).text_delta
 
     def _add(self, piece: str) -> None:
         if piece:
@@ -263,8 +276,12 @@ class Answer:
         receipt = self.opening.receipt
         if receipt.state != State.SERVED:
             return 0, UnavailableAnswer(f"the provider ended the purchase as {State(receipt.state).name.lower()}")
-        if receipt.finish_reason not in (FinishReason.STOP_TOKEN, FinishReason.STOP_STRING, FinishReason.LENGTH):
-            return 0, UnavailableAnswer(f"the answer ended early: {FinishReason(receipt.finish_reason).name.lower()}")
+        if self._text is None or (receipt.finish_reason, receipt.stop_index) != (
+            self._text.finish,
+            self._text.stop_index,
+        ):
+            said = FinishReason(receipt.finish_reason).name.lower()
+            return 0, UnavailableAnswer(f"the provider broke the protocol: its tokens do not end by {said}")
         if receipt.fee > reservation.amount:
             log.warning(
                 "fee above the listed price", answer=self.wanted.answer_id, fee=receipt.fee, reserved=reservation.amount

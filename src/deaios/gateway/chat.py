@@ -30,6 +30,7 @@ from deaios.runtime.clock import Clock
 from deaios.runtime.dice import Dice
 from deaios.runtime.errors import InvalidBody, RefusedBusy
 from deaios.runtime.http import json_response, read_body
+from deaios.runtime.logs import get_logger
 from deaios.runtime.metrics import Metrics
 
 NONCE_HEADER = "X-DeAIOS-Nonce"
@@ -42,6 +43,7 @@ _FINISH = {
     FinishReason.STOP_STRING: "stop",
     FinishReason.LENGTH: "length",
 }
+log = get_logger("gateway")
 _DONE = b"data: [DONE]\n\n"
 _KEEP_ALIVE = b": keep-alive\n\n"
 T = TypeVar("T")
@@ -125,7 +127,12 @@ class ChatDoor:
                 return self._whole(answer)
             await self._hold(answer, reader)
             may_return = False
-            return await self._stream(request, answer, reader)
+            response = await self._open_stream(request, answer)
+            try:
+                await self._stream(request, response, answer, reader)
+            except ConnectionError as error:
+                log.info("client went away", answer=answer.wanted.answer_id, error=repr(error))
+            return response
         finally:
             answer.leave(reader, may_return=may_return)
 
@@ -242,7 +249,7 @@ class ChatDoor:
         if answer.error is not None and not answer.pieces:
             raise answer.error
 
-    async def _stream(self, request: web.Request, answer: Answer, reader: Reader) -> web.StreamResponse:
+    async def _open_stream(self, request: web.Request, answer: Answer) -> web.StreamResponse:
         response = web.StreamResponse(
             headers={
                 "Content-Type": "text/event-stream; charset=utf-8",
@@ -252,6 +259,14 @@ class ChatDoor:
             }
         )
         await response.prepare(request)
+        return response
+
+    async def _stream(self, request: web.Request, response: web.StreamResponse, answer: Answer, reader: Reader) -> None:
+        """Send the answer as it grows.
+
+        Raises:
+            ConnectionError: the client left, or stopped reading.
+        """
         events = _Events(answer.wanted)
         await self._write(request, response, events.first())
         while True:
@@ -274,7 +289,6 @@ class ChatDoor:
             await self._write(request, response, events.last(opening, self._proof(answer.wanted, opening)) + _DONE)
             answer.is_delivered = True
         await response.write_eof()
-        return response
 
     async def _write(self, request: web.Request, response: web.StreamResponse, data: bytes) -> None:
         """Write, waiting for a slow client only so long."""

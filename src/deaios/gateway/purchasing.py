@@ -1,6 +1,6 @@
 """What the gateway needs from the market, and what it serves.
 
-Protocols with two versions each: the live buyer and tokenizer, and the fakes of the tests. No I/O here.
+Protocols with two versions each: the live one and the tests' fake. No I/O here.
 """
 
 import re
@@ -64,17 +64,6 @@ class Purchasing(Protocol):
         """
 
 
-class Vocabulary(Protocol):
-    """What the gateway needs of a tokenizer: the bytes of each id."""
-
-    def get_bytes(self, token: int) -> bytes:
-        """The bytes a token adds to the text; none for special tokens.
-
-        Raises:
-            Invalid: no such id.
-        """
-
-
 class Render(Protocol):
     """A chat template with its tokenizer."""
 
@@ -93,7 +82,7 @@ class ServedModel:
     Attributes:
         record_id: names it on every signature.
         record: its published record; `record.name` is what users call it.
-        vocabulary: ids to bytes.
+        tokenizer: of the record.
         render: messages to prompt ids.
         input_price: most that is paid, smallest units per million prompt tokens; what budgets reserve.
         output_price: the same per million sampled tokens.
@@ -104,7 +93,7 @@ class ServedModel:
 
     record_id: bytes
     record: ModelRecord
-    vocabulary: Vocabulary
+    tokenizer: Tokenizer
     render: Render
     input_price: int
     output_price: int
@@ -150,7 +139,7 @@ class ServedModel:
         return cls(
             record_id=compute_record_id(encode_record(record)),
             record=record,
-            vocabulary=tokenizer,
+            tokenizer=tokenizer,
             render=render,
             input_price=input_price,
             output_price=output_price,
