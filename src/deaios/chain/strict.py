@@ -14,6 +14,7 @@ from typing import Any
 import pyrevm
 
 from deaios.chain.evm import (
+    EMPTY_CODE_HASH,
     NO_ACCOUNT,
     Account,
     BlockContext,
@@ -101,13 +102,13 @@ class StrictEvm:
         """
         self._enter(context)
         sender = self._account(message.sender)
+        if sender.code:
+            raise InvalidMessage(f"sender 0x{message.sender.hex()} is a contract (EIP-3607)")
         cost = message.gas * message.price
         if sender.balance < cost + message.value:
             raise InvalidMessage(f"sender has {sender.balance} wei, {cost + message.value} needed")
         if message.price < context.base_fee:
             raise InvalidMessage(f"gas price {message.price} is below the base fee {context.base_fee}")
-        if sender.code:
-            raise InvalidMessage(f"sender 0x{message.sender.hex()} is a contract (EIP-3607)")
         try:
             if message.to is None:
                 run = self._run_creation(context, message, sender)
@@ -204,9 +205,11 @@ class StrictEvm:
         checkpoint = evm.snapshot()
         try:
             if keeps_code and sender.code:
-                # In a journalled account a missing hash passes for "no code", so that a contract may be the caller.
+                # In a journalled account the empty hash passes for "no code", so that a contract may be the caller.
                 evm.basic(address)
-                evm.insert_account_info(address, _AccountInfo(sender.balance, sender.nonce, None, sender.code))
+                evm.insert_account_info(
+                    address, _AccountInfo(sender.balance, sender.nonce, EMPTY_CODE_HASH, sender.code)
+                )
             if message.access_list:
                 self._warm(message)
             outcome = self._start(message, address)
