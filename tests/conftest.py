@@ -1,7 +1,10 @@
 """Fixtures that many parts share: the real default model, fetched once and expanded once per machine."""
 
+import importlib.util
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import platformdirs
 import pytest
@@ -34,3 +37,26 @@ def model_files() -> ModelFiles:
         if not served.exists():
             expand_to_f16(source, served)
     return ModelFiles(source, served)
+
+
+def load_module(path: Path) -> ModuleType:
+    """Import a helper module that lies beside tests, by its path."""
+    if path.stem in sys.modules:
+        return sys.modules[path.stem]
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def peers():
+    """Foreign programs from npm; what is truly absent is reported as skipped, with the reason."""
+    module = load_module(Path(__file__).parent / "peers" / "peers.py")
+    try:
+        return module.install_peers()
+    except module.AbsentPeers as reason:
+        pytest.skip(f"test peers are absent: {reason}")

@@ -186,7 +186,9 @@ def test_a_saved_answer_verifies_without_the_gateway(network: Running, saved: Pa
     assert again.returncode == 0, again.stdout
 
 
-def test_web3_and_cast_find_the_receipts_root_and_the_stake(network: Running, status: Any, saved: Path) -> None:
+def test_web3_and_cast_find_the_receipts_root_and_the_stake(
+    network: Running, status: Any, saved: Path, peers: Any
+) -> None:
     answer = decode_answer(saved.read_bytes())
     descriptor = StateFolder(network.home).load_descriptor()
     provider = checksum_address(answer.opening.request.provider)
@@ -208,24 +210,14 @@ def test_web3_and_cast_find_the_receipts_root_and_the_stake(network: Running, st
     stake = staking.functions.stakeOf(provider).call()
     assert stake >= 50_000_000
 
-    peers = pytest.importorskip("peers", reason="tests/peers is not importable")
-    cast = peers.find_cast()
-    if cast is None:
-        pytest.skip("cast cannot be had from npm here")
     url = status["chain"]["url"]
     signature = "batchAt(address,uint256)(uint64,uint64,bytes32,bytes32,bytes32,uint256)"
     to = Web3.to_checksum_address(descriptor.contracts.receipts)
-    said = subprocess.run(
-        [cast, "call", to, signature, provider, str(answer.batch_index), "--rpc-url", url],
-        capture_output=True, text=True, timeout=60, check=True,
-    )  # fmt: skip
-    assert "0x" + root.hex() in said.stdout
+    said = peers.run_cast("call", to, signature, provider, str(answer.batch_index), "--rpc-url", url)
+    assert "0x" + root.hex() in said.stdout, said.stderr
     to = Web3.to_checksum_address(descriptor.contracts.staking)
-    said = subprocess.run(
-        [cast, "call", to, "stakeOf(address)(uint256)", provider, "--rpc-url", url],
-        capture_output=True, text=True, timeout=60, check=True,
-    )  # fmt: skip
-    assert said.stdout.split()[0] == str(stake)
+    said = peers.run_cast("call", to, "stakeOf(address)(uint256)", provider, "--rpc-url", url)
+    assert said.stdout.split()[0] == str(stake), said.stderr
 
 
 def test_files_travel_as_verified_rows(network: Running, tmp_path: Path) -> None:

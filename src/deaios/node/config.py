@@ -37,6 +37,15 @@ class NetworkConfig(msgspec.Struct, frozen=True):
     """Mean pause between one auditor's purchases."""
 
 
+class ProviderConfig(msgspec.Struct, frozen=True):
+    """What a provider here asks for; a gateway expects its providers to ask no more."""
+
+    input_price: int = 1_000_000
+    """Smallest units of credit per million prompt tokens."""
+    output_price: int = 4_000_000
+    """The same per million sampled tokens."""
+
+
 class EngineConfig(msgspec.Struct, frozen=True):
     """How models are run here."""
 
@@ -54,6 +63,7 @@ class Config(msgspec.Struct, frozen=True):
     chain: ChainConfig = ChainConfig()
     gateway: GatewayConfig = GatewayConfig()
     network: NetworkConfig = NetworkConfig()
+    provider: ProviderConfig = ProviderConfig()
     engine: EngineConfig = EngineConfig()
     log_level: str = "info"
 

@@ -1,12 +1,22 @@
 """What several roles open over a membership: storage, market terms, the served model."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
 from deaios.ledger.descriptor import NetworkDescriptor
+from deaios.market.buyer.client.buyer import Buyer
+from deaios.market.buyer.client.settings import BuyerSettings
+from deaios.market.client import LedgerChain
+from deaios.market.directory.client import Directory
 from deaios.market.terms import Terms
 from deaios.node.folder import StateFolder
 from deaios.node.member import Member
 from deaios.node.models import ModelFiles, Report, ensure_model, fetch_record
 from deaios.primitives.errors import ConfigError
 from deaios.runtime.clock import Clock
+from deaios.runtime.dice import Dice
 from deaios.storage.client import StorageClient
 
 
@@ -42,3 +52,43 @@ async def open_default_model(member: Member, folder: StateFolder, clock: Clock, 
     """The network's default model, fetched where it is missing."""
     record = await fetch_record(member.contracts, member.descriptor.default_model_record_id)
     return await ensure_model(folder, record, await open_storage(member, clock), report)
+
+
+@dataclass(frozen=True, slots=True)
+class Trade:
+    """Buying on a network: who sells, and who buys."""
+
+    buyer: Buyer
+    directory: Directory
+
+
+@asynccontextmanager
+async def open_trade(member: Member, data: Path, clock: Clock, dice: Dice) -> AsyncIterator[Trade]:
+    """Buy with the member's key; the journal of its channels lives in `data`."""
+    windows, terms = member.descriptor.windows, terms_of(member.descriptor)
+    settings = BuyerSettings(
+        window=windows.voucher_window,
+        fee_max=windows.voucher_window,
+        deposit=windows.channel_deposit,
+        withdraw_delay=windows.withdraw_delay_min_s,
+        request_blocks=windows.request_blocks,
+    )
+    storage = await open_storage(member, clock)
+    directory = Directory(member.contracts, terms, member.http, clock)
+    buyer = Buyer(
+        member.key,
+        terms,
+        settings,
+        data / "buyer.db",
+        LedgerChain(member.contracts, member.sender),
+        directory,
+        member.http,
+        get_bytes=storage.get_bytes,
+        clock=clock,
+        dice=dice,
+    )
+    try:
+        async with buyer:
+            yield Trade(buyer, directory)
+    finally:
+        await directory.close()

@@ -10,14 +10,13 @@ from deaios.alignment.auditor.service import AuditedModel, Auditor, AuditorSetti
 from deaios.alignment.auditor.store import AuditorStore
 from deaios.alignment.evidence import Evidence
 from deaios.ledger.suite import AUDIT
-from deaios.market.buyer.client import Buyer
 from deaios.market.chat import context_of, read_chat_body
 from deaios.market.orders import Order
 from deaios.node.context import RoleContext
 from deaios.node.engines import EngineRecheck, open_checked_engine, serving_engine
 from deaios.node.member import Member, open_member
 from deaios.node.models import ModelFiles
-from deaios.node.network import open_buyer, open_default_model, open_storage
+from deaios.node.network import Trade, open_default_model, open_storage, open_trade
 from deaios.node.ports import HOST, keep_port
 from deaios.primitives.encoding import encode_hex
 from deaios.primitives.keys import Address
@@ -42,14 +41,14 @@ async def run(context: RoleContext) -> None:
         try:
             async with (
                 serving_engine(engine) as service,
-                open_buyer(member, context.data, context.clock, context.dice) as buyer,
+                open_trade(member, context.data, context.clock, context.dice) as trade,
             ):
                 auditor = Auditor(
                     contracts=member.contracts,
                     sender=member.sender,
                     domain=member.domain,
                     store=store,
-                    shop=_Shop(buyer),
+                    shop=_Shop(trade),
                     shelf=await open_storage(member, context.clock),
                     recheck=EngineRecheck(service, files.record, files.open_tokenizer()),
                     model=_describe(descriptor.default_model_record_id, files),
@@ -107,16 +106,21 @@ def _describe(record_id: bytes, files: ModelFiles) -> AuditedModel:
 class _Shop:
     """The market's buyer as an auditor uses it."""
 
-    def __init__(self, buyer: Buyer) -> None:
-        self._buyer = buyer
+    def __init__(self, trade: Trade) -> None:
+        self._trade = trade
 
     async def list_providers(self, model_record_id: bytes) -> Sequence[Address]:
         """Providers of a model that sell now."""
-        return await self._buyer.list_providers(model_record_id)
+        found = await self._trade.directory.fetch_candidates()
+        return [
+            candidate.provider
+            for candidate in found
+            if not candidate.paused and candidate.signed_offer.offer.model_record_id == model_record_id
+        ]
 
     async def buy(self, order: Order) -> Evidence:
         """Buy one answer to its end."""
-        purchase = await self._buyer.purchase(order)
+        purchase = await self._trade.buyer.purchase(order)
         async for _delta in purchase:
             pass
         return Evidence(purchase.opening, order.prompt_ids)

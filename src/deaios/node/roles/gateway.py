@@ -7,10 +7,9 @@ from aiohttp import web
 from deaios.gateway.purchasing import ServedModel, ServedModels
 from deaios.gateway.service import build_gateway_application
 from deaios.gateway.store import KeyStore
-from deaios.market.seller.service import SellerSettings
 from deaios.node.context import RoleContext
 from deaios.node.member import Member, open_member
-from deaios.node.network import open_buyer, open_default_model
+from deaios.node.network import open_default_model, open_trade
 from deaios.node.ports import keep_port
 from deaios.node.status import API_KEY_NAME
 from deaios.primitives.hashing import tagged_sha256
@@ -38,8 +37,8 @@ async def run(context: RoleContext) -> None:
                     files.record,
                     files.open_tokenizer(),
                     files.open_template(),
-                    input_price=SellerSettings.input_price,
-                    output_price=SellerSettings.output_price,
+                    input_price=context.config.provider.input_price,
+                    output_price=context.config.provider.output_price,
                     created_s=block.timestamp if block else 0,
                     owned_by=OWNED_BY,
                 ),
@@ -48,10 +47,10 @@ async def run(context: RoleContext) -> None:
         keys = KeyStore.open(context.data / "keys.db", tagged_sha256("deaios/gateway-pepper/1", key.secret))
         try:
             _ensure_user_key(context, keys)
-            async with open_buyer(member, context.data, context.clock, context.dice) as buyer:
+            async with open_trade(member, context.data, context.clock, context.dice) as trade:
                 application = build_gateway_application(
                     network_id=descriptor.network_id,
-                    buyer=buyer,
+                    buyer=trade.buyer,
                     models=models,
                     keys=keys,
                     clock=context.clock,

@@ -41,6 +41,8 @@ async def run(context: RoleContext) -> None:
                 engine_profile=profile,
                 vocabulary_size=service.engine.vocabulary_size,
                 context_tokens=min(service.engine.context_tokens, files.record.context_tokens),
+                input_price=context.config.provider.input_price,
+                output_price=context.config.provider.output_price,
                 streams_max=service.engine.sequences_max,
                 level=Level.REPLAYABLE if profile in files.record.replay_profiles else Level.SEEDED,
                 withdraw_delay_min=descriptor.windows.withdraw_delay_min_s,
