@@ -1,6 +1,7 @@
 """Fakes and builders for the market's tests: a chain in memory, a generator without a model, papers ready to send."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,17 +23,21 @@ from deaios.ledger.structs import (
     Voucher,
 )
 from deaios.market.channel import ChainState
-from deaios.market.offers import SignedOffer, compute_quote, sign_offer
+from deaios.market.offers import SignedOffer, compute_quote, sign_offer, validate_offer
 from deaios.market.opening import Opening
 from deaios.market.orders import Order, Papers, build_ask
 from deaios.market.ports import Authorization, Claim, Head, Piece, PublishedBatch
-from deaios.market.receipts import Delivery, Link, State, build_receipt
+from deaios.market.receipts import FIRST_LINK, Delivery, Link, State, build_receipt
+from deaios.market.routing import Candidate
 from deaios.market.seller.service import SellerSettings
 from deaios.market.terms import Terms
+from deaios.market.wire import OfferAnswer, read_offer
 from deaios.primitives.errors import Refused, Unavailable
 from deaios.primitives.hashing import ZERO32, sha256
 from deaios.primitives.keys import Address, PrivateKey
 from deaios.primitives.units import CREDIT
+from deaios.runtime.client import HttpClient, UnavailablePeer
+from deaios.runtime.clock import SystemClock
 
 VOCABULARY = 1000
 STOP = 7
@@ -285,13 +290,14 @@ def build_papers(
     order: Order | None = None,
     *,
     signed: int = CREDIT // 4,
-    head: Head = Head(100, sha256(b"block" + (100).to_bytes(8))),
+    head: Head | None = None,
     buyer: PrivateKey = BUYER,
     config: ChannelConfig | None = None,
     request: dict[str, object] | None = None,
     ask: Ask | None = None,
 ) -> Papers:
     order = order or build_order()
+    head = head or Head(100, sha256(b"block" + (100).to_bytes(8)))
     ask = ask or build_ask(order, buyer.address)
     config = config or build_config(buyer, offer.offer.provider)
     channel_id = TERMS.channel_id(config)
@@ -325,7 +331,7 @@ def build_opening(
     *,
     state: State = State.SERVED,
     reason: FinishReason = FinishReason.STOP_TOKEN,
-    link: Link = Link(0, ZERO32, 0),
+    link: Link = FIRST_LINK,
     seller: PrivateKey = SELLER,
     receipt: dict[str, object] | None = None,
 ) -> Opening:
@@ -368,15 +374,54 @@ async def expected_ids(order: Order, buyer: Address, count: int) -> tuple[int, .
 
 async def wait_for(condition: Callable[[], bool]) -> None:
     """Let other tasks run until a condition holds; the test's own time limit is the bound."""
-    while not condition():
+    while not condition():  # what is waited for has no event of its own
         await asyncio.sleep(0.001)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class FakeDirectory:
+    """Whoever was put in, with the offer it shows now."""
+
+    urls: dict[Address, str] = field(default_factory=dict)
+    power: dict[Address, int] = field(default_factory=dict)
+    paused: set[Address] = field(default_factory=set)
+    refreshed: int = 0
+
+    async def fetch_candidates(self) -> tuple[Candidate, ...]:
+        found = []
+        async with HttpClient() as http:
+            for provider, url in self.urls.items():
+                try:
+                    offer, signature = read_offer(await http.get_json(f"{url}/offer", OfferAnswer))
+                except UnavailablePeer:
+                    continue
+                now_ms = SystemClock().now_ms()
+                signed = validate_offer(TERMS.protocol, offer, signature, provider, now_ms)
+                found.append(Candidate(provider, signed, self.power.get(provider, 50), provider in self.paused))
+        return tuple(found)
+
+    async def refresh(self) -> None:
+        self.refreshed += 1
+
+
+@dataclass
+class FakeObserver:
+    lies: list[tuple[Address, Exception, Opening | None]] = field(default_factory=list)
+
+    def provider_lied(self, provider: Address, error: Exception, opening: Opening | None) -> None:
+        self.lies.append((provider, error, opening))
 
 
 @pytest.fixture
 def kit() -> SimpleNamespace:
     """Everything above by name, because test modules cannot import each other."""
-    names = SimpleNamespace(**{name: value for name, value in globals().items() if not name.startswith("_")})
-    return names
+    return SimpleNamespace(**{name: value for name, value in globals().items() if not name.startswith("_")})
 
 
 @pytest.fixture

@@ -432,7 +432,7 @@ async def test_journal_older_than_the_chain_is_refused(kit, open_shop, journal):
         await shop.buy(await shop.papers())
     assert chain.batches[kit.SELLER.address][0].last_counter == 1
     journal.unlink()
-    with pytest.raises(ConfigError, match="counters|newest journal"):
+    with pytest.raises(ConfigError, match="newest journal"):
         async with open_shop(chain=chain):
             pass
 

@@ -178,6 +178,21 @@ class BuyerChannel:
         signed = self.signed if needed <= self.signed else min(self.settled + self.window, self.balance)
         return replace(self, signed=signed, reservations={**self.reservations, digest: quote})
 
+    def raise_voucher(self, amount: int) -> "BuyerChannel":
+        """Sign more at the seller's word, within window and deposit.
+
+        Raises:
+            RefusedWindow: more would be at risk than the window.
+            RefusedDeposit: the deposit must grow first.
+        """
+        if amount > self.settled + self.window:
+            raise RefusedWindow(
+                f"seller asks for a voucher of {amount}, receipts justify {self.settled} and a window of {self.window}"
+            )
+        if amount > self.balance:
+            raise RefusedDeposit(amount, self.balance)
+        return replace(self, signed=max(self.signed, amount))
+
     def release(self, digest: bytes) -> "BuyerChannel":
         """End a purchase that was never admitted, so that no receipt can come.
 

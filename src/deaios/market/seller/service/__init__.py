@@ -16,9 +16,9 @@ from deaios.market.seller.service.desk import Desk
 from deaios.market.seller.service.door import Door
 from deaios.market.seller.service.settings import SellerSettings
 from deaios.market.seller.service.settlement import Collector, Publisher
-from deaios.market.seller.service.view import ChainView
 from deaios.market.seller.store import SellerStore
 from deaios.market.terms import Terms
+from deaios.market.view import ChainView
 from deaios.primitives.errors import Refused, Unavailable
 from deaios.primitives.keys import PrivateKey
 from deaios.runtime.clock import Clock, SystemClock

@@ -30,9 +30,9 @@ from deaios.market.ports import Generate
 from deaios.market.receipts import FIRST_LINK, Cancel, Delivery, Link, build_receipt
 from deaios.market.seller.service.runs import Outcome, Run
 from deaios.market.seller.service.settings import SellerSettings
-from deaios.market.seller.service.view import ChainView
 from deaios.market.seller.store import CHANNELS_MAX, ChannelRow, PurchaseRow, SellerState, SellerStore
 from deaios.market.terms import Terms
+from deaios.market.view import ChainView
 from deaios.market.wire import decode_papers
 from deaios.primitives.errors import Invalid, Refused, Unavailable
 from deaios.primitives.keys import PrivateKey

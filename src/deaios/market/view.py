@@ -1,13 +1,13 @@
-"""The chain as the desk sees it: fresh enough, and asked no more often than needed.
+"""The chain as both sides see it: fresh enough, and asked no more often than needed.
 
 A channel's state is believed for `channel_cache_ms`; that is safe because a withdrawal takes at least the channel's
-delay, which is many times longer. Bounded caches, least recently used first out.
+delay, which is many times longer. Bounded caches, least recently used first out. Time comes from the given clock.
 """
 
 from collections import OrderedDict
 
 from deaios.market.channel import ChainState
-from deaios.market.ports import Head, SellerChain
+from deaios.market.ports import ChainPort, Head
 from deaios.runtime.clock import Clock
 
 CHANNEL_CACHE_MS = 5_000
@@ -19,7 +19,7 @@ ANCHORS_CACHED_MAX = 1024
 class ChainView:
     """Cached reads; every method may raise the chain client's `Unavailable…`."""
 
-    def __init__(self, chain: SellerChain, clock: Clock, *, channel_cache_ms: int = CHANNEL_CACHE_MS) -> None:
+    def __init__(self, chain: ChainPort, clock: Clock, *, channel_cache_ms: int = CHANNEL_CACHE_MS) -> None:
         self._chain = chain
         self._clock = clock
         self._channel_cache_s = channel_cache_ms / 1000

@@ -1,0 +1,386 @@
+"""One purchase from one provider: a task of its own reads, checks and settles; the caller only follows.
+
+Because the task does not depend on the caller, a caller that goes away leaves no charge unaccepted and no reservation
+behind. Invariants: nothing is accepted unchecked; ids that were handed out never change when a broken stream is taken
+up again; a purchase ends settled, released, or on disk as open, to be resolved later.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+
+from deaios.ledger.eip712 import hash_struct, sign_struct
+from deaios.ledger.structs import Request, State, Voucher
+from deaios.market.batches import SignedReceipt
+from deaios.market.buyer.client.settings import BuyerSettings
+from deaios.market.buyer.client.wallet import Account, Wallet
+from deaios.market.buyer.errors import FailedPurchase, InvalidStream, UnavailableProvider
+from deaios.market.buyer.store import BuyerStore, OpenRow
+from deaios.market.channel import RefusedDeposit, RefusedVoucher
+from deaios.market.offers import SignedOffer, compute_quote
+from deaios.market.opening import Opening
+from deaios.market.orders import Papers
+from deaios.market.receipts import Cancel, validate_receipt
+from deaios.market.terms import Terms
+from deaios.market.wire import (
+    Admitted,
+    CancelBody,
+    Finished,
+    OutcomeAnswer,
+    Tokens,
+    decode_line,
+    encode_papers,
+    read_needed,
+    read_outcome,
+    read_receipt,
+)
+from deaios.primitives.encoding import encode_hex
+from deaios.primitives.errors import DeaiosError, Invalid, Refused, Unavailable
+from deaios.primitives.keys import Address, PrivateKey
+from deaios.runtime.client import HttpClient, RefusedByPeer, UnavailablePeer
+from deaios.runtime.clock import Clock
+
+RESUME_WAIT_S = 0.2
+RAISES_MAX = 2
+"""How often a provider may ask for a higher voucher before one purchase."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """The next ids of a purchase."""
+
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """What every purchase of one buyer shares."""
+
+    key: PrivateKey
+    terms: Terms
+    settings: BuyerSettings
+    store: BuyerStore
+    wallet: Wallet
+    http: HttpClient
+    clock: Clock
+
+
+class Purchase:
+    """Iterate for `Delta`s; afterwards `opening` holds everything that a check needs.
+
+    Attributes:
+        provider: who serves it.
+        request_digest: what names it.
+    """
+
+    def __init__(self, desk: Desk, account: Account, offer: SignedOffer, request: Request, papers: Papers) -> None:
+        self.provider: Address = request.provider
+        self.request_digest = hash_struct(request)
+        self.offer = offer
+        self._desk = desk
+        self._account = account
+        self._papers = papers
+        self._quote = compute_quote(offer.offer, papers.ask.prompt_count, papers.ask.params.max_tokens)
+        self._ids: list[int] = []
+        self._handed_out = 0
+        self._acknowledged: int | None = None
+        self._opening: Opening | None = None
+        self._evidence: Opening | None = None
+        self._is_abandoned = False
+        self._error: DeaiosError | None = None
+        self._is_over = False
+        self._changed = asyncio.Event()
+        self.sent_at_s: float | None = None
+        self.first_at_s: float | None = None
+        self.ended_at_s: float | None = None
+        self._task = asyncio.create_task(self._run(), name=f"buy {self.request_digest.hex()[:16]}")
+        self._task.add_done_callback(self._done)
+
+    @property
+    def opening(self) -> Opening:
+        """The finished purchase; an assertion of ours that it is finished."""
+        assert self._opening is not None, "a purchase has its opening only after its end"
+        return self._opening
+
+    @property
+    def error(self) -> DeaiosError | None:
+        """Why it failed, once it has."""
+        return self._error
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more can come."""
+        return self._is_over
+
+    @property
+    def is_abandoned(self) -> bool:
+        """Whether the caller went away, which says nothing about the provider."""
+        return self._is_abandoned
+
+    @property
+    def evidence(self) -> Opening | None:
+        """The opening around the receipt that was received, accepted or not."""
+        return self._evidence
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a token came, or the end."""
+        return self._is_over or bool(self._ids)
+
+    @property
+    def handed_out(self) -> int:
+        """Ids that iteration gave to the caller: what a cancel acknowledges."""
+        return self._handed_out
+
+    @property
+    def is_reserved(self) -> bool:
+        """Whether its channel still holds room for it."""
+        return self.request_digest in self._account.state.reservations
+
+    @property
+    def tokens(self) -> int:
+        """Ids received so far."""
+        return len(self._ids)
+
+    async def __aiter__(self) -> AsyncIterator[Delta]:
+        """Ids in order.
+
+        Raises:
+            UnavailableProvider: the provider failed after its first token; nothing was charged for it so far.
+            Invalid…: the provider lied.
+        """
+        while True:
+            changed = self._changed
+            if len(self._ids) > self._handed_out and self._acknowledged is None:
+                ids = tuple(self._ids[self._handed_out :])
+                self._handed_out += len(ids)
+                yield Delta(ids)
+            elif self._is_over:
+                break
+            else:
+                await changed.wait()
+        if self._error is not None:
+            raise self._error
+
+    async def wait_changed(self) -> None:
+        """Until something happens: sent, more ids, the end."""
+        await self._changed.wait()
+
+    async def wait_ended(self) -> None:
+        """Until the end, of whatever kind, and until its task is done with it."""
+        await asyncio.wait({self._task})
+        while not self._is_over:
+            await self._changed.wait()
+
+    async def wait(self) -> Opening:
+        """Until the end, whoever iterates.
+
+        Raises:
+            UnavailableProvider: as iteration does.
+        """
+        await self.wait_ended()
+        if self._error is not None:
+            raise self._error
+        return self.opening
+
+    async def cancel(self) -> None:
+        """End it now, paying for what iteration handed out; returns when the receipt is in, or cannot be had now."""
+        if self._is_over or self._acknowledged is not None:
+            return
+        self._acknowledged = self._handed_out
+        if self.sent_at_s is None:
+            self._task.cancel()
+        else:
+            await self._desk.store.acknowledge(self.request_digest, self._acknowledged)
+            try:
+                await send_cancel(self._desk, self.offer, self.request_digest, self._acknowledged)
+            except (UnavailablePeer, Refused, Invalid) as error:
+                self._end(error=UnavailableProvider(f"cancel is not confirmed: {error}"))
+                self._task.cancel()
+        await self.wait_ended()
+
+    def abandon(self, error: UnavailableProvider | None) -> None:
+        """Stop following it; what became of it is learned later.
+
+        Args:
+            error: the provider's fault, None where the caller went away.
+        """
+        self._is_abandoned = error is None
+        self._end(error=error or UnavailableProvider("the caller went away"))
+        self._task.cancel()
+
+    def open_row(self) -> OpenRow | None:
+        """The purchase as the journal keeps it while it has no receipt; None before anything was signed for it."""
+        if not self._papers.voucher_signature:
+            return None
+        acknowledged = self._handed_out if self._acknowledged is None else self._acknowledged
+        papers = encode_papers(self._papers)
+        return OpenRow(self.request_digest, self.provider, papers, self.offer, self._quote, acknowledged)
+
+    def _notify(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    def _end(self, *, opening: Opening | None = None, error: DeaiosError | None = None) -> None:
+        if self._is_over:
+            return
+        self._is_over = True
+        self._opening, self._error = opening, error
+        self.ended_at_s = self._desk.clock.monotonic_s()
+        self._notify()
+
+    def _done(self, task: "asyncio.Task[None]") -> None:
+        """Whatever ended the task, nobody waits for ever."""
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, DeaiosError):
+            self._end(error=error)
+        elif error is not None:
+            self._end(error=UnavailableProvider(f"purchase broke off by our own fault: {error!r}"))
+        else:
+            self._end(error=UnavailableProvider("purchase was given up"))
+
+    async def _run(self) -> None:
+        desk = self._desk
+
+        def build(voucher: Voucher, signature: bytes) -> Papers:
+            self._papers = replace(self._papers, voucher=voucher, voucher_signature=signature)
+            return self._papers
+
+        await desk.wallet.reserve(self._account, self.request_digest, self._quote, self.offer, build)
+        self.sent_at_s = desk.clock.monotonic_s()
+        self._notify()
+        entry = await self._receive()
+        opening = self._evidence = build_opening(self._papers, self.offer, tuple(self._ids), entry)
+        check_receipt(desk.terms, opening, self._acknowledged, complete=True, received=len(self._ids))
+        await desk.wallet.settle(self._account, opening)
+        if opening.receipt.state in (State.SERVED, State.CANCELLED):
+            self._end(opening=opening)
+        else:
+            self._end(error=FailedPurchase(opening.receipt.state))
+
+    async def _receive(self) -> SignedReceipt:
+        """Read the stream to its receipt; follow a provider that needs more signed; take up a broken stream."""
+        desk = self._desk
+        raises = resumes = 0
+        while True:
+            try:
+                entry = await self._read_stream()
+                if entry is not None:
+                    return entry
+                error: Unavailable = UnavailableProvider("stream ended without a receipt")
+            except RefusedByPeer as refusal:
+                needed = read_needed(refusal.body) if refusal.status == 402 else None
+                if needed is None or raises >= RAISES_MAX or self._ids:
+                    if not self._ids:
+                        await desk.wallet.release(self._account, self.request_digest)
+                    raise
+                raises += 1
+                await self._raise(refusal, needed)
+                continue
+            except UnavailablePeer as broken:
+                error = broken
+            if not self._ids or resumes >= desk.settings.resumes_max:
+                raise UnavailableProvider(f"broke off after {len(self._ids)} tokens: {error}") from error
+            resumes += 1
+            await desk.clock.sleep(RESUME_WAIT_S * resumes)
+
+    async def _raise(self, refusal: RefusedByPeer, needed: int) -> None:
+        desk = self._desk
+        try:
+            if refusal.title == RefusedDeposit.__name__:
+                await desk.wallet.deposit(self._account, needed)
+            elif refusal.title == RefusedVoucher.__name__:
+                self._papers = await desk.wallet.raise_voucher(
+                    self._account, self.request_digest, self._quote, self.offer, self._papers, needed
+                )
+        except Refused:
+            await desk.wallet.release(self._account, self.request_digest)
+            raise
+
+    async def _read_stream(self) -> SignedReceipt | None:
+        desk, limit = self._desk, self._papers.ask.params.max_tokens
+        position = 0
+        lines = desk.http.stream_lines(
+            f"{self.offer.offer.url.rstrip('/')}/purchases", encode_papers(self._papers), idle_s=desk.settings.idle_s
+        )
+        try:
+            async for data in lines:
+                match decode_line(data):
+                    case Admitted():
+                        continue
+                    case Tokens(ids):
+                        position = self._take(ids, position, limit)
+                    case Finished(receipt, signature):
+                        return read_receipt(receipt, signature)
+        finally:
+            close = getattr(lines, "aclose", None)
+            if close is not None:
+                await close()
+        return None
+
+    def _take(self, ids: list[int], position: int, limit: int) -> int:
+        """Add ids, or compare them with those already handed out when a stream was taken up again."""
+        for token in ids:
+            if not 0 <= token < 1 << 32 or position >= limit:
+                raise InvalidStream(f"token {token} at position {position}, at most {limit} tokens were asked for")
+            if position < len(self._ids):
+                if self._ids[position] != token:
+                    raise InvalidStream(f"token {position} was {self._ids[position]}, now it is {token}")
+            else:
+                self._ids.append(token)
+            position += 1
+        if self.first_at_s is None and self._ids:
+            self.first_at_s = self._desk.clock.monotonic_s()
+        self._notify()
+        return position
+
+
+def build_opening(papers: Papers, offer: SignedOffer, ids: tuple[int, ...], entry: SignedReceipt) -> Opening:
+    """The opening around a receipt; of the ids, those that the receipt counts."""
+    return Opening(
+        ask=papers.ask,
+        salt=papers.salt,
+        offer=offer.offer,
+        offer_signature=offer.signature,
+        request=papers.request,
+        request_signature=papers.request_signature,
+        output_ids=ids[: entry.receipt.completion_tokens],
+        receipt=entry.receipt,
+        receipt_signature=entry.signature,
+    )
+
+
+def check_receipt(terms: Terms, opening: Opening, acknowledged: int | None, *, complete: bool, received: int) -> None:
+    """Everything a buyer checks before it accepts a charge.
+
+    Args:
+        terms: the network.
+        opening: around the receipt.
+        acknowledged: tokens of the cancel this buyer signed, if it did.
+        complete: whether a served receipt must count every id received.
+        received: ids received.
+
+    Raises:
+        InvalidReceipt: the rule and both values.
+        InvalidStream: more was sent than the receipt counts.
+    """
+    validate_receipt(terms.protocol, opening, -1 if acknowledged is None else acknowledged)
+    if complete and opening.receipt.state == State.SERVED and received != opening.receipt.completion_tokens:
+        raise InvalidStream(f"{received} ids were sent, the receipt counts {opening.receipt.completion_tokens}")
+
+
+async def send_cancel(
+    desk: Desk, offer: SignedOffer, request_digest: bytes, tokens: int
+) -> tuple[tuple[int, ...], SignedReceipt]:
+    """Tell a provider to stop, acknowledging so many tokens.
+
+    Returns:
+        The ids its receipt covers, and the receipt.
+    """
+    signature = sign_struct(desk.key, desk.terms.protocol, Cancel(request_digest=request_digest, tokens=tokens))
+    answer = await desk.http.post_json(
+        f"{offer.offer.url.rstrip('/')}/purchases/{encode_hex(request_digest)}/cancel",
+        CancelBody(tokens=tokens, signature=encode_hex(signature)),
+        OutcomeAnswer,
+    )
+    return read_outcome(answer)

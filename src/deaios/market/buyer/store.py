@@ -1,0 +1,232 @@
+"""The buyer's journal: what it signed, what is open, what it holds as evidence.
+
+Invariants on disk: a voucher and the purchase it covers are written together before either is sent; a purchase leaves
+the open list in the same write in which its charge is accepted; openings are kept for audit and dispute windows.
+"""
+
+import asyncio
+import json
+import sqlite3
+from dataclasses import dataclass
+from pathlib import Path
+
+from deaios.ledger.eip712 import decode_json, encode_json
+from deaios.ledger.structs import ChannelConfig, Offer
+from deaios.market.channel import BuyerChannel
+from deaios.market.offers import SignedOffer
+from deaios.market.opening import Opening
+from deaios.market.store import Journal
+from deaios.primitives.encoding import encode_canonical_json
+from deaios.primitives.keys import Address
+
+BUYER_MIGRATIONS = (
+    """
+    CREATE TABLE channels (channel_id BLOB PRIMARY KEY, provider BLOB NOT NULL UNIQUE, config TEXT NOT NULL,
+                           salt_index INTEGER NOT NULL, balance TEXT NOT NULL, signed TEXT NOT NULL,
+                           charged TEXT NOT NULL, held TEXT NOT NULL);
+    CREATE TABLE open_purchases (request_digest BLOB PRIMARY KEY, provider BLOB NOT NULL, papers BLOB NOT NULL,
+                                 offer TEXT NOT NULL, offer_signature BLOB NOT NULL, offer_digest BLOB NOT NULL,
+                                 quote TEXT NOT NULL, acknowledged INTEGER);
+    CREATE TABLE openings (request_digest BLOB PRIMARY KEY, provider BLOB NOT NULL, counter INTEGER NOT NULL,
+                           opening TEXT NOT NULL, kept_at_ms INTEGER NOT NULL);
+    CREATE INDEX openings_by_counter ON openings (provider, counter);
+    CREATE TABLE excluded (provider BLOB PRIMARY KEY, reason TEXT NOT NULL, at_ms INTEGER NOT NULL)
+    """,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class AccountRow:
+    """One provider's channel as the journal holds it; reservations are the open purchases."""
+
+    provider: Address
+    channel_id: bytes
+    config: ChannelConfig
+    salt_index: int
+    state: BuyerChannel
+
+
+@dataclass(frozen=True, slots=True)
+class OpenRow:
+    """A purchase that was sent and has no receipt yet; `acknowledged` is set before a cancel is sent."""
+
+    request_digest: bytes
+    provider: Address
+    papers: bytes
+    offer: SignedOffer
+    quote: int
+    acknowledged: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class BuyerState:
+    """What a restart begins from."""
+
+    accounts: tuple[AccountRow, ...]
+    open_purchases: tuple[OpenRow, ...]
+    excluded: dict[Address, str]
+
+
+def _text(struct: object) -> str:
+    return encode_canonical_json(encode_json(struct)).decode()
+
+
+class BuyerStore:
+    """Typed reads and writes over the journal."""
+
+    def __init__(self, path: Path, window: int) -> None:
+        self._journal = Journal(path, BUYER_MIGRATIONS)
+        self._window = window
+
+    async def open(self) -> BuyerState:
+        """Open the file and read where the last run stopped."""
+        await self._journal.open()
+        return await self._journal.read(lambda connection: _load(connection, self._window))
+
+    async def close(self) -> None:
+        """Write what waits, then close."""
+        await self._journal.close()
+
+    def keep_account(self, account: AccountRow) -> "asyncio.Future[None]":
+        """Keep a channel's state."""
+        return self._journal.write(lambda connection: _save_account(connection, account))
+
+    def send(self, account: AccountRow, purchase: OpenRow) -> "asyncio.Future[None]":
+        """Keep a voucher and the purchase it covers, before they are sent."""
+
+        def change(connection: sqlite3.Connection) -> None:
+            _save_account(connection, account)
+            connection.execute(
+                "INSERT OR REPLACE INTO open_purchases VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    purchase.request_digest,
+                    purchase.provider,
+                    purchase.papers,
+                    _text(purchase.offer.offer),
+                    purchase.offer.signature,
+                    purchase.offer.digest,
+                    str(purchase.quote),
+                    purchase.acknowledged,
+                ),
+            )
+
+        return self._journal.write(change)
+
+    def acknowledge(self, request_digest: bytes, tokens: int) -> "asyncio.Future[None]":
+        """Keep what a cancel acknowledges, before it is sent; the highest counts."""
+
+        def change(connection: sqlite3.Connection) -> None:
+            connection.execute(
+                "UPDATE open_purchases SET acknowledged = max(coalesce(acknowledged, 0), ?) WHERE request_digest = ?",
+                (tokens, request_digest),
+            )
+
+        return self._journal.write(change)
+
+    def settle(self, account: AccountRow, opening: Opening, now_ms: int) -> "asyncio.Future[None]":
+        """Keep an accepted receipt with its opening, and close the purchase."""
+        digest, receipt = opening.receipt.request_digest, opening.receipt
+        text = encode_canonical_json(opening.encode_json()).decode()
+
+        def change(connection: sqlite3.Connection) -> None:
+            _save_account(connection, account)
+            connection.execute("DELETE FROM open_purchases WHERE request_digest = ?", (digest,))
+            connection.execute(
+                "INSERT OR REPLACE INTO openings VALUES (?, ?, ?, ?, ?)",
+                (digest, account.provider, receipt.counter, text, now_ms),
+            )
+
+        return self._journal.write(change)
+
+    def release(self, account: AccountRow, request_digest: bytes) -> "asyncio.Future[None]":
+        """Close a purchase that was never admitted."""
+
+        def change(connection: sqlite3.Connection) -> None:
+            _save_account(connection, account)
+            connection.execute("DELETE FROM open_purchases WHERE request_digest = ?", (request_digest,))
+
+        return self._journal.write(change)
+
+    def exclude(self, provider: Address, reason: str, now_ms: int) -> "asyncio.Future[None]":
+        """Never buy from a provider again."""
+
+        def change(connection: sqlite3.Connection) -> None:
+            connection.execute("INSERT OR IGNORE INTO excluded VALUES (?, ?, ?)", (provider, reason, now_ms))
+
+        return self._journal.write(change)
+
+    async def fetch_opening(self, provider: Address, counter: int) -> Opening | None:
+        """An opening by the receipt's provider and counter."""
+
+        def query(connection: sqlite3.Connection) -> Opening | None:
+            row = connection.execute(
+                "SELECT opening FROM openings WHERE provider = ? AND counter = ?", (provider, counter)
+            ).fetchone()
+            return None if row is None else Opening.decode_json(json.loads(row[0]))
+
+        return await self._journal.read(query)
+
+    def prune(self, before_ms: int) -> "asyncio.Future[int]":
+        """Forget openings kept before a time."""
+        return self._journal.write(
+            lambda connection: connection.execute("DELETE FROM openings WHERE kept_at_ms < ?", (before_ms,)).rowcount
+        )
+
+
+def _save_account(connection: sqlite3.Connection, account: AccountRow) -> None:
+    state = account.state
+    connection.execute(
+        "INSERT INTO channels VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (channel_id) DO UPDATE SET"
+        " balance = excluded.balance, signed = excluded.signed, charged = excluded.charged, held = excluded.held",
+        (
+            account.channel_id,
+            account.provider,
+            _text(account.config),
+            account.salt_index,
+            str(state.balance),
+            str(state.signed),
+            str(state.charged),
+            json.dumps([[str(start), str(end)] for start, end in state.held]),
+        ),
+    )
+
+
+def _load(connection: sqlite3.Connection, window: int) -> BuyerState:
+    open_purchases = tuple(
+        OpenRow(
+            request_digest=row[0],
+            provider=Address(row[1]),
+            papers=row[2],
+            offer=SignedOffer(decode_json(Offer, json.loads(row[3])), row[4], row[5]),
+            quote=int(row[6]),
+            acknowledged=row[7],
+        )
+        for row in connection.execute(
+            "SELECT request_digest, provider, papers, offer, offer_signature, offer_digest, quote, acknowledged"
+            " FROM open_purchases ORDER BY request_digest"
+        )
+    )
+    reservations: dict[bytes, dict[bytes, int]] = {}
+    for purchase in open_purchases:
+        reservations.setdefault(purchase.provider, {})[purchase.request_digest] = purchase.quote
+    accounts = tuple(
+        AccountRow(
+            provider=Address(row[1]),
+            channel_id=row[0],
+            config=decode_json(ChannelConfig, json.loads(row[2])),
+            salt_index=row[3],
+            state=BuyerChannel(
+                window=window,
+                balance=int(row[4]),
+                signed=int(row[5]),
+                charged=int(row[6]),
+                held=tuple((int(start), int(end)) for start, end in json.loads(row[7])),
+                reservations=reservations.get(row[1], {}),
+            ),
+        )
+        for row in connection.execute(
+            "SELECT channel_id, provider, config, salt_index, balance, signed, charged, held FROM channels"
+        )
+    )
+    excluded = {Address(row[0]): row[1] for row in connection.execute("SELECT provider, reason FROM excluded")}
+    return BuyerState(accounts, open_purchases, excluded)
