@@ -8,7 +8,7 @@ receipts, money or juries.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from deaios.compute.engine import Engine, Step
+from deaios.compute.engine import Engine, Step, split_evenly
 from deaios.compute.generation import check_finish
 from deaios.compute.records import Thresholds
 from deaios.compute.sampling import Row, Rule, sample, score, validate_params
@@ -18,6 +18,9 @@ from deaios.primitives.errors import Invalid, Unavailable
 
 OUTPUTS_PER_STEP = 128
 """Positions whose logits are held at once: 24 MiB for 49,152 ids, whatever the length of the answer."""
+
+PREFILL_TOKENS = 256
+"""Prompt ids per step when an answer is made or replayed; another cut rounds differently, so it belongs to replay."""
 
 
 class InvalidPrompt(Invalid):
@@ -120,7 +123,7 @@ def verify_output(
 def replay_output(
     engine: Engine, prompt_ids: Sequence[int], output_ids: Sequence[int], params: Params, seed: bytes, sequence: int = 0
 ) -> Replay:
-    """Sample the answer again as a provider does, prompt in one step and then id by id, and compare.
+    """Sample the answer again on a provider's schedule, prompt in even pieces and then id by id, and compare.
 
     Equal ids acquit. A difference convicts only on an engine profile that the model record allow-lists.
 
@@ -134,12 +137,15 @@ def replay_output(
         return Replay(False, min(item.position for item in broken))
     engine.forget(sequence)
     try:
-        step = Step(sequence, 0, tuple(prompt_ids), 1)
+        *silent, (first, last) = split_evenly(len(prompt_ids), PREFILL_TOKENS)
+        for start, end in silent:
+            engine.decode([Step(sequence, start, tuple(prompt_ids[start:end]), 0)])
+        step = Step(sequence, first, tuple(prompt_ids[first:last]), 1)
         for place, token in enumerate(output_ids):
             (logits,) = engine.decode([step])
             if sample(logits[0], params, seed, len(prompt_ids) + place) != token:
                 return Replay(False, place)
-            step = Step(sequence, step.position + len(step.ids), (token,), 1)
+            step = Step(sequence, len(prompt_ids) + place, (token,), 1)
     finally:
         engine.forget(sequence)
     return Replay(True, None)
