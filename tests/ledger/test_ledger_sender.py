@@ -85,8 +85,29 @@ async def test_revert_in_a_block_keeps_its_receipt(node: Any, sender: Sender) ->
 
 async def test_revert_by_gas_is_named(node: Any, sender: Sender) -> None:
     node.estimate_reverts = False
-    with pytest.raises(Reverted, match="out of gas: all 21000 were used"):
+    with pytest.raises(Reverted, match="out of gas: 21000 of 21000 were used"):
         await sender.send(TO, b"\xde\xad", gas=21_000)
+
+
+async def test_want_of_gas_is_estimated_again_once(node: Any, sender: Sender) -> None:
+    estimates = [1000, 90_000]
+    node.eth_estimate_gas = lambda call: hex(estimates.pop(0))
+    build = node.build_receipt
+
+    def run_out(transaction: Any) -> dict[str, Any]:
+        if transaction.gas > 150_000:
+            return build(transaction)
+        return {**build(transaction), "status": "0x0", "gasUsed": hex(transaction.gas - 1000)}
+
+    node.build_receipt = run_out
+    receipt = await sender.send(TO, b"\x01")
+    assert receipt.is_success
+    assert [item.nonce for item in node.mined] == [0, 1]
+    node.build_receipt = lambda item: {**build(item), "status": "0x0", "gasUsed": hex(item.gas)}
+    estimates += [1000, 1000]
+    with pytest.raises(Reverted, match="out of gas"):
+        await sender.send(TO, b"\x02")
+    assert len(node.mined) == 4
 
 
 async def test_out_of_gas_money_names_both_values_and_frees_the_nonce(node: Any, sender: Sender) -> None:

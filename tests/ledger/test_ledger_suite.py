@@ -366,6 +366,17 @@ async def test_many_sends_at_once_share_one_account(network: Network) -> None:
     assert sorted(event.values["value"] for event in moved) == list(range(1, 41))
 
 
+async def test_balances_are_of_one_block(network: Network) -> None:
+    c, sender = network.c, await network.actor()
+    to = network.chain.make_key().address
+    sending = asyncio.gather(*(c.credit.transfer(sender, to, 1) for _ in range(20)))
+    while not sending.done():
+        balances = await c.credit.fetch_balances([sender.address, to, *(bytes([9, i]) + bytes(18) for i in range(120))])
+        assert balances.amounts[sender.address] + balances.amounts[to] == LOCAL.faucet_credit
+    await sending
+    assert (await c.credit.fetch_balances([to])).amounts == {to: 20}
+
+
 async def test_identities(network: Network) -> None:
     registry = network.c.identities
     owner = await network.actor()
@@ -570,8 +581,11 @@ async def open_dispute(network: Network, trade: Trade, fee: int, auditors: dict[
 
 async def total_money(network: Network, actors: list[Address]) -> int:
     c = network.c
-    holders = {*actors, *c.addresses.by_field().values()}
-    return sum([await c.credit.balance_of(holder) for holder in holders])
+    holders = sorted({*actors, *c.addresses.by_field().values()})
+    balances = await c.credit.fetch_balances(holders)
+    assert balances.total_supply == await c.credit.total_supply()
+    assert balances.amounts[actors[0]] == await c.credit.balance_of(actors[0])
+    return sum(balances.amounts.values())
 
 
 async def test_guilty_provider_pays(network: Network) -> None:

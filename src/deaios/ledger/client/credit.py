@@ -1,11 +1,27 @@
 """Client of `Credit`, the payment token: ERC-20 with EIP-3009."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
 from deaios.ledger.client.bound import BoundContract
-from deaios.ledger.client.rpc import Rpc
+from deaios.ledger.client.rpc import BATCH_MAX, Rpc, UnavailableChain, encode_call_object
 from deaios.ledger.client.sender import Sender
-from deaios.ledger.records import TransactionReceipt
+from deaios.ledger.records import TransactionReceipt, read_data, read_quantity
 from deaios.ledger.structs import ReceiveWithAuthorization
 from deaios.primitives.keys import Address
+
+SNAPSHOT_ATTEMPTS = 20
+"""Readings that a block may interrupt; a chain that makes blocks faster than this is not one we read from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Balances:
+    """What accounts had, and what there was in all, after one and the same block."""
+
+    height: int
+    total_supply: int
+    amounts: Mapping[Address, int]
 
 
 class Credit:
@@ -38,6 +54,29 @@ class Credit:
     async def balance_of(self, owner: Address) -> int:
         """What an account has."""
         return int(await self.contract.read_one("balanceOf", owner))
+
+    async def fetch_balances(self, owners: Sequence[Address]) -> Balances:
+        """What several accounts have after one block, from nodes that answer for the latest block only, too.
+
+        Raises:
+            UnavailableChain: blocks came in between each time.
+        """
+        supply, balance = self.contract.abi.get_function("totalSupply"), self.contract.abi.get_function("balanceOf")
+        data = [supply.encode_call(()), *(balance.encode_call((owner,)) for owner in owners)]
+        calls: list[tuple[str, list[Any]]] = [  # Any: JSON of each method's own shape
+            ("eth_blockNumber", []),
+            *(("eth_call", [encode_call_object(self.address, item, None, 0), "latest"]) for item in data),
+            ("eth_blockNumber", []),
+        ]
+        for _ in range(SNAPSHOT_ATTEMPTS):
+            answers: list[Any] = []  # Any: parsed JSON, read just below
+            for start in range(0, len(calls), BATCH_MAX):
+                answers += await self.contract.rpc.batch(calls[start : start + BATCH_MAX])
+            first, last = read_quantity(answers[0], "height"), read_quantity(answers[-1], "height")
+            if first == last:
+                values = [int(balance.decode_result(read_data(answer, "balance"))[0]) for answer in answers[1:-1]]
+                return Balances(first, values[0], dict(zip(owners, values[1:], strict=True)))
+        raise UnavailableChain(f"blocks came in between {SNAPSHOT_ATTEMPTS} readings of {len(owners)} balances")
 
     async def allowance(self, owner: Address, spender: Address) -> int:
         """What a spender may still take from an owner."""

@@ -2,7 +2,8 @@
 
 Invariants: a nonce is given to one transaction only; what was signed stays in flight, is broadcast again and watched
 until it is in a block or its time is up, also when the caller is cancelled; a success is returned only for a receipt
-with status 1. One process should own a key; where another spends its nonces, that is noticed and said.
+with status 1. One process should own a key; where another spends its nonces, that is noticed and said, unless both
+send the very same transaction, which is then one.
 Knows no contract.
 """
 
@@ -26,9 +27,13 @@ from deaios.primitives.errors import Invalid, Refused
 from deaios.primitives.keys import Address, PrivateKey
 from deaios.runtime.logs import get_logger
 
-GAS_MARGIN_PERCENT = 25
-GAS_MARGIN = 10_000
-"""Added to an estimate, because other transactions may come in between."""
+GAS_MARGIN_PERCENT = 100
+GAS_MARGIN = 100_000
+"""Added to an estimate: who comes last in a phase pays for the step to the next one, which the estimate did not see."""
+GAS_ATTEMPTS = 2
+"""A transaction that failed for want of gas is estimated again and sent once more; it changed nothing."""
+GAS_SPENT_PERCENT = 90
+"""A failure that used this share of its gas is taken for want of gas: callers keep 1/64 back at each depth."""
 IN_FLIGHT_MAX = 48
 """Transactions of one key waiting at once; public pools keep 64 of an account."""
 NONCE_ATTEMPTS = 5
@@ -161,14 +166,27 @@ class Sender:
             UnavailableChain: the node cannot be reached; nothing was signed.
             UnavailableInclusion: signed and broadcast, but in no block in time.
         """
+        attempts = GAS_ATTEMPTS if gas is None else 1
+        for _ in range(1, attempts):
+            transaction, receipt = await self._send_once(to, data, value, gas)
+            if receipt.is_success:
+                return receipt
+            if not _has_lacked_gas(transaction, receipt):
+                raise await self._explain_revert(transaction, receipt)
+        transaction, receipt = await self._send_once(to, data, value, gas)
+        if not receipt.is_success:
+            raise await self._explain_revert(transaction, receipt)
+        return receipt
+
+    async def _send_once(
+        self, to: Address | None, data: bytes, value: int, gas: int | None
+    ) -> tuple[Transaction, TransactionReceipt]:
         async with self._slots:
             quote = await self._quote(to, data, value, gas)
             async with self._lock:
                 flight = await self._launch(to, data, value, quote)
             receipt = await asyncio.shield(flight.result)
-        if not receipt.is_success:
-            raise await self._explain_revert(flight.transaction, receipt)
-        return receipt
+        return flight.transaction, receipt
 
     async def _quote(self, to: Address | None, data: bytes, value: int, gas: int | None) -> _Quote:
         calls: list[tuple[str, list[Any]]] = [  # Any: JSON of each method's own shape
@@ -367,8 +385,8 @@ class Sender:
 
     async def _explain_revert(self, transaction: Transaction, receipt: TransactionReceipt) -> Reverted:
         """Run a failed transaction again as a call, to learn what the contract said."""
-        if receipt.gas_used >= transaction.gas:
-            return Reverted(f"out of gas: all {transaction.gas} were used", b"", receipt)
+        if _has_lacked_gas(transaction, receipt):
+            return Reverted(f"out of gas: {receipt.gas_used} of {transaction.gas} were used", b"", receipt)
         reason = "unknown, because the call could not be repeated"
         for block in (receipt.block_number, "latest"):  # nodes without older states answer for the latest one only
             try:
@@ -381,3 +399,7 @@ class Sender:
                 continue
             reason = "unknown, because the same call succeeds after the block"
         return Reverted(f"reason {reason}", b"", receipt)
+
+
+def _has_lacked_gas(transaction: Transaction, receipt: TransactionReceipt) -> bool:
+    return receipt.gas_used * 100 >= transaction.gas * GAS_SPENT_PERCENT
