@@ -18,7 +18,7 @@ from deaios.ledger.eip712 import hash_struct
 from deaios.ledger.structs import Ask, FinishReason, Offer, Receipt, Request, State
 from deaios.market.batches import BatchProof
 from deaios.market.opening import Opening
-from deaios.primitives.errors import Invalid
+from deaios.primitives.errors import Invalid, Unavailable
 from deaios.primitives.hashing import ZERO32
 from deaios.primitives.keys import Address
 from deaios.primitives.units import CREDIT, compute_fee
@@ -108,6 +108,11 @@ class FakePurchase:
                 yield FakeDelta(step)
         self.opening = self.build_opening(self.script.state, self.script.finish)
 
+    async def wait(self):
+        if self.opening is None:
+            raise Unavailable("no receipt")
+        return self.opening
+
     async def cancel(self):
         self.cancelled = True
         self.buyer.cancelled.append(self)
@@ -179,6 +184,10 @@ class FakeBuyer:
         purchase = FakePurchase(self, order, script, len(self.orders))
         self.purchases.append(purchase)
         return purchase
+
+    async def fetch_opening(self, provider, counter):
+        openings = [purchase.opening for purchase in self.purchases if purchase.opening]
+        return next((found for found in openings if (provider, counter) == (PROVIDER, found.receipt.counter)), None)
 
     async def fetch_proof(self, opening, timeout_s):
         if self.proof is not None:
@@ -272,3 +281,8 @@ async def world(start_gateway):
 @pytest.fixture
 def counting_dice():
     return CountingDice()
+
+
+@pytest.fixture(scope="session")
+def tiny_record():
+    return build_record()

@@ -1,13 +1,12 @@
 """Keys, their store and their budgets: nothing secret on disk, nothing spent twice, nothing overdrawn."""
 
 import asyncio
-import sqlite3
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from deaios.gateway.budgets import Budgets
+from deaios.gateway.budgets import Budgets, UnavailableLedger
 from deaios.gateway.errors import RefusedBudget
 from deaios.gateway.keys import KEY_PREFIX, build_key_text, derive_draws, hash_key
 from deaios.gateway.store import Charge, InvalidKeyTerms, KeyStore
@@ -72,11 +71,11 @@ def test_charges_survive_and_count_once(tmp_path, counting_dice):
     store = KeyStore.open(tmp_path / "k.sqlite", PEPPER)
     _, record = store.create(counting_dice, 0, name="one", budget=100)
     provider = Address(b"\x01" * 20)
-    assert store.charge(charge_of(record.key_id, 30, "a", provider, 1))
-    assert not store.charge(charge_of(record.key_id, 30, "a", provider, 2))
-    assert not store.charge(charge_of(record.key_id, 30, "b", provider, 1))
-    assert store.charge(charge_of(record.key_id, 5, "c"))
-    assert store.charge(charge_of(record.key_id, 5, "d"))
+    assert store.charge([charge_of(record.key_id, 30, "a", provider, 1)]) == [True]
+    assert store.charge([charge_of(record.key_id, 30, "a", provider, 2)]) == [False]
+    assert store.charge([charge_of(record.key_id, 30, "b", provider, 1)]) == [False]
+    assert store.charge([charge_of(record.key_id, 5, "c")]) == [True]
+    assert store.charge([charge_of(record.key_id, 5, "d")]) == [True]
     store.close()
     store = KeyStore.open(tmp_path / "k.sqlite", PEPPER)
     assert store.get(record.key_id).spent == 40
@@ -86,11 +85,11 @@ def test_charges_survive_and_count_once(tmp_path, counting_dice):
 
 def test_a_lowered_budget_is_never_exceeded(store, counting_dice):
     _, record = store.create(counting_dice, 0, name="one", budget=100)
-    store.charge(charge_of(record.key_id, 30))
+    store.charge([charge_of(record.key_id, 30)])
     with pytest.raises(InvalidKeyTerms):
         store.set_budget(record.key_id, 29)
     store.set_budget(record.key_id, 40)
-    store.charge(charge_of(record.key_id, 30, "late"))
+    store.charge([charge_of(record.key_id, 30, "late")])
     assert store.get(record.key_id).spent == 40
 
 
@@ -119,7 +118,7 @@ async def test_a_failed_write_gives_the_reservation_back(store, counting_dice):
     _, record = store.create(counting_dice, 0, name="one", budget=100)
     budgets = Budgets(store)
     store._writer.execute("PRAGMA query_only=ON")
-    with pytest.raises(sqlite3.OperationalError):
+    with pytest.raises(UnavailableLedger):
         await budgets.settle(budgets.reserve(record.key_id, 60), charge_of(record.key_id, 10))
     assert (budgets.reserved(record.key_id), store.get(record.key_id).spent) == (0, 0)
 

@@ -219,6 +219,7 @@ class Answer:
             async with asyncio.timeout(self._patience.answer_s):
                 purchase = await self._buyer.purchase(prepared.order)
                 await self._follow(purchase, prepared.order)
+                self.opening = await purchase.wait()
         except asyncio.CancelledError:
             if not self._is_closing:
                 raise
@@ -238,7 +239,6 @@ class Answer:
             return 0, UnavailableAnswer(f"the provider broke the protocol: {lie}")
         except DeaiosError as failure:
             return 0, failure
-        self.opening = purchase.opening
         return self._judge(prepared.reservation)
 
     async def _follow(self, purchase: Purchase, order: Order) -> None:
@@ -271,8 +271,7 @@ class Answer:
 
     def _judge(self, reservation: Reservation) -> tuple[int, DeaiosError | None]:
         """What an ended purchase costs the key, and what is wrong with it."""
-        if self.opening is None:
-            return 0, UnavailableAnswer("the purchase ended without a receipt")
+        assert self.opening is not None
         receipt = self.opening.receipt
         if receipt.state != State.SERVED:
             return 0, UnavailableAnswer(f"the provider ended the purchase as {State(receipt.state).name.lower()}")
@@ -295,9 +294,9 @@ class Answer:
         try:
             async with asyncio.timeout(CANCEL_S):
                 await purchase.cancel()
+                self.opening = await purchase.wait()
         except (DeaiosError, TimeoutError) as error:
-            log.warning("cancel failed", answer=self.wanted.answer_id, error=repr(error))
-        self.opening = purchase.opening
+            log.info("cancelled without a receipt", answer=self.wanted.answer_id, error=repr(error))
         if self.opening is not None:
             fee = self.opening.receipt.fee
         else:

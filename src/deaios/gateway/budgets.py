@@ -2,15 +2,21 @@
 
 Invariant: spent + reserved never exceeds a key's budget, so a balance is never negative, however many answers run at
 once. Reservations live in memory: after a crash they are gone, and what was not charged was not promised. Charges wait
-for the disk on a thread, one at a time.
+for the disk on a thread; those that come meanwhile share the next transaction.
 """
 
 import asyncio
+import sqlite3
 from dataclasses import dataclass
 
 from deaios.gateway.errors import RefusedBudget
 from deaios.gateway.store import Charge, KeyStore
+from deaios.primitives.errors import Unavailable
 from deaios.primitives.units import format_credit
+
+
+class UnavailableLedger(Unavailable):
+    """The disk did not take a charge; the answer is not given out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +33,8 @@ class Budgets:
     def __init__(self, store: KeyStore) -> None:
         self._store = store
         self._reserved: dict[str, int] = {}
-        self._writing = asyncio.Lock()
+        self._waiting: list[tuple[Charge, asyncio.Future[bool]]] = []
+        self._writer: asyncio.Task[None] | None = None
 
     def reserved(self, key_id: str) -> int:
         """What is set aside for a key's running answers."""
@@ -56,15 +63,41 @@ class Budgets:
 
         Returns:
             False where the answer or its receipt had been charged before.
+
+        Raises:
+            UnavailableLedger: the disk did not take it.
         """
         assert charge.key_id == reservation.key_id
         assert 0 <= charge.amount <= reservation.amount
+        written: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._waiting.append((charge, written))
+        if self._writer is None:
+            self._writer = asyncio.create_task(self._write(), name="charges")
         try:
-            async with self._writing:
-                # Shielded: a charge under way ends before its reservation does, whoever is cancelled meanwhile.
-                return await asyncio.shield(asyncio.to_thread(self._store.charge, charge))
+            return await written
         finally:
             self.release(reservation)
+
+    async def _write(self) -> None:
+        """Write what waits, all of it in one transaction, until nothing waits."""
+        while self._waiting:
+            group, self._waiting = self._waiting, []
+            try:
+                results = await asyncio.to_thread(self._store.charge, [charge for charge, _ in group])
+            except sqlite3.Error as error:
+                for _, written in group:
+                    if not written.done():
+                        written.set_exception(UnavailableLedger(f"the charge could not be written: {error}"))
+            except BaseException:
+                for _, written in group:
+                    written.cancel()
+                self._writer = None
+                raise
+            else:
+                for (_, written), result in zip(group, results, strict=True):
+                    if not written.done():
+                        written.set_result(result)
+        self._writer = None
 
     def release(self, reservation: Reservation) -> None:
         """Give a reservation back uncharged."""

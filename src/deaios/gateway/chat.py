@@ -86,7 +86,6 @@ class ChatDoor:
         dice: Dice,
         limits: Limits,
         metrics: Metrics,
-        on_opening: Callable[[Opening], None],
     ) -> None:
         self._network_id = network_id
         self._buyer = buyer
@@ -95,7 +94,6 @@ class ChatDoor:
         self._clock = clock
         self._dice = dice
         self._limits = limits
-        self._on_opening = on_opening
         self._book: AnswerBook[Answer] = AnswerBook()
         self._running: dict[Answer, str] = {}
         metrics.gauge("gateway_answers_running", "Answers in the making").set_function(lambda: len(self._running))
@@ -193,7 +191,6 @@ class ChatDoor:
         self._book.end(serial, self._clock.monotonic_s())
         self._outcomes.labels("served" if answer.error is None else type(answer.error).__name__).inc()
         if answer.opening is not None:
-            self._on_opening(answer.opening)
             self._tokens.labels("prompt").inc(answer.opening.receipt.prompt_tokens)
             self._tokens.labels("completion").inc(answer.opening.receipt.completion_tokens)
 

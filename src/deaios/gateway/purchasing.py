@@ -18,6 +18,7 @@ from deaios.market.opening import Opening
 from deaios.market.orders import Order
 from deaios.primitives.encoding import encode_hex
 from deaios.primitives.errors import ConfigError
+from deaios.primitives.keys import Address
 
 MODELS_MAX = 256
 _MODEL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}", re.ASCII)
@@ -37,9 +38,12 @@ class Purchase(Protocol):
     def __aiter__(self) -> AsyncIterator[Delta]:
         """Deltas until the receipt has been checked."""
 
-    @property
-    def opening(self) -> Opening | None:
-        """All signed papers; None until the purchase has ended, or where it ended without a receipt."""
+    async def wait(self) -> Opening:
+        """All signed papers, once the purchase has ended.
+
+        Raises:
+            Unavailable: it ended without a receipt that is worth anything.
+        """
 
     async def cancel(self) -> None:
         """End the purchase early, for what was received so far; nothing happens where it has ended."""
@@ -55,6 +59,9 @@ class Purchasing(Protocol):
             Unavailable: no provider answered.
             Refused: no provider offers this.
         """
+
+    async def fetch_opening(self, provider: Address, counter: int) -> Opening | None:
+        """The papers of a purchase that this buyer made and still keeps."""
 
     async def fetch_proof(self, opening: Opening, timeout_s: float) -> BatchProof:
         """Where on chain the receipt is; waits until it is there.

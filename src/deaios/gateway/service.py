@@ -4,7 +4,6 @@
 no configuration.
 """
 
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -18,38 +17,20 @@ from deaios.gateway.keys import KEY_CHARS_MAX, KEY_PREFIX, KeyRecord
 from deaios.gateway.purchasing import Purchasing, ServedModel, ServedModels
 from deaios.gateway.store import KeyStore
 from deaios.market.chat import BODY_BYTES_MAX, InvalidParameter
-from deaios.market.opening import Opening
 from deaios.primitives.encoding import InvalidEncoding, decode_decimal, encode_hex
-from deaios.primitives.keys import Address, parse_address
+from deaios.primitives.keys import parse_address
 from deaios.primitives.units import CREDIT_DECIMALS
 from deaios.runtime.clock import Clock
 from deaios.runtime.dice import Dice
 from deaios.runtime.errors import NotFound
 from deaios.runtime.http import METRICS_KEY, build_application, json_response
 
-OPENINGS_MAX = 4096
-"""Receipts whose proofs can be asked for here; older ones are had from the provider and the chain."""
 PROOF_S = 30.0
 COUNTER_BITS = 64
 PRICE_DECIMALS = CREDIT_DECIMALS + 6
 """Prices are per million tokens."""
 _BEARER = "bearer "
 _Handler = Callable[[web.Request, KeyRecord, str], Awaitable[web.StreamResponse]]
-
-
-class _Openings:
-    """The papers of recent purchases by receipt, so that their proofs can be asked for."""
-
-    def __init__(self) -> None:
-        self._found: OrderedDict[tuple[Address, int], Opening] = OrderedDict()
-
-    def keep(self, opening: Opening) -> None:
-        self._found[opening.request.provider, opening.receipt.counter] = opening
-        while len(self._found) > OPENINGS_MAX:
-            self._found.popitem(last=False)
-
-    def find(self, provider: Address, counter: int) -> Opening | None:
-        return self._found.get((provider, counter))
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +41,6 @@ class _Door:
     models: ServedModels
     keys: KeyStore
     clock: Clock
-    openings: _Openings
 
     def keyed(self, handler: _Handler) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
         """A handler that only a valid key reaches."""
@@ -101,7 +81,7 @@ class _Door:
             counter = decode_decimal(request.match_info["counter"], COUNTER_BITS)
         except InvalidEncoding as error:
             raise InvalidParameter("url", f"not a receipt: {error}") from error
-        opening = self.openings.find(provider, counter)
+        opening = await self.buyer.fetch_opening(provider, counter)
         if opening is None:
             raise NotFound(f"this gateway holds no receipt {counter} of {encode_hex(provider)}")
         proof = await self.buyer.fetch_proof(opening, PROOF_S)
@@ -130,7 +110,6 @@ def build_gateway_application(
         limits: bounds; the defaults where None.
     """
     application = build_application("gateway", body_bytes_max=BODY_BYTES_MAX, render_error=render_openai_error)
-    openings = _Openings()
     chat = ChatDoor(
         network_id=network_id,
         buyer=buyer,
@@ -140,9 +119,8 @@ def build_gateway_application(
         dice=dice,
         limits=limits or Limits(),
         metrics=application[METRICS_KEY],
-        on_opening=openings.keep,
     )
-    door = _Door(buyer, models, keys, clock, openings)
+    door = _Door(buyer, models, keys, clock)
     router = application.router
     router.add_post("/v1/chat/completions", door.keyed(chat.complete))
     router.add_get("/v1/models", door.keyed(door.list_models))

@@ -7,7 +7,7 @@ their own, so that a read never waits for a write's fsync.
 
 import json
 import sqlite3
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -181,37 +181,16 @@ class KeyStore:
         except sqlite3.IntegrityError as error:
             raise InvalidKeyTerms(f"budget {budget} is below what was spent, {self.get(key_id).spent}") from error
 
-    def charge(self, charge: Charge) -> bool:
-        """Record what an answer cost; on return it is on disk.
+    def charge(self, charges: Sequence[Charge]) -> list[bool]:
+        """Record what answers cost, in one transaction; on return it is on disk.
 
-        The amount is cut to what the budget still holds: a budget lowered meanwhile is the gateway's loss.
+        An amount is cut to what the budget still holds: a budget lowered meanwhile is the gateway's loss.
 
         Returns:
-            False where this answer or this receipt was charged before, and nothing changed.
+            For each charge, False where its answer or its receipt was charged before, and nothing changed.
         """
-        values = (
-            charge.answer_id,
-            charge.key_id,
-            charge.amount,
-            charge.prompt_tokens,
-            charge.completion_tokens,
-            charge.provider,
-            charge.counter,
-            charge.at_ms,
-        )
         with transaction(self._writer) as connection:
-            cursor = connection.execute(
-                "INSERT INTO charges (answer_id, key_id, amount, prompt_tokens, completion_tokens, provider, counter, "
-                "at_ms) VALUES (?,?,?,?,?,?,?,?) ON CONFLICT DO NOTHING",
-                values,
-            )
-            if not cursor.rowcount:
-                return False
-            connection.execute(
-                "UPDATE keys SET spent = min(spent + ?, coalesce(budget, spent + ?)) WHERE key_id = ?",
-                (charge.amount, charge.amount, charge.key_id),
-            )
-        return True
+            return [_apply_charge(connection, charge) for charge in charges]
 
     def list_charges(self, key_id: str, count_max: int) -> list[Charge]:
         """The newest charges of a key, newest first."""
@@ -225,6 +204,30 @@ class KeyStore:
     def _read(self, column: str, value: object) -> KeyRecord | None:
         row = self._reader.execute(f"SELECT {_COLUMNS} FROM keys WHERE {column} = ?", (value,)).fetchone()  # noqa: S608 # constants
         return None if row is None else _build_record(row)
+
+
+def _apply_charge(connection: sqlite3.Connection, charge: Charge) -> bool:
+    cursor = connection.execute(
+        "INSERT INTO charges (answer_id, key_id, amount, prompt_tokens, completion_tokens, provider, counter, at_ms) "
+        "VALUES (?,?,?,?,?,?,?,?) ON CONFLICT DO NOTHING",
+        (
+            charge.answer_id,
+            charge.key_id,
+            charge.amount,
+            charge.prompt_tokens,
+            charge.completion_tokens,
+            charge.provider,
+            charge.counter,
+            charge.at_ms,
+        ),
+    )
+    if not cursor.rowcount:
+        return False
+    connection.execute(
+        "UPDATE keys SET spent = min(spent + ?, coalesce(budget, spent + ?)) WHERE key_id = ?",
+        (charge.amount, charge.amount, charge.key_id),
+    )
+    return True
 
 
 def _build_record(row: tuple[Any, ...]) -> KeyRecord:  # Any: STRICT tables hold the declared types
