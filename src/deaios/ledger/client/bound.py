@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Generic, TypeVar, cast
 
-from deaios.ledger.abi import Abi, Event, InvalidAbiData, Value, encode_values
+from deaios.ledger.abi import Abi, Event, Function, InvalidAbiData, Value, encode_values
 from deaios.ledger.artifacts import load_artifact
 from deaios.ledger.client.rpc import Rpc, Topic
 from deaios.ledger.client.sender import Sender
@@ -51,12 +51,21 @@ class BoundContract:
             InvalidAbiData: the result is not of its types; most likely no such contract is at this address.
         """
         target = self.abi.get_function(function)
-        data = await self.rpc.eth_call(self.address, target.encode_call(arguments), block=block)
-        if not data and target.outputs:
+        return self._decode(target, await self.rpc.eth_call(self.address, target.encode_call(arguments), block=block))
+
+    async def read_many(self, calls: Sequence[tuple[str, tuple[Value, ...]]]) -> list[tuple[Value, ...]]:
+        """Call several views, (function, arguments) each, in one exchange; the results of each as by `read`."""
+        targets = [self.abi.get_function(function) for function, _ in calls]
+        data = [target.encode_call(arguments) for target, (_, arguments) in zip(targets, calls, strict=True)]
+        answers = await self.rpc.eth_calls([(self.address, item) for item in data])
+        return [self._decode(target, answer) for target, answer in zip(targets, answers, strict=True)]
+
+    def _decode(self, function: Function, data: bytes) -> tuple[Value, ...]:
+        if not data and function.outputs:
             raise InvalidAbiData(
-                f"{self.name}.{function} returned nothing; no such contract is at 0x{self.address.hex()}"
+                f"{self.name}.{function.name} returned nothing; no such contract is at 0x{self.address.hex()}"
             )
-        return target.decode_result(data)
+        return function.decode_result(data)
 
     async def read_one(self, function: str, *arguments: Value, block: int | str = "latest") -> Value:
         """Call a view with a single result."""

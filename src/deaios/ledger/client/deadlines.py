@@ -5,8 +5,6 @@ A chain that only makes blocks when there is work asks this after each block wit
 
 from deaios.ledger.client.bound import BoundContract
 from deaios.ledger.client.contracts import Contracts
-from deaios.ledger.client.rpc import encode_call_object
-from deaios.ledger.records import read_data
 
 
 async def fetch_deadline(contracts: Contracts) -> int:
@@ -17,13 +15,7 @@ async def fetch_deadline(contracts: Contracts) -> int:
         contracts.forks.contract,
     )
     functions = [contract.abi.get_function("deadline") for contract in watched]
-    answers = await contracts.rpc.batch(
-        [
-            ("eth_call", [encode_call_object(contract.address, function.encode_call(()), None, 0), "latest"])
-            for contract, function in zip(watched, functions, strict=True)
-        ]
+    answers = await contracts.rpc.eth_calls(
+        [(contract.address, function.encode_call(())) for contract, function in zip(watched, functions, strict=True)]
     )
-    return max(
-        int(function.decode_result(read_data(answer, "deadline"))[0])
-        for function, answer in zip(functions, answers, strict=True)
-    )
+    return max(int(function.decode_result(answer)[0]) for function, answer in zip(functions, answers, strict=True))

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from deaios.ledger.abi import Value
 from deaios.ledger.artifacts import load_artifact
-from deaios.ledger.client.rpc import Rpc, encode_call_object
+from deaios.ledger.client.rpc import Rpc
 from deaios.ledger.client.sender import Sender
 from deaios.ledger.records import CODE_BYTES_MAX, InvalidAnswer, read_data
 from deaios.ledger.settings import NetworkSettings
@@ -104,17 +104,13 @@ async def verify_suite(rpc: Rpc, addresses: SuiteAddresses, settings: NetworkSet
             what = "is not this program's version of it" if code else "does not exist"
             raise InvalidDeployment(f"{name} at {encode_hex(address)} {what}")
     questions = _list_parameters(addresses, settings)
-    calls = []
-    for name, view, arguments, _ in questions:
-        data = load_artifact(name).abi.get_function(view).encode_call(arguments)
-        to = next(by_field[field] for field, contract in CONTRACT_OF_FIELD.items() if contract == name)
-        calls.append(("eth_call", [encode_call_object(to, data, None, 0), "latest"]))
-    for (name, view, arguments, expected), answer in zip(questions, await rpc.batch(calls), strict=True):
-        function = load_artifact(name).abi.get_function(view)
-        try:
-            found = function.decode_result(read_data(answer, view))
-        except Invalid as error:
-            raise InvalidDeployment(f"{name}.{view} cannot be read: {error}") from error
+    address_of = {CONTRACT_OF_FIELD[field]: address for field, address in by_field.items()}
+    calls = [
+        (address_of[name], load_artifact(name).abi.get_function(view).encode_call(arguments))
+        for name, view, arguments, _ in questions
+    ]
+    for (name, view, arguments, expected), answer in zip(questions, await rpc.eth_calls(calls), strict=True):
+        found = load_artifact(name).abi.get_function(view).decode_result(answer)
         if found != (expected,):
             shown = ", ".join(encode_hex(item) for item in arguments)
             raise InvalidDeployment(f"{name}.{view}({shown}) is {found!r}, {(expected,)!r} expected")

@@ -103,11 +103,11 @@ class Disputes:
         return tuple(await self.contract.read_one("jurorsOf", dispute_id))
 
     async def jury_at(self, dispute_id: int, draw: int) -> tuple[Address, ...]:
-        """The jury of one draw."""
+        """The jury of one draw, from 1; the last one is `Dispute.draws`."""
         return tuple(await self.contract.read_one("juryAt", dispute_id, draw))
 
     async def ballot_of(self, dispute_id: int, draw: int, juror: Address) -> Ballot:
-        """What a juror committed and revealed in a draw."""
+        """What a juror committed and revealed in a draw, numbered as in `jury_at`."""
         return Ballot(*await self.contract.read("ballotOf", dispute_id, draw, juror))
 
     async def is_paused(self, provider: Address) -> bool:

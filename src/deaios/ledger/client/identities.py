@@ -62,7 +62,16 @@ class IdentityRegistry:
     async def list_agents(self, limit: int = AGENTS_MAX) -> tuple[Agent, ...]:
         """All agents, newest first, at most `limit`."""
         count = await self.agent_count()
-        return tuple([await self.agent_at(index) for index in reversed(range(max(count - limit, 0), count))])
+        indexes = reversed(range(max(count - limit, 0), count))
+        answers = await self.contract.read_many([("agentAt", (index,)) for index in indexes])
+        return tuple(Agent(*answer) for answer in answers)
+
+    async def list_role(self, role: str, limit: int = AGENTS_MAX) -> tuple[Agent, ...]:
+        """All agents that claim a role, newest first, out of the newest `limit` agents."""
+        agents = await self.list_agents(limit)
+        claims = await self.contract.read_many([("getMetadata", (agent.agent_id, ROLE_KEY)) for agent in agents])
+        wanted = role.encode()
+        return tuple(agent for agent, (claim,) in zip(agents, claims, strict=True) if claim == wanted)
 
     async def register(self, sender: Sender, url: str, metadata: Mapping[str, bytes] | None = None) -> Outcome[int]:
         """Register the sender under a URL; gives the agent's id."""

@@ -271,6 +271,20 @@ class Rpc:
         params = [encode_call_object(to, data, sender, value), encode_block(block)]
         return read_data(await self.call("eth_call", params), "call result", limit=CODE_BYTES_MAX)
 
+    async def eth_calls(self, calls: Sequence[tuple[Address, bytes]]) -> list[bytes]:
+        """What several calls would return at the latest block, in as few exchanges as the batch bound allows.
+
+        Raises:
+            Reverted: a contract refused one of them.
+        """
+        answers: list[Json] = []
+        for start in range(0, len(calls), BATCH_MAX):
+            part = calls[start : start + BATCH_MAX]
+            answers += await self.batch(
+                [("eth_call", [encode_call_object(to, data, None, 0), "latest"]) for to, data in part]
+            )
+        return [read_data(answer, "call result", limit=CODE_BYTES_MAX) for answer in answers]
+
     async def estimate_gas(self, to: Address | None, data: bytes, sender: Address, value: int = 0) -> int:
         """Gas a transaction would need now.
 
