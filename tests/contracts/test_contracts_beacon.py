@@ -156,21 +156,41 @@ def test_a_round_without_reveals_restarts_three_times_and_fails(world, number):
     assert beacon.request() == number + 1
 
 
-def test_requests_join_until_somebody_revealed(world, number):
+def test_requests_join_while_secrets_are_committed_and_no_longer(world, number):
     beacon = world.beacon
-    assert beacon.request() == number
     for auditor in world.auditors:
+        assert beacon.request() == number
         commit(world, number, auditor)
-    assert beacon.request() == number
-    reveal(world, number, world.auditors[0])
-    assert beacon.request() == number + 1
-    assert beacon.openRound() == number + 1
-    assert beacon.request() == number + 1
-    for auditor in world.auditors[1:]:
+    assert (beacon.request(), beacon.openRound(), beacon.pendingRounds()) == (2, 2, [2, 1])
+    assert beacon.request() == 2
+    for auditor in world.auditors:
         reveal(world, number, auditor)
-    assert (beacon.phase(number), beacon.phase(number + 1)) == (FINAL, COMMIT)
+    assert (beacon.phase(number), beacon.phase(2), beacon.pendingRounds()) == (FINAL, COMMIT, [2])
     assert beacon.deadline() == world.now + 40
-    assert world.run_beacon(number + 1) != bytes(beacon.value(number))
+    assert world.run_beacon(2) != bytes(beacon.value(number))
+    assert beacon.pendingRounds() == []
+
+
+def test_a_round_that_has_to_begin_again_is_joined(world, number):
+    world.wait(40)
+    assert world.beacon.phase(number) == CLOSABLE
+    assert world.beacon.request() == number
+    commit_later = world.auditors[0]
+    world.beacon.finalize(number)
+    commit(world, number, commit_later)
+    world.wait(20)
+    reveal(world, number, commit_later)
+    assert world.beacon.phase(number) == FINAL
+
+
+def test_a_round_with_reveals_is_not_joined_after_its_deadline(world, number):
+    for auditor in world.auditors[:2]:
+        commit(world, number, auditor)
+    world.wait(20)
+    reveal(world, number, world.auditors[0])
+    world.wait(20)
+    assert world.beacon.phase(number) == CLOSABLE
+    assert world.beacon.request() == number + 1
 
 
 def test_deployment_checks_its_judge_and_windows(world, deploy_contract, deployment_reverts):

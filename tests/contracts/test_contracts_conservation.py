@@ -268,7 +268,7 @@ def test_money_is_conserved_in_any_order_of_calls(world):
     run_state_machine_as_test(
         MoneyInThisWorld,
         settings=settings(
-            max_examples=20, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=15, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
         ),
     )
 

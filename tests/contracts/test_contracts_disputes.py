@@ -254,6 +254,24 @@ def test_an_appeal_without_quorum_twice_acquits_and_nobody_loses_a_bond(world, d
     assert changes(world, before) == {world.accuser: 2 * CREDIT, world.provider: 4 * CREDIT}
 
 
+def test_the_longest_path_pays_everyone_who_revealed_in_any_of_four_juries(world, dispute_id):
+    judge(world, dispute_id, [GUILTY, ACQUIT, None])
+    judge(world, dispute_id, [GUILTY] * 3)
+    world.approve(world.provider, world.disputes)
+    world.disputes.appeal(dispute_id, sender=world.provider.text)
+    judge(world, dispute_id, [GUILTY] * 3 + [ACQUIT] * 2)
+    judge(world, dispute_id, [ACQUIT] * 5)
+    dispute = world.dispute(dispute_id)
+    assert (dispute.draws, dispute.verdict, dispute.firstVerdict) == (4, ACQUIT, GUILTY)
+    before = balances(world)
+    world.disputes.finalize(dispute_id)
+    paid = changes(world, before)
+    assert paid.pop(world.provider) == CREDIT + 4 * CREDIT
+    assert sum(paid.values()) == 15 * (CREDIT // 15)
+    assert world.balance(world.disputes) == 0
+    assert world.total_held() == world.credit.totalSupply()
+
+
 def test_the_appeal_window_closes(world, dispute_id):
     judge(world, dispute_id, [GUILTY] * 3)
     world.approve(world.provider, world.disputes)
@@ -303,6 +321,17 @@ def test_the_jury_is_the_one_that_python_draws(world, dispute_id):
     assert tuple(juror.address for juror in jurors) == draw_jury(value, dispute_id, 0, roster, 3)
 
 
+def test_juries_are_numbered_from_one(world, dispute_id):
+    assert world.disputes.jurorsOf(dispute_id) == world.disputes.juryAt(dispute_id, 0) == []
+    first = judge(world, dispute_id, [GUILTY, ACQUIT, None])
+    second = world.seat_jury(dispute_id)
+    assert world.dispute(dispute_id).draws == 2
+    for number, jury in ((1, first), (2, second)):
+        assert world.disputes.juryAt(dispute_id, number) == [juror.text for juror in jury]
+    assert world.disputes.ballotOf(dispute_id, 1, first[0].text)[1] == GUILTY
+    assert world.disputes.ballotOf(dispute_id, 2, first[0].text)[1] == 0
+
+
 def test_stake_moved_after_opening_does_not_change_the_draw(world, dispute_id):
     before = world.disputes.snapshotOf(dispute_id)
     world.join(world.stranger, AUDIT, 500 * CREDIT)
@@ -344,9 +373,8 @@ def test_evidence_is_committed_before_and_bound_to_its_accuser(world, purchase):
     world.disputes.commitEvidence(commitment, sender=world.accuser.text)
     with boa.reverts("disputes: evidence was committed in this block"):
         world.open_dispute(purchase, commit=False)
-    with boa.reverts("disputes: evidence is committed"):
-        world.disputes.commitEvidence(commitment, sender=world.stranger.text)
     world.wait(1)
+    world.disputes.commitEvidence(commitment, sender=world.stranger.text)
     with boa.reverts("disputes: evidence was not committed"):
         world.open_dispute(purchase, world.stranger, commit=False)
     assert world.open_dispute(purchase, commit=False) == 1
@@ -433,7 +461,7 @@ def test_jurors_commit_once_and_reveal_what_they_committed(world, dispute_id):
     world.reveal_verdict(dispute_id, jurors[0], GUILTY)
     with boa.reverts("disputes: juror has revealed"):
         world.reveal_verdict(dispute_id, jurors[0], GUILTY)
-    ballot = world.disputes.ballotOf(dispute_id, 0, jurors[0].text)
+    ballot = world.disputes.ballotOf(dispute_id, world.dispute(dispute_id).draws, jurors[0].text)
     assert ballot == (commitments[jurors[0]], GUILTY, b"\x05" * 32)
 
 

@@ -80,6 +80,8 @@ AUDIT: constant(bytes32) = keccak256("audit")
 MEMBERS_MAX: constant(uint256) = 256
 # A network in which nobody reveals four times in a row has no auditors.
 ATTEMPTS_MAX: constant(uint256) = 4
+# A round that is older than this many others has been forgotten by everybody.
+PENDING_MAX: constant(uint256) = 16
 WINDOW_SECONDS_MAX: constant(uint256) = 30 * 86400
 
 UNKNOWN: constant(uint8) = 0
@@ -121,12 +123,13 @@ def __init__(staking: address, commitSeconds: uint256, revealSeconds: uint256, p
 def request() -> uint256:
     """
     @notice Ask for a value that nobody can know yet.
-    @return The round that will give it: the newest one while nobody has revealed in it, or a new one.
+    @return The round that will give it: the newest one while its secrets are being committed to (a reveal may be seen
+        before it is in a block), or one that has to begin again; else a new one.
     """
     round: uint256 = self.roundCount
     phase: uint8 = self._phase(round)
-    joinable: bool = phase == COMMIT or phase == REVEAL or phase == CLOSABLE
-    if not joinable or self.rounds[round].reveals > 0:
+    begins_again: bool = phase == CLOSABLE and self.rounds[round].reveals == 0
+    if phase != COMMIT and not begins_again:
         round += 1
         self.roundCount = round
         self.openCount += 1
@@ -223,6 +226,21 @@ def openRound() -> uint256:
     """
     phase: uint8 = self._phase(self.roundCount)
     return 0 if phase == FINAL or phase == FAILED else self.roundCount
+
+
+@external
+@view
+def pendingRounds() -> DynArray[uint256, PENDING_MAX]:
+    """
+    @notice The rounds that are not over, the newest first, among the newest 16.
+    """
+    pending: DynArray[uint256, PENDING_MAX] = []
+    for age: uint256 in range(PENDING_MAX):
+        if age < self.roundCount:
+            phase: uint8 = self._phase(self.roundCount - age)
+            if phase != FINAL and phase != FAILED:
+                pending.append(self.roundCount - age)
+    return pending
 
 
 @external

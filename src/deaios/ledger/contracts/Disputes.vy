@@ -176,7 +176,7 @@ MEMBERS_MAX: constant(uint256) = 256
 JURORS_MAX: constant(uint256) = 64
 # 2k + 1 jurors of an appeal fit into JURORS_MAX.
 JURY_SIZE_MAX: constant(uint256) = 31
-# A dispute sees at most a jury and its redraw, and the same for the appeal.
+# A dispute sees at most a jury and its redraw, and the same for the appeal; they are numbered from 1.
 DRAWS_MAX: constant(uint256) = 4
 # What one receipt's slash is worth: detection of one lie in a thousand must pay.
 FEE_MULTIPLE: constant(uint256) = 1000
@@ -250,10 +250,11 @@ def __init__(token: address, staking: address, beacon: address, channels: addres
 @external
 def commitEvidence(commitment: bytes32):
     """
-    @notice Commit to evidence before showing it: keccak256(abi.encode(sender, evidenceRoot, salt)).
+    @notice Commit to evidence before showing it: keccak256(abi.encode(sender, evidenceRoot, salt)). The first time
+        counts, so that nobody is in the way who copies a commitment.
     """
-    assert self.evidenceBlocks[commitment] == 0, "disputes: evidence is committed"
-    self.evidenceBlocks[commitment] = block.number
+    if self.evidenceBlocks[commitment] == 0:
+        self.evidenceBlocks[commitment] = block.number
     log EvidenceCommitted(accuser=msg.sender, commitment=commitment)
 
 
@@ -339,7 +340,7 @@ def draw(id: uint256):
     beacon_value: bytes32 = staticcall Beacon(self.beacon).value(round)
     jurors: DynArray[address, JURORS_MAX] = selection.draw(beacon_value, id, number, roster, count)
     commit_deadline: uint256 = block.timestamp + self._settings.commitSeconds
-    self.juries[id][number] = jurors
+    self.juries[id][number + 1] = jurors
     self.disputes[id].draws = number + 1
     self.disputes[id].jurors = len(jurors)
     self.disputes[id].commits = 0
@@ -348,7 +349,7 @@ def draw(id: uint256):
     self.disputes[id].acquit = 0
     self.disputes[id].stage = STAGE_JURY
     self._set_jury_deadlines(id, commit_deadline)
-    log JuryDrawn(id=id, draw=number, jurors=jurors, commitDeadline=commit_deadline)
+    log JuryDrawn(id=id, draw=number + 1, jurors=jurors, commitDeadline=commit_deadline)
 
 
 @external
@@ -358,7 +359,7 @@ def commitVerdict(id: uint256, commitment: bytes32):
     """
     assert self._phase(id) == PHASE_COMMIT, "disputes: jury is not in its commit phase"
     assert commitment != empty(bytes32), "disputes: commitment is zero"
-    number: uint256 = self.disputes[id].draws - 1
+    number: uint256 = self.disputes[id].draws
     jurors: DynArray[address, JURORS_MAX] = self.juries[id][number]
     assert msg.sender in jurors, "disputes: caller is not a juror"
     assert self.ballots[id][number][msg.sender].commitment == empty(bytes32), "disputes: juror has committed"
@@ -379,7 +380,7 @@ def revealVerdict(id: uint256, judgement: uint8, evidenceRoot: bytes32, salt: by
     """
     assert self._phase(id) == PHASE_REVEAL, "disputes: jury is not in its reveal phase"
     assert judgement == ACQUIT or judgement == GUILTY, "disputes: judgement is neither 1 nor 2"
-    number: uint256 = self.disputes[id].draws - 1
+    number: uint256 = self.disputes[id].draws
     ballot: Ballot = self.ballots[id][number][msg.sender]
     assert ballot.judgement == 0, "disputes: juror has revealed"
     opened: bytes32 = protocol.hash_verdict(id, msg.sender, judgement, evidenceRoot, salt)
@@ -532,17 +533,14 @@ def jurorsOf(id: uint256) -> DynArray[address, JURORS_MAX]:
     """
     @notice The jury that was drawn last.
     """
-    draws: uint256 = self.disputes[id].draws
-    if draws == 0:
-        return []
-    return self.juries[id][draws - 1]
+    return self.juries[id][self.disputes[id].draws]
 
 
 @external
 @view
 def juryAt(id: uint256, number: uint256) -> DynArray[address, JURORS_MAX]:
     """
-    @notice A jury by its number in the dispute, from 0.
+    @notice A jury by its number in the dispute, from 1; the number of the last one is `draws`.
     """
     return self.juries[id][number]
 
@@ -752,7 +750,7 @@ def _go_on_without_jury(id: uint256):
 
 @internal
 def _penalise_jurors(id: uint256):
-    number: uint256 = self.disputes[id].draws - 1
+    number: uint256 = self.disputes[id].draws
     burned: uint256 = 0
     for juror: address in self.juries[id][number]:
         if self.ballots[id][number][juror].judgement == 0:
@@ -769,7 +767,7 @@ def _pay_jurors(id: uint256, draws: uint256, pool: uint256) -> uint256:
     @return What was paid.
     """
     revealed: DynArray[address, DRAWS_MAX * JURORS_MAX] = []
-    for number: uint256 in range(draws, bound=DRAWS_MAX):
+    for number: uint256 in range(1, draws + 1, bound=DRAWS_MAX):
         for juror: address in self.juries[id][number]:
             if self.ballots[id][number][juror].judgement != 0:
                 revealed.append(juror)

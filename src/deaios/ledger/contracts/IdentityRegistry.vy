@@ -1,5 +1,4 @@
 #pragma version 0.4.3
-#pragma nonreentrancy on
 """
 @title IdentityRegistry: who takes part, and where they answer
 @notice ERC-8004 identity (draft) over a plain ERC-721. Registration is free and proves nothing by itself: readers join
@@ -179,7 +178,7 @@ def transferFrom(owner: address, to: address, tokenId: uint256):
 @external
 def safeTransferFrom(owner: address, to: address, tokenId: uint256, data: Bytes[1024] = b""):
     """
-    @notice Move an agent; a contract must agree to take it (ERC-721).
+    @notice Move an agent; a contract must agree to take it (ERC-721). It is asked when all is done.
     """
     self._move(owner, to, tokenId)
     if to.is_contract:

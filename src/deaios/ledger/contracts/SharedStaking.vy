@@ -162,6 +162,7 @@ def optIn(service: bytes32, capBps: uint256):
     self.operators[msg.sender].capSumBps = cap_sum
     self.memberships[service][msg.sender].capBps = capBps
     if member.seat == 0:
+        assert len(self.seats[service]) < MEMBERS_MAX, "staking: service has no free seat"
         self.seats[service].append(msg.sender)
         self.memberships[service][msg.sender].seat = len(self.seats[service])
     assert self._power(service, msg.sender) > 0, "staking: power is below the service's minimum"
