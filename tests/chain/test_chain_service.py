@@ -12,12 +12,14 @@ from chain_values import GWEI, OPERATOR, USERS, transaction, transfer
 
 from deaios.chain.genesis import ETHER, Allocation, Genesis
 from deaios.chain.service import ChainService, Limits, build_application
+from deaios.chain.store import UnavailableStore
 from deaios.ledger.eip712 import decode_json, recover_signer
 from deaios.ledger.structs import Header, header_domain
 from deaios.ledger.transactions import ACCESS_LIST, LEGACY, Transaction, sign_transaction
 from deaios.primitives.encoding import decode_hex
-from deaios.primitives.errors import ConfigError
+from deaios.primitives.errors import ConfigError, Unavailable
 from deaios.primitives.keys import Address, PrivateKey
+from deaios.runtime.client import UnavailablePeer
 from deaios.runtime.clock import SystemClock
 from deaios.runtime.http import serve
 
@@ -407,3 +409,40 @@ async def test_a_client_that_leaves_does_not_take_its_transaction_along(client):
 async def test_the_browser_may_ask_from_any_page(client):
     async with client.session.options(client.url) as response:
         assert (response.status, response.headers["Access-Control-Allow-Origin"]) == (204, "*")
+
+
+async def test_a_deadline_that_cannot_be_had_is_asked_for_again_on_an_idle_chain(tmp_path):
+    answers = [UnavailablePeer("not up yet"), SystemClock().now_ms() // 1000 + 3600]
+
+    async def deadline():
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async with running(tmp_path, deadline=deadline) as client, asyncio.timeout(10):
+        while client.chain.head.number < 3:
+            await asyncio.sleep(0.01)
+    assert answers == []
+
+
+async def test_a_full_disk_refuses_the_sender_and_stops_the_chain(tmp_path):
+    """SQLite is told that no page more may be had: the very error that a full disk gives."""
+    with ThreadPoolExecutor(3) as executor:
+        chain = await ChainService.start(
+            tmp_path / "chain.db", OPERATOR, GENESIS, executor=executor, clock=SystemClock(), limits=Limits(20, 1)
+        )
+        store = chain._store._writer
+        pages = store.execute("PRAGMA page_count").fetchone()[0]
+        store.execute(f"PRAGMA max_page_count={pages}")
+        task = asyncio.create_task(chain.run())
+        raws = [transaction(USERS[0], CHAIN_ID, nonce, TO, data=bytes(100_000), gas=900_000).raw for nonce in range(20)]
+        with pytest.raises(UnavailableStore, match="full"):
+            await chain.submit(raws)
+        with pytest.raises(UnavailableStore, match="full"):
+            await task
+        with pytest.raises(Unavailable):
+            await chain.submit([transfer(USERS[1], CHAIN_ID, 0, TO, 1).raw])
+        await chain.close()
+    async with running(tmp_path, genesis=None) as client:
+        await client.receipt(await client.send(transfer(USERS[1], CHAIN_ID, 0, TO, 1)))

@@ -20,7 +20,7 @@ from deaios.chain.blocks import Block, BlockHeader, Receipt, header_record, next
 from deaios.chain.builder import BuiltBlock, build_block, next_context
 from deaios.chain.commitment import StateCommitment
 from deaios.chain.evm import BlockContext, Evm, InvalidMessage, Message, Outcome, State
-from deaios.chain.fees import HISTORY_BLOCKS_MAX, FeeRecords
+from deaios.chain.fees import FeeRecords
 from deaios.chain.genesis import Genesis, build_genesis_changes, build_genesis_commitment, build_genesis_header
 from deaios.chain.opcodes import explain_refusal, find_forbidden_opcode
 from deaios.chain.pool import InvalidForPool, Pool, PoolLimits, RefusedByPool, Waiting
@@ -42,6 +42,10 @@ Deadline = Callable[[], Awaitable[int]]
 
 RECENT_BLOCKS_MAX = 256
 """Blocks kept in memory for receipts and reads; older ones come from disk."""
+LOADED_BLOCKS_MAX = 64
+"""Blocks read into memory at start; fee history begins with them."""
+DEADLINE_RETRY_S = 1.0
+"""How soon an unanswered deadline is asked for again while nothing else happens."""
 _log = get_logger("chain")
 
 
@@ -289,14 +293,25 @@ class ChainService:
             await self._ask_deadline()
             is_beating = self.head.timestamp <= self._beat_until
             if not is_beating and not self.pool.has_work(self.state):
-                self._wake.clear()
-                await self._wake.wait()
+                if not await self._wait_for_work():
+                    continue
                 await self._clock.sleep(self.limits.gather_ms / 1000)
             if (left := last_s + self.limits.block_ms / 1000 - self._clock.monotonic_s()) > 0:
                 await self._clock.sleep(left)
             last_s = self._clock.monotonic_s()
             if is_beating or self.pool.has_work(self.state):
                 await self._shielded(self._make_block())
+
+    async def _wait_for_work(self) -> bool:
+        """Sleep until a transaction arrives; False when it is time to ask for the deadline again instead."""
+        self._wake.clear()
+        is_asking = self._deadline is not None and self._is_deadline_stale
+        try:
+            async with asyncio.timeout(DEADLINE_RETRY_S if is_asking else None):
+                await self._wake.wait()
+        except TimeoutError:
+            return False
+        return True
 
     async def _ask_deadline(self) -> None:
         if self._deadline is None or not self._is_deadline_stale:
@@ -305,7 +320,7 @@ class ChainService:
             self._beat_until = await self._deadline()
             self._is_deadline_stale = False
         except DeaiosError as error:
-            _log.warning("deadline unknown, asked again with the next block", error=str(error))
+            _log.warning("deadline unknown, asked again soon", error=str(error))
 
     async def _make_block(self) -> None:
         parent = self.head
@@ -403,7 +418,7 @@ class ChainService:
         self.state, self._commitment = store.load_state()
         self._evm.load(self.state)
         head = store.load_head()
-        for number in range(max(0, head.number - HISTORY_BLOCKS_MAX + 1), head.number + 1):
+        for number in range(max(0, head.number - LOADED_BLOCKS_MAX + 1), head.number + 1):
             block = store.fetch_block(number)
             assert block is not None, "heights have no gaps"
             self._remember(block)
