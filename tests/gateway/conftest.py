@@ -238,10 +238,10 @@ def start_gateway(tmp_path):
     """Makes gateways: `async with start_gateway(reply=..., budget=...) as world`."""
 
     @asynccontextmanager
-    async def start(*, reply=None, budget=None, limits=None, context_tokens=1000, dice=None, models=None):
+    async def start(*, reply=None, budget=None, limits=None, context_tokens=1000, dice=None, models=None, buyer=None):
         keys = KeyStore.open(tmp_path / "keys.sqlite", b"p" * 32)
         key, record = keys.create(SystemDice(), 0, name="test", budget=budget, models=models)
-        buyer = FakeBuyer() if reply is None else FakeBuyer(reply)
+        buyer = buyer or (FakeBuyer() if reply is None else FakeBuyer(reply))
         served = ServedModel(
             record_id=RECORD_ID,
             record=build_record(context_tokens),
@@ -286,3 +286,8 @@ def counting_dice():
 @pytest.fixture(scope="session")
 def tiny_record():
     return build_record()
+
+
+@pytest.fixture(scope="session")
+def record_id():
+    return RECORD_ID

@@ -1,0 +1,150 @@
+"""The gateway in front of the market's own buyer and a real provider: receipts, cancels, proofs and money agree."""
+
+import asyncio
+import importlib.util
+import sys
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+import openai
+import pytest
+
+from deaios.ledger.structs import FinishReason, State
+from deaios.market.buyer.client import Buyer, BuyerSettings
+from deaios.market.opening import Opening
+from deaios.market.ports import Piece
+from deaios.market.receipts import validate_opening
+from deaios.market.seller.service import Seller
+from deaios.runtime.client import HttpClient
+from deaios.runtime.http import serve
+
+HELLO = [{"role": "user", "content": "hello"}]
+END = 256
+
+
+@pytest.fixture(scope="session")
+def kit():
+    """The market's fakes: a chain in memory, a directory, a vault."""
+    path = Path(__file__).parents[1] / "market" / "conftest.py"
+    spec = importlib.util.spec_from_file_location("market_kit", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["market_kit"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+class Speaker:
+    """Says one text, byte by byte; `gate` holds it before the last token."""
+
+    def __init__(self, text):
+        self.text = text
+        self.gate = None
+
+    async def __call__(self, prompt_ids, params, seed):
+        for byte in self.text.encode():
+            yield Piece(byte)
+            await asyncio.sleep(0)
+        if self.gate is not None:
+            await self.gate.wait()
+        yield Piece(END, FinishReason.STOP_TOKEN)
+
+
+@pytest.fixture
+async def market(kit, tmp_path):
+    """One provider, one buyer, a chain; everything ends with the test."""
+
+    @asynccontextmanager
+    async def start(generator, record_id, **settings):
+        chain, directory, vault = kit.FakeChain(), kit.FakeDirectory(), kit.FakeVault()
+        port = kit.free_port()
+        url = f"http://127.0.0.1:{port}"
+        terms = {"model_record_id": record_id, "vocabulary_size": END + 1}
+        sold = kit.build_settings(url, **(terms | settings))
+        async with AsyncExitStack() as stack:
+            seller = Seller(kit.SELLER, kit.TERMS, sold, tmp_path / "seller.db", chain, generator, vault)
+            await stack.enter_async_context(seller)
+            await stack.enter_async_context(serve(seller.application, port=port))
+            directory.urls[kit.SELLER.address] = url
+            http = await stack.enter_async_context(HttpClient())
+            buyer = Buyer(
+                kit.BUYER,
+                kit.TERMS,
+                BuyerSettings(resolve_interval_s=0.05),
+                tmp_path / "buyer.db",
+                chain,
+                directory,
+                http,
+            )
+            yield await stack.enter_async_context(buyer)
+
+    return start
+
+
+async def test_an_answer_is_bought_checked_charged_and_proven(kit, market, start_gateway, record_id):
+    async with (
+        market(Speaker("Hi there"), record_id, batch_interval_s=0.05) as buyer,
+        start_gateway(buyer=buyer) as world,
+        openai.AsyncOpenAI(base_url=world.base_url, api_key=world.key) as client,
+        aiohttp.ClientSession() as session,
+    ):
+        answer = await client.chat.completions.create(model="tiny", messages=HELLO, seed=1)
+        assert answer.choices[0].message.content == "Hi there"
+        assert answer.usage.completion_tokens == 9
+        opening = Opening.decode_json(answer.model_extra["deaios"]["opening"])
+        validate_opening(kit.TERMS.protocol, opening)
+        assert world.spent == opening.receipt.fee == buyer.accounts[0].state.charged
+        url = f"{world.base_url}/receipts/0x{kit.SELLER.address.hex()}/{opening.receipt.counter}/proof"
+        async with session.get(url, headers=world.headers) as response:
+            assert (response.status, (await response.json())["proof"]["firstCounter"]) == (200, 1)
+
+
+async def test_eight_streams_at_once_share_one_channel(market, start_gateway, record_id):
+    async def talk(client, number):
+        stream = await client.chat.completions.create(model="tiny", messages=HELLO, stream=True, seed=number)
+        return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
+
+    async with (
+        market(Speaker("wörld " * 5), record_id) as buyer,
+        start_gateway(buyer=buyer) as world,
+        openai.AsyncOpenAI(base_url=world.base_url, api_key=world.key) as client,
+    ):
+        answers = await asyncio.gather(*(talk(client, number) for number in range(8)))
+        assert answers == ["wörld " * 5] * 8
+        assert len(buyer.accounts) == 1
+        assert world.spent == buyer.accounts[0].state.charged
+
+
+async def test_leaving_a_stream_costs_what_the_cancelled_receipt_says(market, start_gateway, record_id):
+    speaker = Speaker("half of it")
+    speaker.gate = asyncio.Event()
+    async with (
+        market(speaker, record_id) as buyer,
+        start_gateway(buyer=buyer) as world,
+        aiohttp.ClientSession() as session,
+    ):
+        body = {"model": "tiny", "messages": HELLO, "stream": True}
+        async with session.post(world.base_url + "/chat/completions", json=body, headers=world.headers) as response:
+            await response.content.readuntil(b'"content":')
+            await response.content.readuntil(b'"content":"')
+            response.close()
+        async with asyncio.timeout(20):
+            while not world.spent:
+                await asyncio.sleep(0.005)
+        charge = world.keys.list_charges(world.key_id, 1)[0]
+        opening = await buyer.fetch_opening(charge.provider, charge.counter)
+        assert opening.receipt.state == State.CANCELLED
+        assert world.spent == charge.amount == opening.receipt.fee == buyer.accounts[0].state.charged
+
+
+async def test_what_nobody_offers_is_refused_with_the_reason(market, start_gateway, record_id):
+    async with (
+        market(Speaker("x"), record_id) as buyer,
+        start_gateway(buyer=buyer) as world,
+        openai.AsyncOpenAI(base_url=world.base_url, api_key=world.key) as client,
+    ):
+        with pytest.raises(openai.InternalServerError) as caught:
+            await client.chat.completions.create(model="tiny", messages=HELLO, extra_body={"deaios": {"min_level": 4}})
+        assert caught.value.code == "no_provider"
+        assert "level 2 is below 4" in caught.value.message
+        assert world.spent == 0
