@@ -30,6 +30,8 @@ class Meter:
 @pytest.mark.slow
 def test_a_full_committee_fits_into_blocks(make_world, world):
     big = make_world(replace(world.settings, jury_size=31), auditors=256)
+    with boa.reverts("staking: service has no free seat"):
+        big.join(big.stranger, AUDIT, 20 * CREDIT)
     meter = Meter()
     config = big.make_config()
     big.deposit(config, CREDIT)
