@@ -3,7 +3,14 @@
 from dataclasses import dataclass
 
 from deaios.ledger.client.contracts import Contracts
+from deaios.primitives.errors import Unavailable
 from deaios.primitives.keys import ZERO_ADDRESS, Address
+
+ATTEMPTS = 20
+
+
+class UnavailableCount(Unavailable):
+    """Money moved during every attempt to count it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,19 +29,22 @@ class MoneyCount:
 
 
 async def count_money(contracts: Contracts, founded: int) -> MoneyCount:
-    """Sum the balances of all holders at one block, and what was sent to nobody."""
-    block = await contracts.rpc.block_number()
+    """Sum the balances of all holders after one block, and what was burned by then.
+
+    Args:
+        contracts: the network's.
+        founded: the supply at deployment.
+
+    Raises:
+        UnavailableCount: the chain was too busy for one consistent count.
+    """
     token = contracts.credit.contract
-    events = await token.fetch_events("Transfer", to_block=block)
-    sides = [key for key in events[0].values if key not in ("amount", "value")] if events else []
-    holders: set[Address] = set()
-    burned = 0
-    for event in events:
-        sender, receiver = (Address(event.values[side]) for side in sides)
-        holders |= {sender, receiver} - {ZERO_ADDRESS}
-        if receiver == ZERO_ADDRESS:
-            burned += int(next(value for key, value in event.values.items() if key not in sides))
-    held = 0
-    for holder in sorted(holders):
-        held += int(await token.read_one("balanceOf", holder, block=block))
-    return MoneyCount(len(holders), held, burned, founded)
+    for _ in range(ATTEMPTS):
+        events = await token.fetch_events("Transfer")
+        sides = [field.name for field in token.abi.get_event("Transfer").fields if field.is_indexed]
+        names = sorted({Address(event.values[side]) for event in events for side in sides} - {ZERO_ADDRESS})
+        found = await contracts.credit.fetch_balances(names)
+        later = await token.fetch_events("Transfer")
+        if len(later) == len(events):
+            return MoneyCount(len(names), sum(found.amounts.values()), founded - found.total_supply, founded)
+    raise UnavailableCount(f"credit moved during {ATTEMPTS} counts")

@@ -1,36 +1,26 @@
 """Checking an answer file with the network's chain, the model's files and one engine; never with the gateway."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from deaios.alignment.answer import ANSWER_BYTES_MAX, Answer, decode_answer
-from deaios.alignment.check import (
-    BatchView,
-    ChainView,
-    Fact,
-    Head,
-    Outcome,
-    check_binding,
-    check_chain,
-    check_delivery,
-    check_question,
-    check_tokens,
-    collect,
-    list_trusts,
-)
+from deaios.alignment.check import BatchView, ChainView, NetworkTerms
+from deaios.alignment.examination import examine
+from deaios.alignment.facts import Fact, Head, Outcome, Verification
 from deaios.compute.engines import EngineKind
 from deaios.compute.records import ModelRecord
 from deaios.compute.sampling import seed_of
+from deaios.compute.template import ChatTemplate
+from deaios.compute.tokenizer import Tokenizer
 from deaios.compute.verification import Report, verify_output
 from deaios.ledger.client.contracts import Contracts
 from deaios.ledger.client.rpc import Rpc
 from deaios.ledger.descriptor import NetworkDescriptor, decode_descriptor
 from deaios.ledger.structs import FinishReason
 from deaios.ledger.suite import COMPUTE
-from deaios.market.chat import read_chat_body
 from deaios.node.config import EngineConfig, load_config
 from deaios.node.engines import open_checked_engine
 from deaios.node.folder import StateFolder
@@ -38,39 +28,12 @@ from deaios.node.joining import read_descriptor, validate_network
 from deaios.node.member import network_domain
 from deaios.node.models import ModelFiles, adopt_served_source, ensure_model, fetch_record
 from deaios.node.status import read_status
-from deaios.primitives.encoding import Json, decode_hex
+from deaios.primitives.encoding import decode_hex
 from deaios.primitives.errors import ConfigError, DeaiosError, Invalid
 from deaios.runtime.client import HttpClient
 from deaios.storage.client import StorageClient
 
 Tell = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Verification:
-    """What a check found; `headline` is its last line."""
-
-    outcome: Outcome
-    facts: tuple[Fact, ...]
-    headline: str
-    report: Report | None = None
-
-    def by_head(self) -> list[tuple[Head, list[Fact]]]:
-        """Facts under the heads that they rest on, in order."""
-        return [(head, facts) for head in Head if (facts := [fact for fact in self.facts if fact.head is head])]
-
-    def to_json(self) -> Json:
-        """For scripts."""
-        return {
-            "outcome": self.outcome.name.lower(),
-            "headline": self.headline,
-            "tokensChecked": self.report.tokens_checked if self.report else 0,
-            "marginMax": f"{self.report.margin_max:.6f}" if self.report else None,
-            "facts": [
-                {"rests_on": fact.head.value, "rule": fact.rule, "holds": fact.holds, "says": fact.says}
-                for fact in self.facts
-            ],
-        }
 
 
 async def verify_file(
@@ -108,7 +71,9 @@ async def verify_file(
         user_nonce = None if nonce is None else decode_hex(nonce, 32)
         config = load_config(folder.root).engine
         async with _open_network(folder, chain, descriptor) as (http, rpc, network):
-            return await _Check(folder, http, rpc, network, answer, config, engine, model, user_nonce, report).run()
+            world = _World(folder, http, rpc, network, config, engine, model, report)
+            terms = NetworkTerms(network.network_id, network_domain(network), network.default_model_record_id)
+            return await examine(answer, terms, world, user_nonce)
     except DeaiosError as error:
         return Verification(Outcome.UNCHECKED, (), f"cannot be checked: {error}")
 
@@ -140,45 +105,34 @@ async def _open_network(
             yield http, rpc, found
 
 
-@dataclass(slots=True)
-class _Check:
-    """One check, step by step, cheapest first; stops at the first broken fact."""
+@dataclass(frozen=True, slots=True)
+class _World:
+    """Catalogue and chain behind one RPC, model files of a folder, an engine of this process."""
 
     folder: StateFolder
     http: HttpClient
     rpc: Rpc
     network: NetworkDescriptor
-    answer: Answer
     config: EngineConfig
     engine: EngineKind | None
     model: Path | None
-    user_nonce: bytes | None
     report: Tell
 
-    async def run(self) -> Verification:
-        contracts = Contracts(self.rpc, self.network.contracts)
-        facts = collect(check_binding(self.answer, self.network.network_id, network_domain(self.network)))
-        if _broken(facts):
-            return _violated(facts)
-        record = await fetch_record(contracts, self.answer.opening.ask.model_record_id)
-        files = await self._open_model(record)
-        tokenizer, template = files.open_tokenizer(), files.open_template()
-        facts += collect(
-            check_question(self.answer, record, tokenizer, template), check_delivery(self.answer, tokenizer)
-        )
-        if _broken(facts):
-            return _violated(facts)
-        facts += collect(check_chain(self.answer, await self._read_chain(contracts)))
-        if _broken(facts):
-            return _violated(facts)
-        report = await asyncio.to_thread(self._recompute, record, files)
-        facts += collect(check_tokens(report), list_trusts(self.answer, self.user_nonce))
-        if _broken(facts):
-            return _violated(facts, report)
-        says = f"verified: {report.tokens_checked} tokens, largest margin {report.margin_max:.4f} logit"
-        return Verification(Outcome.VERIFIED, tuple(facts), says, report)
+    @property
+    def contracts(self) -> Contracts:
+        """The network's contracts."""
+        return Contracts(self.rpc, self.network.contracts)
 
-    async def _open_model(self, record: ModelRecord) -> ModelFiles:
+    async def fetch_record(self, record_id: bytes) -> ModelRecord:
+        """The record as the catalogue tells it."""
+        return await fetch_record(self.contracts, record_id)
+
+    async def open_model(self, record: ModelRecord) -> tuple[Tokenizer, ChatTemplate]:
+        """Tokenizer and template of the record's files, which are fetched where they are missing."""
+        files = await self._ensure_files(record)
+        return files.open_tokenizer(), files.open_template()
+
+    async def _ensure_files(self, record: ModelRecord) -> ModelFiles:
         if self.model is not None:
             await asyncio.to_thread(adopt_served_source, self.folder, record, self.model)
         storage = None
@@ -186,25 +140,34 @@ class _Check:
             storage = StorageClient(self.http, list(self.network.storage_urls), None, self.network.network_id)
         return await ensure_model(self.folder, record, storage, self.report)
 
-    async def _read_chain(self, contracts: Contracts) -> ChainView:
-        provider, index = self.answer.opening.request.provider, self.answer.batch_index
+    async def read_chain(self, answer: Answer) -> ChainView:
+        """What the chain says, at or after its height when this began."""
+        contracts, opening = self.contracts, answer.opening
+        provider = opening.request.provider
+        height = await self.rpc.block_number()
         batch = None
-        if index < await contracts.receipts.batch_count(provider):
-            found = await contracts.receipts.batch_at(provider, index)
-            batch = BatchView(found.first_counter, found.last_counter, found.root)
+        if answer.batch_index < await contracts.receipts.batch_count(provider):
+            found = await contracts.receipts.batch_at(provider, answer.batch_index)
+            batch = BatchView(found.first_counter, found.last_counter, found.root, found.block_time)
+        anchor = await self.rpc.get_block_by_hash(opening.request.anchor_block_hash)
         return ChainView(
+            height=height,
             batch=batch,
+            anchor_height=None if anchor is None else anchor.number,
             provider_is_registered=await contracts.identities.agent_of(provider) != 0,
             provider_stake=await contracts.staking.slice_of(COMPUTE, provider),
+            provider_slashed=await contracts.staking.slashed_of(COMPUTE, provider),
             provider_is_paused=await contracts.disputes.is_paused(provider),
-            height=await self.rpc.block_number(),
+            receipt_is_convicted=await contracts.disputes.is_convicted(opening.receipt_digest),
         )
 
-    def _recompute(self, record: ModelRecord, files: ModelFiles) -> Report:
+    async def recompute(self, answer: Answer, record: ModelRecord, prompt_ids: Sequence[int]) -> Report:
+        """One prefill on an engine that is opened for it."""
         self.report("recomputing every token")
-        opening = self.answer.opening
-        tokenizer, template = files.open_tokenizer(), files.open_template()
-        prompt_ids = template.render_ids(read_chat_body(self.answer.body).message_objects(), tokenizer)
+        return await asyncio.to_thread(self._recompute, answer, await self._ensure_files(record), prompt_ids)
+
+    def _recompute(self, answer: Answer, files: ModelFiles, prompt_ids: Sequence[int]) -> Report:
+        opening = answer.opening
         engine = open_checked_engine(self.config, files, sequences_max=1, kind=self.engine)
         try:
             return verify_output(
@@ -215,17 +178,8 @@ class _Check:
                 seed_of(opening.ask),
                 FinishReason(opening.receipt.finish_reason),
                 opening.receipt.stop_index,
-                record.thresholds,
-                tokenizer,
+                files.record.thresholds,
+                files.open_tokenizer(),
             )
         finally:
             engine.close()
-
-
-def _broken(facts: list[Fact]) -> bool:
-    return any(not fact.holds for fact in facts)
-
-
-def _violated(facts: list[Fact], report: Report | None = None) -> Verification:
-    first = next(fact for fact in facts if not fact.holds)
-    return Verification(Outcome.VIOLATED, tuple(facts), f"violation: {first.rule}: {first.says}", report)

@@ -12,6 +12,7 @@ from aiohttp import web
 from deaios.chain.genesis import ETHER, Allocation, Genesis
 from deaios.chain.service import ChainService, Limits, build_application
 from deaios.ledger.client.contracts import Contracts
+from deaios.ledger.client.deadlines import fetch_deadline
 from deaios.ledger.client.faucet import Faucet
 from deaios.ledger.client.rpc import Rpc
 from deaios.ledger.client.sender import Sender
@@ -19,7 +20,6 @@ from deaios.ledger.settings import LOCAL
 from deaios.node.context import RoleContext
 from deaios.node.folder import StateFolder
 from deaios.node.ports import HOST, keep_port
-from deaios.primitives.errors import Unavailable
 from deaios.primitives.keys import PrivateKey, parse_address
 from deaios.runtime.errors import NotFound
 from deaios.runtime.http import json_response, read_json, serve
@@ -97,14 +97,7 @@ class _Deadlines:
             if not self._folder.descriptor_path.exists():
                 return 0
             self._contracts = Contracts(self._rpc, self._folder.load_descriptor().contracts)
-        contracts = self._contracts
-        try:
-            found = await asyncio.gather(
-                contracts.beacon.deadline(), contracts.disputes.deadline(), contracts.forks.deadline()
-            )
-        except Unavailable:
-            return 0
-        return max(found)
+        return await fetch_deadline(self._contracts)
 
 
 class _Office:
