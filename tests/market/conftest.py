@@ -3,14 +3,24 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from deaios.chain.genesis import ETHER, Allocation, Genesis
+from deaios.chain.service import ChainService, Limits
+from deaios.chain.service import build_application as build_chain_application
 from deaios.compute.sampling import seed_of
+from deaios.ledger.client.contracts import Contracts
+from deaios.ledger.client.deployment import deploy_suite
+from deaios.ledger.client.rpc import Rpc
+from deaios.ledger.client.sender import Patience, Sender
 from deaios.ledger.eip712 import hash_struct, sign_struct
+from deaios.ledger.settings import LOCAL
 from deaios.ledger.structs import (
     Ask,
     Batch,
@@ -22,14 +32,16 @@ from deaios.ledger.structs import (
     Request,
     Voucher,
 )
+from deaios.ledger.suite import COMPUTE, CREDIT_NAME, CREDIT_VERSION
 from deaios.market.channel import ChainState
+from deaios.market.client import LedgerChain
 from deaios.market.offers import SignedOffer, compute_quote, sign_offer, validate_offer
 from deaios.market.opening import Opening
 from deaios.market.orders import Order, Papers, build_ask
 from deaios.market.ports import Authorization, Claim, Head, Piece, PublishedBatch
 from deaios.market.receipts import FIRST_LINK, Delivery, Link, State, build_receipt
 from deaios.market.routing import Candidate
-from deaios.market.seller.service import SellerSettings
+from deaios.market.seller.service import Seller, SellerSettings
 from deaios.market.terms import Terms
 from deaios.market.wire import OfferAnswer, read_offer
 from deaios.primitives.errors import Refused, Unavailable
@@ -38,6 +50,7 @@ from deaios.primitives.keys import Address, PrivateKey
 from deaios.primitives.units import CREDIT
 from deaios.runtime.client import HttpClient, UnavailablePeer
 from deaios.runtime.clock import SystemClock
+from deaios.runtime.http import serve
 
 VOCABULARY = 1000
 STOP = 7
@@ -427,3 +440,91 @@ def kit() -> SimpleNamespace:
 @pytest.fixture
 def journal(tmp_path: Path) -> Path:
     return tmp_path / "seller.db"
+
+
+FAST = Patience(poll_min_s=0.01, poll_max_s=0.05)
+
+
+@dataclass
+class Network:
+    """A chain with contracts and money for whoever joins."""
+
+    path: Path
+    stack: AsyncExitStack
+    rpc: Rpc
+    contracts: Contracts
+    operator: Sender
+    terms: Terms
+
+    async def join(self, key: PrivateKey, credit: int) -> Sender:
+        await self.operator.send(key.address, value=ETHER)
+        await self.contracts.credit.transfer(self.operator, key.address, credit)
+        sender = Sender(self.rpc, key, self.terms.chain_id, patience=FAST)
+        self.stack.push_async_callback(sender.close)
+        return sender
+
+    async def add_seller(self, name, generator, *, stake=50 * CREDIT):
+        key = build_key(name)
+        sender = await self.join(key, max(stake, CREDIT))
+        if stake:
+            await self.contracts.credit.approve(sender, self.contracts.staking.address, stake)
+            await self.contracts.staking.stake(sender, stake)
+            await self.contracts.staking.opt_in(sender, COMPUTE, 10_000)
+        port = free_port()
+        await self.contracts.identities.ensure_registered(sender, f"http://127.0.0.1:{port}", "provider")
+        return key, sender, port, generator
+
+    @asynccontextmanager
+    async def running(self, member, vault):
+        key, sender, port, generator = member
+        seller = Seller(
+            key,
+            self.terms,
+            build_settings(f"http://127.0.0.1:{port}"),
+            self.path / f"{key.address.hex()}.db",
+            LedgerChain(self.contracts, sender),
+            generator,
+            vault,
+        )
+        async with seller, serve(seller.application, port=port):
+            yield seller
+
+
+@pytest.fixture
+async def network(tmp_path: Path) -> AsyncIterator[Network]:
+    operator = build_key("operator")
+    genesis = Genesis(
+        seed=sha256(b"market test"),
+        operator=operator.address,
+        timestamp=SystemClock().now_ms() // 1000,
+        allocations=(Allocation(operator.address, 1000 * ETHER),),
+    )
+    async with AsyncExitStack() as stack:
+        executor = stack.enter_context(ThreadPoolExecutor(4))
+        chain = await ChainService.start(
+            tmp_path / "chain.db",
+            operator,
+            genesis,
+            executor=executor,
+            clock=SystemClock(),
+            limits=Limits(block_ms=10, gather_ms=1),
+        )
+        stack.push_async_callback(chain.close)
+        running = asyncio.create_task(chain.run())
+        stack.callback(running.cancel)
+        url = await stack.enter_async_context(serve(build_chain_application(chain)))
+        rpc = await stack.enter_async_context(Rpc(url))
+        sender = Sender(rpc, operator, chain.chain_id, patience=FAST)
+        stack.push_async_callback(sender.close)
+        contracts = Contracts(rpc, await deploy_suite(sender, rpc, LOCAL))
+        first = await rpc.get_block(0)
+        terms = Terms(
+            chain_id=chain.chain_id,
+            network_id=first.hash,
+            disputes=contracts.addresses.disputes,
+            channels=contracts.addresses.channels,
+            token=contracts.addresses.credit,
+            token_name=CREDIT_NAME,
+            token_version=CREDIT_VERSION,
+        )
+        yield Network(tmp_path, stack, rpc, contracts, sender, terms)

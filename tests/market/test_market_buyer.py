@@ -207,7 +207,9 @@ async def test_deposit_grows_when_it_runs_short(kit, world):
 
 async def test_failover_before_the_first_token_keeps_the_ask(kit, world):
     good = await world.add_seller("good")
-    await world.add_seller("bad", generator=kit.FakeGenerator(fail_after=0, error=RuntimeError("engine broke")))
+    await world.add_seller(
+        "bad", generator=kit.FakeGenerator(fail_after=0, error=kit.UnavailableFakeChain("engine broke"))
+    )
     async with world.buyer() as buyer:
         for n in range(6):
             order = kit.build_order(f"o{n}")
@@ -255,13 +257,13 @@ async def test_nobody_left_says_why(kit, world):
         with pytest.raises(RefusedByMarket, match="excluded"):
             await buyer.purchase(kit.build_order(excluded=frozenset({kit.build_key("a").address})))
         await world.stop_seller("a")
-        await world.add_seller("a", generator=kit.FakeGenerator(fail_after=0, error=RuntimeError("broken")))
+        await world.add_seller("a", generator=kit.FakeGenerator(fail_after=0, error=kit.UnavailableFakeChain("broken")))
         with pytest.raises(UnavailableProviders, match="failed_provider"):
             await buyer.purchase(kit.build_order())
 
 
 async def test_failure_after_the_first_token_is_told_and_free(kit, world):
-    await world.add_seller("a", generator=kit.FakeGenerator(fail_after=3, error=RuntimeError("broke late")))
+    await world.add_seller("a", generator=kit.FakeGenerator(fail_after=3, error=kit.UnavailableFakeChain("broke late")))
     async with world.buyer() as buyer:
         purchase = await buyer.purchase(kit.build_order())
         got = []

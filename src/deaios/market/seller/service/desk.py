@@ -34,7 +34,7 @@ from deaios.market.seller.store import CHANNELS_MAX, ChannelRow, PurchaseRow, Se
 from deaios.market.terms import Terms
 from deaios.market.view import ChainView
 from deaios.market.wire import decode_papers
-from deaios.primitives.errors import Invalid, Refused, Unavailable
+from deaios.primitives.errors import DeaiosError, Invalid, Refused, Unavailable
 from deaios.primitives.keys import PrivateKey
 from deaios.runtime.clock import Clock
 from deaios.runtime.errors import NotFound, RefusedBusy
@@ -294,7 +294,8 @@ class Desk:
         if run.cancel is not None and generation.cancelled():
             return self._deliver(run, State.CANCELLED, FinishReason.CANCELLED, tuple(run.ids[: run.cancel[0]]))
         if error is not None:
-            _log.error("generation failed", request=run.digest.hex(), error=repr(error), exc_info=error)
+            ours = None if isinstance(error, DeaiosError) else error
+            _log.error("generation failed", request=run.digest.hex(), error=repr(error), exc_info=ours)
         match error:
             case Refused():
                 return self._fail(run, State.REFUSED)
