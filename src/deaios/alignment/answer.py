@@ -12,19 +12,23 @@ Pure. Form is checked here; what the parts claim is checked in `check`.
 """
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 
+from deaios.alignment.documents import cut, read_document, read_hex
+from deaios.compute.commitments import CLIENT_NONCE_SIZE
 from deaios.market.chat import BODY_BYTES_MAX
 from deaios.market.opening import Opening
-from deaios.primitives.encoding import decode_hex, encode_hex
+from deaios.primitives.encoding import encode_hex
 from deaios.primitives.errors import Invalid
 
 VERSION = 1
 ANSWER_BYTES_MAX = 8 << 20
 PATH_MAX = 16
 """A batch has at most 65,536 receipts."""
+INDEX_BITS = 48
+"""Batch indices are JSON numbers."""
 _KEYS = frozenset({"version", "network", "body", "clientNonce", "opening", "text", "batch"})
+_BATCH_KEYS = frozenset({"index", "path"})
 
 
 class InvalidAnswer(Invalid):
@@ -59,45 +63,51 @@ def encode_answer(answer: Answer) -> bytes:
 
 
 def decode_answer(data: bytes) -> Answer:
-    """Read an answer file strictly: every key known, none missing, one spelling per value.
+    """Read an answer file strictly: every key known, none missing, none twice, one spelling per number and byte string.
 
     Raises:
-        InvalidAnswer: what is wrong, and where.
+        InvalidAnswer: what is wrong, and in which leaf.
     """
-    if len(data) > ANSWER_BYTES_MAX:
-        raise InvalidAnswer(f"answer file has {len(data)} bytes, at most {ANSWER_BYTES_MAX} are read")
     try:
-        value = json.loads(data.decode(), object_pairs_hook=_refuse_duplicates)
-    except (ValueError, RecursionError) as error:
-        raise InvalidAnswer(f"answer file is not JSON: {error}") from error
-    if not isinstance(value, Mapping) or value.get("version") is True or value.get("version") != VERSION:
-        found = value.get("version") if isinstance(value, Mapping) else type(value).__name__
-        raise InvalidAnswer(f"version: answer file says {found!r:.80}, this program reads {VERSION}")
-    if value.keys() != _KEYS:
-        raise InvalidAnswer(f"answer file has keys {sorted(value)}, expected {sorted(_KEYS)}")
-    batch = value["batch"]
-    if not isinstance(batch, Mapping) or batch.keys() != {"index", "path"} or not isinstance(batch["path"], list):
-        raise InvalidAnswer("batch: expected an object with an index and a list of path nodes")
-    index = batch["index"]
-    if type(index) is not int or not 0 <= index < 1 << 48 or len(batch["path"]) > PATH_MAX:
-        raise InvalidAnswer(f"batch: index must be below 2^48 and the path at most {PATH_MAX} long")
-    try:
-        return Answer(
-            network=decode_hex(value["network"], 32),
-            body=_text("body", value["body"], BODY_BYTES_MAX),
-            client_nonce=decode_hex(value["clientNonce"], 32),
-            opening=Opening.decode_json(value["opening"]),
-            text=_text("text", value["text"], ANSWER_BYTES_MAX).decode(),
-            batch_index=index,
-            path=tuple(decode_hex(node, 32) for node in batch["path"]),
-        )
+        return _read_answer(read_document(data, ANSWER_BYTES_MAX))
     except InvalidAnswer:
         raise
     except Invalid as error:
-        raise InvalidAnswer(str(error)) from error
+        raise InvalidAnswer(cut(f"answer file: {error}")) from error
 
 
-def _text(name: str, value: object, bytes_max: int) -> bytes:
+def _read_answer(value: dict[str, object]) -> Answer:
+    version = value.get("version")
+    if type(version) is not int or version != VERSION:
+        raise InvalidAnswer(f"version: answer file says {version!r:.80}, this program reads {VERSION}")
+    _expect_keys("answer file", value, _KEYS)
+    batch = value["batch"]
+    if not isinstance(batch, dict):
+        raise InvalidAnswer("batch: expected an object")
+    _expect_keys("batch", batch, _BATCH_KEYS)
+    index, path = batch["index"], batch["path"]
+    if type(index) is not int or not 0 <= index < 1 << INDEX_BITS:
+        raise InvalidAnswer(f"batch.index: {index!r:.80} is not an unsigned integer below 2^{INDEX_BITS}")
+    if not isinstance(path, list) or len(path) > PATH_MAX:
+        raise InvalidAnswer(f"batch.path: expected a list of at most {PATH_MAX} nodes")
+    return Answer(
+        network=read_hex("network", value["network"], 32),
+        body=_read_text("body", value["body"], BODY_BYTES_MAX),
+        client_nonce=read_hex("clientNonce", value["clientNonce"], CLIENT_NONCE_SIZE),
+        opening=Opening.decode_json(value["opening"]),
+        text=_read_text("text", value["text"], ANSWER_BYTES_MAX).decode(),
+        batch_index=index,
+        path=tuple(read_hex(f"batch.path[{place}]", node, 32) for place, node in enumerate(path)),
+    )
+
+
+def _expect_keys(where: str, value: dict[str, object], keys: frozenset[str]) -> None:
+    if value.keys() != keys:
+        missing, unknown = sorted(keys - value.keys()), sorted(value.keys() - keys)
+        raise InvalidAnswer(cut(f"{where}: missing keys {missing}, unknown keys {unknown}"))
+
+
+def _read_text(name: str, value: object, bytes_max: int) -> bytes:
     if not isinstance(value, str):
         raise InvalidAnswer(f"{name}: expected text")
     try:
@@ -107,10 +117,3 @@ def _text(name: str, value: object, bytes_max: int) -> bytes:
     if len(data) > bytes_max:
         raise InvalidAnswer(f"{name}: {len(data)} bytes, at most {bytes_max} are read")
     return data
-
-
-def _refuse_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        raise InvalidAnswer("a name occurs twice in one JSON object")
-    return value

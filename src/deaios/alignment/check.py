@@ -1,284 +1,334 @@
-"""What a check of an answer says, fact by fact, under three heads, never more than is true.
+"""The rules of an answer's check: what each value of the file is held to, and what follows under which head.
 
 Pure: the chain's view and the engine's report come in as values. Facts come in an order in which each relies only on
-those before it, so the first that fails names what broke.
+those before it, so the first that is broken names what broke. A value that is signed but that nobody can hold to
+anything (times, the offer's URL) is bound by its signature and otherwise makes no fact.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import Enum
+from datetime import UTC, datetime
 
 from deaios.alignment.answer import Answer
+from deaios.alignment.facts import Fact, Head, check_signer, compare, state
 from deaios.compute.commitments import commit_output, commit_prompt, hash_client, hash_context
-from deaios.compute.generation import read_output
-from deaios.compute.records import ModelRecord
+from deaios.compute.generation import check_finish, read_output
+from deaios.compute.records import ModelRecord, Thresholds, encode_record, record_id
 from deaios.compute.template import ChatTemplate
 from deaios.compute.tokenizer import Tokenizer
 from deaios.compute.verification import Report
-from deaios.ledger.eip712 import Domain, hash_struct, recover_signer
-from deaios.ledger.structs import Level, State
-from deaios.market.chat import context_of, read_chat_body
+from deaios.ledger.eip712 import Domain, hash_struct
+from deaios.ledger.structs import GREEDY, FinishReason, Level, Receipt, State
+from deaios.market.batches import RECEIPTS_TAG
+from deaios.market.chat import ChatBody, context_of, read_chat_body
+from deaios.market.receipts import compute_fee_due
+from deaios.primitives.encoding import encode_hex
 from deaios.primitives.errors import Invalid
-from deaios.primitives.keys import Address, checksum_address
+from deaios.primitives.hashing import ZERO32
+from deaios.primitives.keys import checksum_address
 from deaios.primitives.merkle import verify_leaf
-from deaios.primitives.units import compute_fee, format_credit
+from deaios.primitives.units import format_credit
 
-RECEIPTS_TAG = "deaios/receipts/1"
-
-
-class Head(Enum):
-    """On what a fact rests."""
-
-    PROVEN = "proven"
-    OPERATOR = "trusts the network's operator"
-    GATEWAY = "trusts the gateway"
-
-
-class Outcome(Enum):
-    """How a check ended; the value is the exit code of `deaios verify`."""
-
-    VERIFIED = 0
-    VIOLATED = 1
-    UNCHECKED = 2
+VIOLATIONS_SHOWN_MAX = 3
+TIME_MAX = 1 << 35
+"""Seconds that still make a date (some year 3058); a chain may say anything."""
+_LEVELS = {
+    Level.SIGNED: "signed: it says who answered, not what computed it",
+    Level.GREEDY: "greedy: it can be recomputed where the temperature is 0, and only there",
+    Level.SEEDED: "seeded: every token can be recomputed from the buyer's seed",
+    Level.REPLAYABLE: "replayable: every token can be recomputed, and replayed on a listed engine",
+}
+"""What this version can hold a receipt to; fingerprints (level 3) it cannot."""
 
 
 @dataclass(frozen=True, slots=True)
-class Fact:
-    """One checked statement.
+class NetworkTerms:
+    """The network that an answer is held to.
 
     Attributes:
-        rule: short name of the rule, stable for scripts.
-        holds: False when it was broken.
-        says: the statement, or how it was broken with both values.
+        network_id: genesis hash.
+        domain: of the protocol's signatures.
+        default_record_id: the model record that the network's operator calls the default.
     """
 
-    head: Head
-    rule: str
-    holds: bool
-    says: str
+    network_id: bytes
+    domain: Domain
+    default_record_id: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class BatchView:
-    """A receipt batch as the chain tells it."""
+    """A receipt batch as the chain tells it; `block_time` in Unix seconds."""
 
     first_counter: int
     last_counter: int
     root: bytes
+    block_time: int
 
 
 @dataclass(frozen=True, slots=True)
 class ChainView:
-    """What the chain says about an answer's provider; `batch` is None when it knows no such batch."""
+    """What the chain says about an answer and its provider.
 
+    Attributes:
+        height: block that was the latest before anything else was read.
+        batch: the batch that the answer names; None when the provider has no such batch.
+        anchor_height: block that the order is anchored in; None when the chain has no such block.
+        provider_is_registered: whether the provider's key owns an entry of the registry.
+        provider_stake: what it could still lose.
+        provider_slashed: what it has lost to juries and proofs so far.
+        provider_is_paused: whether a dispute is open against it.
+        receipt_is_convicted: whether a jury found this very receipt guilty.
+    """
+
+    height: int
     batch: BatchView | None
+    anchor_height: int | None
     provider_is_registered: bool
     provider_stake: int
+    provider_slashed: int
     provider_is_paused: bool
-    height: int
+    receipt_is_convicted: bool
 
 
-def check_binding(answer: Answer, network_id: bytes, domain: Domain) -> Iterator[Fact]:
+def check_binding(answer: Answer, terms: NetworkTerms, user_nonce: bytes | None) -> Iterator[Fact]:
     """Signatures and digests: who promised what to whom."""
     opening = answer.opening
-    ask, request, receipt = opening.ask, opening.request, opening.receipt
-    yield _compare("network", "the answer belongs to this network", answer.network, network_id)
-    yield _compare(
-        "client digest",
-        "the request covers exactly this body and nonce",
-        ask.client_digest,
-        hash_client(answer.client_nonce, answer.body),
+    ask, request, receipt, offer = opening.ask, opening.request, opening.receipt, opening.offer
+    domain, provider = terms.domain, request.provider
+    yield compare("network", "the answer names this network", answer.network, terms.network_id)
+    if user_nonce is not None:
+        yield compare("client nonce", "the body was bought under the nonce you drew", answer.client_nonce, user_nonce)
+    digest = hash_client(answer.client_nonce, answer.body)
+    yield compare("client digest", "the order covers exactly this body and nonce", ask.client_digest, digest)
+    yield compare("ask digest", "the order is for exactly this ask", request.ask_digest, hash_struct(ask))
+    says = f"the buyer {checksum_address(ask.buyer)} signed the order"
+    yield check_signer("request signature", says, domain, request, opening.request_signature, ask.buyer)
+    yield compare("offer digest", "the order is at this posted price", request.offer_digest, hash_struct(offer))
+    yield compare("offer provider", "the price is the provider's who got the order", offer.provider, provider)
+    yield compare("offer model", "the price is for the model ordered", offer.model_record_id, ask.model_record_id)
+    says = f"the provider {checksum_address(provider)} signed the price"
+    yield check_signer("offer signature", says, domain, offer, opening.offer_signature, provider)
+    yield compare("request digest", "the receipt answers this order", receipt.request_digest, hash_struct(request))
+    says = f"the provider signed receipt {receipt.counter}"
+    yield check_signer("receipt signature", says, domain, receipt, opening.receipt_signature, provider)
+    yield compare("channel", "receipt and order name one channel", receipt.channel_id, request.channel_id)
+    yield from _check_claims(answer)
+
+
+def _check_claims(answer: Answer) -> Iterator[Fact]:
+    """What the receipt says of itself, against the order and the price it was sold under."""
+    ask, receipt, offer = answer.opening.ask, answer.opening.receipt, answer.opening.offer
+    yield state(
+        "state",
+        receipt.state == State.SERVED,
+        f"the receipt's state is {_name(State, receipt.state)}, served is wanted",
     )
-    yield _compare("ask digest", "the buyer ordered exactly this ask", request.ask_digest, hash_struct(ask))
-    yield _signed(
-        "request signature", "the buyer signed the order", domain, request, opening.request_signature, ask.buyer
-    )
-    yield _compare("offer digest", "the order names this price", request.offer_digest, hash_struct(opening.offer))
-    yield _signed(
-        "offer signature",
-        "the provider posted this price",
-        domain,
-        opening.offer,
-        opening.offer_signature,
-        request.provider,
-    )
-    yield _compare("offer model", "the price is for this model", opening.offer.model_record_id, ask.model_record_id)
-    yield _compare("offer provider", "the price is this provider's", opening.offer.provider, request.provider)
-    yield _compare("request digest", "the receipt answers this order", receipt.request_digest, hash_struct(request))
-    yield _signed(
-        "receipt signature",
-        "the provider signed the receipt",
-        domain,
-        receipt,
-        opening.receipt_signature,
-        request.provider,
-    )
-    yield _compare("channel", "receipt and order name one channel", receipt.channel_id, request.channel_id)
-    yield _fact(
+    known = receipt.level in _LEVELS
+    yield state(
         "level",
-        ask.min_level <= receipt.level <= max(Level),
-        f"the receipt claims level {receipt.level}, at least {ask.min_level} was asked for",
+        known and ask.min_level <= receipt.level == offer.level,
+        f"level {receipt.level} claimed, {offer.level} offered, at least {ask.min_level} ordered"
+        + (f"; {_LEVELS[Level(receipt.level)]}" if known else "; this version knows levels 0, 1, 2 and 4"),
     )
-    yield _fact("state", receipt.state == State.SERVED, f"the receipt's state is {_name(State, receipt.state)}")
+    yield compare(
+        "engine profile", "the receipt names the engine that was offered", receipt.engine_profile, offer.engine_profile
+    )
+    yield compare("fingerprint", "no fingerprint is claimed", receipt.fingerprint_root, ZERO32)
+    yield state("counter", receipt.counter >= 1, f"receipt number {receipt.counter}, the first is 1")
 
 
-def check_question(answer: Answer, record: ModelRecord, tokenizer: Tokenizer, template: ChatTemplate) -> Iterator[Fact]:
-    """The question as signed is the question as asked: body, messages, parameters, token ids."""
-    ask, salt = answer.opening.ask, answer.opening.salt
-    yield _compare("template", "the chat template is the record's", template.template_hash, record.template_hash)
-    yield _compare("tokenizer", "the tokenizer is the record's", tokenizer.tokenizer_hash, record.tokenizer_hash)
-    chat = read_chat_body(answer.body)
-    context = context_of(chat, template.template_hash)
-    yield _compare("context", "the order covers these messages", ask.context_hash, hash_context(context, salt))
-    ids = template.render_ids(chat.message_objects(), tokenizer)
-    yield _compare("prompt", "the order covers these token ids", ask.prompt_commitment, commit_prompt(ids, salt))
-    yield _fact(
-        "prompt count", ask.prompt_count == len(ids), f"{ask.prompt_count} prompt tokens signed, {len(ids)} counted"
+def check_question(
+    answer: Answer, terms: NetworkTerms, record: ModelRecord, tokenizer: Tokenizer, template: ChatTemplate
+) -> Iterator[Fact]:
+    """The question as signed is the question as asked: body, messages, parameters, token ids, model."""
+    ask, salt, receipt = answer.opening.ask, answer.opening.salt, answer.opening.receipt
+    named = record_id(encode_record(record))
+    yield compare("model record", f"the model ordered is the record of {record.name}", ask.model_record_id, named)
+    yield compare("template", "the chat template is the record's", template.template_hash, record.template_hash)
+    yield compare("tokenizer", "the tokenizer is the record's", tokenizer.tokenizer_hash, record.tokenizer_hash)
+    if receipt.level == Level.REPLAYABLE:
+        listed = receipt.engine_profile in record.replay_profiles
+        says = f"level {receipt.level} needs an engine on the record's replay list, and {_is(listed)} on it"
+        yield state("replay profile", listed, says)
+    try:
+        chat = read_chat_body(answer.body)
+        context = context_of(chat, template.template_hash)
+        ids = template.render_ids(chat.message_objects(), tokenizer)
+        wanted = chat.params(record.context_tokens, len(ids))
+    except Invalid as error:
+        yield state("body", False, f"the body asks for nothing that can be bought here: {error}")
+        return
+    yield _name_model(chat, ask.model_record_id, record, terms)
+    yield compare("context", "the order covers these messages", ask.context_hash, hash_context(context, salt))
+    yield compare("prompt", "the order covers these token ids", ask.prompt_commitment, commit_prompt(ids, salt))
+    says = f"{ask.prompt_count} prompt tokens ordered, {len(ids)} counted"
+    yield state("prompt count", ask.prompt_count == len(ids), says)
+    differing = [name for name in vars(wanted) if getattr(wanted, name) != getattr(ask.params, name)]
+    says = "parameters ordered are the body's" + "".join(
+        f"; not so: {name} is {getattr(ask.params, name)!r:.80}, the body says {getattr(wanted, name)!r:.80}"
+        for name in differing
     )
-    wanted = chat.params(record.context_tokens, len(ids))
-    yield _fact("parameters", ask.params == wanted, f"signed parameters {ask.params} are the body's {wanted}")
-    yield _fact("policy", ask.min_level == chat.min_level, f"level {ask.min_level} ordered, {chat.min_level} asked for")
-    yield _fact(
-        "audit policy",
-        ask.audit_policy == chat.audit_policy,
-        f"audit policy {ask.audit_policy} ordered, {chat.audit_policy} asked for",
-    )
+    yield state("parameters", not differing, says)
+    says = f"level {ask.min_level} ordered, {chat.min_level} asked for"
+    yield state("minimum level", ask.min_level == chat.min_level, says)
+    says = f"audit policy {ask.audit_policy} ordered, {chat.audit_policy} asked for"
+    yield state("audit policy", ask.audit_policy == chat.audit_policy, says)
+    if chat.provider is not None:
+        yield compare(
+            "provider choice", "the order went where the body says", answer.opening.request.provider, chat.provider
+        )
+
+
+def _name_model(chat: ChatBody, ordered: bytes, record: ModelRecord, terms: NetworkTerms) -> Fact:
+    """What ties the name in the body to the record that was ordered: anybody may publish a record of any name."""
+    if chat.model == encode_hex(ordered):
+        return Fact(Head.PROVEN, "model name", True, "the body names the model record itself")
+    if chat.model != record.name:
+        says = f"the body asks for {chat.model!r:.80}, the model ordered is {record.name!r}"
+        return Fact(Head.PROVEN, "model name", False, says)
+    if ordered == terms.default_record_id:
+        says = f"{record.name!r} means the network's default model, by its operator's descriptor"
+        return Fact(Head.OPERATOR, "model name", True, says)
+    says = f"of all records called {record.name!r}, you wanted {encode_hex(ordered)}"
+    return Fact(Head.GATEWAY, "model name", True, says)
 
 
 def check_delivery(answer: Answer, tokenizer: Tokenizer) -> Iterator[Fact]:
-    """Counts, fee and text are what the output ids say."""
+    """Counts, fee, end and text are what the output ids say."""
     opening = answer.opening
-    ask, receipt, offer, ids = opening.ask, opening.receipt, opening.offer, opening.output_ids
-    yield _compare(
-        "output", "the receipt covers these output ids", receipt.output_commitment, commit_output(ids, opening.salt)
-    )
-    yield _fact(
-        "completion count",
-        receipt.completion_tokens == len(ids),
-        f"{receipt.completion_tokens} output tokens billed, {len(ids)} counted",
-    )
-    yield _fact(
-        "prompt bill",
-        receipt.prompt_tokens == ask.prompt_count,
-        f"{receipt.prompt_tokens} prompt tokens billed, {ask.prompt_count} counted",
-    )
-    fee = compute_fee(receipt.prompt_tokens, receipt.completion_tokens, offer.input_price, offer.output_price)
-    yield _fact(
-        "fee",
-        receipt.fee == fee <= opening.request.max_fee,
-        f"fee {format_credit(receipt.fee)} billed, {format_credit(fee)} by the posted price, "
-        f"at most {format_credit(opening.request.max_fee)} agreed",
-    )
+    ask, receipt, ids = opening.ask, opening.receipt, opening.output_ids
+    root = commit_output(ids, opening.salt)
+    yield compare("output", "the receipt covers these output ids", receipt.output_commitment, root)
+    says = f"{receipt.completion_tokens} output tokens billed, {len(ids)} counted"
+    yield state("completion count", receipt.completion_tokens == len(ids), says)
+    says = f"{receipt.prompt_tokens} prompt tokens billed, {ask.prompt_count} ordered, {receipt.cached_tokens} cached"
+    fits = receipt.prompt_tokens == ask.prompt_count >= receipt.cached_tokens
+    yield state("prompt bill", fits, says)
+    yield _check_finish(answer, tokenizer)
+    yield from _check_fee(answer)
     text = read_output(ids, ask.params, tokenizer)
-    yield _fact("text", answer.text == text, "the text is what the output ids say")
+    says = "the text is what the output ids say"
+    if answer.text != text:
+        says = f"the text is not what the output ids say, from character {_first_difference(answer.text, text)} on"
+    yield state("text", answer.text == text, says)
+
+
+def _check_finish(answer: Answer, tokenizer: Tokenizer) -> Fact:
+    receipt, ids = answer.opening.receipt, answer.opening.output_ids
+    reason = finish_of(receipt)
+    if reason is None:
+        return state("finish", False, f"finish reason {receipt.finish_reason} is not known")
+    wrong = check_finish(ids, answer.opening.ask.params, tokenizer, reason, receipt.stop_index)
+    if wrong is None and not ids:
+        wrong = "an answer without any token was billed as served"
+    says = f"the answer ends after {len(ids)} tokens by {reason.name.lower()}, as its tokens say"
+    return state("finish", wrong is None, wrong or says)
+
+
+def finish_of(receipt: Receipt) -> FinishReason | None:
+    """The finish reason that a receipt claims; None for a number that no reason has."""
+    return FinishReason(receipt.finish_reason) if receipt.finish_reason in set(FinishReason) else None
+
+
+def _check_fee(answer: Answer) -> Iterator[Fact]:
+    opening = answer.opening
+    receipt, offer, request = opening.receipt, opening.offer, opening.request
+    due = compute_fee_due(offer, receipt.state, receipt.prompt_tokens, receipt.completion_tokens)
+    yield state(
+        "fee",
+        receipt.fee == due <= request.max_fee,
+        f"fee {format_credit(receipt.fee)} billed, {format_credit(due)} by the posted price, "
+        f"at most {format_credit(request.max_fee)} agreed",
+    )
+    says = f"{format_credit(receipt.charged_cumulative)} charged on this channel so far, this fee included"
+    yield state("charged total", receipt.charged_cumulative >= receipt.fee, says)
 
 
 def check_chain(answer: Answer, view: ChainView) -> Iterator[Fact]:
-    """The receipt is a leaf of a batch on chain, and its signer has something to lose."""
-    receipt, provider = answer.opening.receipt, answer.opening.request.provider
-    batch = view.batch
+    """The receipt is a leaf of a batch on chain, and what its signer has to lose."""
+    receipt, request = answer.opening.receipt, answer.opening.request
+    yield _check_batch(answer, view.batch)
+    anchor, says = view.anchor_height, f"the chain has no block {encode_hex(request.anchor_block_hash)}"
+    if anchor is not None:
+        says = f"ordered after block {anchor}, good until block {request.deadline_block}"
+    yield _by_chain("anchor", anchor is not None and anchor <= request.deadline_block, says)
+    says = f"{checksum_address(request.provider)} is {'' if view.provider_is_registered else 'not '}registered"
+    yield _by_chain("provider", view.provider_is_registered, says)
+    yield _by_chain(
+        "verdict",
+        not view.receipt_is_convicted,
+        f"{'a' if view.receipt_is_convicted else 'no'} jury found receipt {receipt.counter} guilty so far",
+    )
+    lost = f", {format_credit(view.provider_slashed)} lost so far" if view.provider_slashed else ""
+    paused = ", an open dispute pauses its offer" if view.provider_is_paused else ""
+    says = f"the provider has {format_credit(view.provider_stake)} credit at stake after block {view.height}"
+    yield _by_chain("stake", True, says + lost + paused)
+
+
+def _check_batch(answer: Answer, batch: BatchView | None) -> Fact:
+    receipt = answer.opening.receipt
     if batch is None:
-        yield Fact(Head.OPERATOR, "batch", False, f"the chain knows no batch {answer.batch_index} of this provider")
-        return
-    count = batch.last_counter - batch.first_counter + 1
-    inside = batch.first_counter <= receipt.counter <= batch.last_counter
-    leaf = inside and verify_leaf(
-        RECEIPTS_TAG, batch.root, count, receipt.counter - batch.first_counter, hash_struct(receipt), answer.path
-    )
-    yield Fact(
-        Head.OPERATOR,
-        "batch",
-        leaf,
-        f"receipt {receipt.counter} is a leaf of the batch whose root 0x{batch.root.hex()} is on chain"
-        if leaf
-        else f"receipt {receipt.counter} is not in batch {answer.batch_index} "
-        f"(counters {batch.first_counter} to {batch.last_counter}) under root 0x{batch.root.hex()}",
-    )
-    yield Fact(
-        Head.OPERATOR,
-        "provider",
-        view.provider_is_registered,
-        f"{checksum_address(provider)} is {'' if view.provider_is_registered else 'not '}a registered provider",
-    )
-    yield Fact(
-        Head.OPERATOR,
-        "stake",
-        True,
-        f"the provider has {format_credit(view.provider_stake)} credit at stake at height {view.height}"
-        + (", an open dispute pauses its offer" if view.provider_is_paused else ""),
-    )
+        return _by_chain("batch", False, f"the chain knows no batch {answer.batch_index} of this provider")
+    count, place = batch.last_counter - batch.first_counter + 1, receipt.counter - batch.first_counter
+    where = f"batch {answer.batch_index}, counters {batch.first_counter} to {batch.last_counter}"
+    if verify_leaf(RECEIPTS_TAG, batch.root, count, place, hash_struct(receipt), answer.path):
+        since = f"on chain since {_time(batch.block_time)}"
+        return _by_chain(
+            "batch", True, f"receipt {receipt.counter} is in {where}, root {encode_hex(batch.root)}, {since}"
+        )
+    return _by_chain("batch", False, f"receipt {receipt.counter} is not in {where}, root {encode_hex(batch.root)}")
 
 
-def check_tokens(report: Report) -> Iterator[Fact]:
-    """Every token is the one that this model, prompt and seed give."""
-    if report.ok:
+def is_promised(answer: Answer) -> bool:
+    """Did the provider promise tokens that can be recomputed? Levels 0 and 1 mostly do not."""
+    receipt, params = answer.opening.receipt, answer.opening.ask.params
+    return receipt.level >= Level.SEEDED or (receipt.level == Level.GREEDY and params.temperature_milli == GREEDY)
+
+
+def check_tokens(answer: Answer, report: Report, thresholds: Thresholds) -> Iterator[Fact]:
+    """Every token is the one that this model, prompt and seed give, as far as a float can tell."""
+    count = len(answer.opening.output_ids)
+    if report.ok and report.tokens_checked == count:
         says = (
-            f"{report.tokens_checked} tokens are this model's own choice under the buyer's seed; "
-            f"largest margin {report.margin_max:.4f} logit"
+            f"all {count} tokens are what this model gives under the buyer's seed: {report.exact_count} exactly, "
+            f"the largest margin is {report.margin_max:.4f} logit, {thresholds.margin:.4f} is allowed"
         )
-        yield Fact(Head.PROVEN, "tokens", True, says)
+        yield state("tokens", True, says)
         return
-    for violation in report.violations[:3]:
-        says = f"token {violation.position}: margin {violation.margin:.4f} logit breaks rule '{violation.rule}'"
-        yield Fact(Head.PROVEN, "tokens", False, says)
+    for found in report.violations[:VIOLATIONS_SHOWN_MAX]:
+        yield state("tokens", False, f"token {found.position}, rule {found.rule}: {found.detail}")
+    if not report.violations:
+        yield state("tokens", False, f"{report.tokens_checked} of {count} tokens were checked")
 
 
-def list_trusts(answer: Answer, user_nonce: bytes | None) -> Iterator[Fact]:
+def list_trusts(user_nonce: bytes | None) -> Iterator[Fact]:
     """What no mathematics covers here, said aloud."""
-    opening = answer.opening
     if user_nonce is None:
-        yield Fact(
-            Head.GATEWAY,
-            "client nonce",
-            True,
-            "the body above is the one you sent (send X-DeAIOS-Nonce, or pass --nonce, to prove it)",
-        )
-    else:
-        yield _compare(
-            "client nonce", "the body was bought under the nonce that you drew", answer.client_nonce, user_nonce
-        )
-    if opening.receipt.level < Level.SEEDED:
-        yield Fact(Head.GATEWAY, "level", True, f"level {opening.receipt.level} proves authorship, not the model")
-    yield Fact(Head.OPERATOR, "times", True, "times in a receipt inform; nobody proves them")
+        says = "the body in this file is the one you sent, and was bought for you (the nonce that you sent proves it)"
+        yield Fact(Head.GATEWAY, "client nonce", True, says)
+    says = "the buyer drew the nonce that seeds the answer once, and did not order again until an answer pleased it"
+    yield Fact(Head.GATEWAY, "seed", True, says)
 
 
-def outcome_of(facts: Iterable[Fact]) -> Outcome:
-    """Verified only when every fact holds."""
-    return Outcome.VERIFIED if all(fact.holds for fact in facts) else Outcome.VIOLATED
+def _by_chain(rule: str, holds: bool, says: str) -> Fact:
+    return Fact(Head.OPERATOR, rule, holds, says)
 
 
-def collect(*steps: Iterator[Fact]) -> list[Fact]:
-    """Run steps in order up to and including the first broken fact; a malformed part is a broken fact too."""
-    facts: list[Fact] = []
-    for step in steps:
-        try:
-            for fact in step:
-                facts.append(fact)
-                if not fact.holds:
-                    return facts
-        except Invalid as error:
-            facts.append(Fact(Head.PROVEN, type(error).__name__, False, str(error)))
-            return facts
-    return facts
+def _time(block_time: int) -> str:
+    if block_time > TIME_MAX:
+        return f"second {block_time}"
+    return datetime.fromtimestamp(block_time, UTC).isoformat(" ", "seconds")
 
 
-def _fact(rule: str, holds: bool, says: str) -> Fact:
-    return Fact(Head.PROVEN, rule, holds, says)
-
-
-def _compare(rule: str, says: str, found: bytes, expected: bytes) -> Fact:
-    if found == expected:
-        return Fact(Head.PROVEN, rule, True, says)
-    return Fact(Head.PROVEN, rule, False, f"not so: {says} (0x{found.hex()} signed, 0x{expected.hex()} computed)")
-
-
-def _signed(rule: str, says: str, domain: Domain, struct: object, signature: bytes, expected: Address) -> Fact:
-    try:
-        signer = recover_signer(domain, struct, signature)
-    except Invalid as error:
-        return Fact(Head.PROVEN, rule, False, f"not so: {says} ({error})")
-    return _compare(rule, says, signer, expected)
+def _is(holds: bool) -> str:
+    return "this one is" if holds else "this one is not"
 
 
 def _name(kind: type[State], value: int) -> str:
     return kind(value).name.lower() if value in set(kind) else str(value)
+
+
+def _first_difference(found: str, expected: str) -> int:
+    pairs = zip(found, expected, strict=False)
+    return next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(found), len(expected)))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from deaios.ledger.eip712 import decode_json, encode_json, hash_struct
 from deaios.ledger.structs import MAX_TOKENS_LIMIT, Ask, Offer, Receipt, Request
-from deaios.primitives.encoding import Json, decode_hex, encode_hex
+from deaios.primitives.encoding import InvalidEncoding, Json, decode_hex, encode_hex
 from deaios.primitives.errors import Invalid
 from deaios.primitives.keys import SIGNATURE_SIZE
 
@@ -79,15 +79,22 @@ class Opening:
             raise InvalidOpening(f"opening has keys {found}, expected {sorted(_KEYS)}")
         return cls(
             ask=decode_json(Ask, value["ask"]),
-            salt=decode_hex(value["salt"], SALT_SIZE),
+            salt=_read_hex(value, "salt", SALT_SIZE),
             offer=decode_json(Offer, value["offer"]),
-            offer_signature=decode_hex(value["offerSignature"], SIGNATURE_SIZE),
+            offer_signature=_read_hex(value, "offerSignature", SIGNATURE_SIZE),
             request=decode_json(Request, value["request"]),
-            request_signature=decode_hex(value["requestSignature"], SIGNATURE_SIZE),
+            request_signature=_read_hex(value, "requestSignature", SIGNATURE_SIZE),
             output_ids=read_ids(value["outputIds"], MAX_TOKENS_LIMIT),
             receipt=decode_json(Receipt, value["receipt"]),
-            receipt_signature=decode_hex(value["receiptSignature"], SIGNATURE_SIZE),
+            receipt_signature=_read_hex(value, "receiptSignature", SIGNATURE_SIZE),
         )
+
+
+def _read_hex(value: Mapping[str, object], name: str, size_bytes: int) -> bytes:
+    try:
+        return decode_hex(value[name], size_bytes)  # type: ignore[arg-type]  # decode_hex refuses what is not text
+    except InvalidEncoding as error:
+        raise InvalidOpening(f"{name}: {error}") from error
 
 
 def read_ids(value: object, count_max: int) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from deaios.alignment.answer import decode_answer, encode_answer
-from deaios.alignment.check import Head, Outcome
+from deaios.alignment.facts import Head, Outcome
 from deaios.ledger.client.bound import ContractEvent
 from deaios.node.accounts import MoneyCount, count_money
 from deaios.node.config import load_config

@@ -105,7 +105,7 @@ async def _open_network(
             yield http, rpc, found
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _World:
     """Catalogue and chain behind one RPC, model files of a folder, an engine of this process."""
 
@@ -117,6 +117,7 @@ class _World:
     engine: EngineKind | None
     model: Path | None
     report: Tell
+    files: ModelFiles | None = None
 
     @property
     def contracts(self) -> Contracts:
@@ -133,6 +134,11 @@ class _World:
         return files.open_tokenizer(), files.open_template()
 
     async def _ensure_files(self, record: ModelRecord) -> ModelFiles:
+        if self.files is None or self.files.record != record:
+            self.files = await self._fetch_files(record)
+        return self.files
+
+    async def _fetch_files(self, record: ModelRecord) -> ModelFiles:
         if self.model is not None:
             await asyncio.to_thread(adopt_served_source, self.folder, record, self.model)
         storage = None

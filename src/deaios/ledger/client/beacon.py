@@ -43,6 +43,10 @@ class Beacon:
         """The round that is not over, if any."""
         return int(await self.contract.read_one("openRound")) or None
 
+    async def pending_rounds(self) -> tuple[int, ...]:
+        """Rounds that are not over, the newest first, among the newest 16."""
+        return tuple(await self.contract.read_one("pendingRounds"))
+
     async def round_of(self, round_id: int) -> BeaconRound:
         """A round's attempt, deadlines and counts."""
         return BeaconRound(*await self.contract.read("roundOf", round_id))

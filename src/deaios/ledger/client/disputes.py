@@ -126,6 +126,10 @@ class Disputes:
         """The dispute about a receipt, if there is one."""
         return int(await self.contract.read_one("openDisputeOf", receipt_digest)) or None
 
+    async def is_convicted(self, receipt_digest: bytes) -> bool:
+        """Was a receipt found guilty, for good?"""
+        return bool(await self.contract.read_one("convicted", receipt_digest))
+
     async def settings(self) -> DisputeSettings:
         """The contract's parameters."""
         return DisputeSettings(*await self.contract.read_one("settings"))

@@ -1,0 +1,88 @@
+"""The examination of one answer: which rule comes when, cheapest first, and how it ends.
+
+The world (catalogue, model files, chain, engine) is asked through a protocol, so that the order and the outcome are
+the same for a command, a test and anybody else. An error of the world is the caller's to show as "cannot be checked".
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from deaios.alignment.answer import Answer
+from deaios.alignment.check import (
+    ChainView,
+    NetworkTerms,
+    check_binding,
+    check_chain,
+    check_delivery,
+    check_question,
+    check_tokens,
+    is_promised,
+    list_trusts,
+)
+from deaios.alignment.facts import Fact, Outcome, Verification, collect, find_broken
+from deaios.compute.records import ModelRecord
+from deaios.compute.template import ChatTemplate
+from deaios.compute.tokenizer import Tokenizer
+from deaios.compute.verification import Report
+from deaios.market.chat import read_chat_body
+
+
+class World(Protocol):
+    """Where a check gets what is not in the file; `node` has the live one. Everything may raise `Unavailable…`."""
+
+    async def fetch_record(self, record_id: bytes) -> ModelRecord:
+        """The model record of an id, as the catalogue tells it."""
+
+    async def open_model(self, record: ModelRecord) -> tuple[Tokenizer, ChatTemplate]:
+        """Tokenizer and template of a record's own files."""
+
+    async def read_chain(self, answer: Answer) -> ChainView:
+        """What the chain says."""
+
+    async def recompute(self, answer: Answer, record: ModelRecord, prompt_ids: Sequence[int]) -> Report:
+        """One prefill over prompt and output on an engine whose known answers are right."""
+
+
+async def examine(answer: Answer, terms: NetworkTerms, world: World, user_nonce: bytes | None) -> Verification:
+    """Check an answer up to its first broken rule.
+
+    Args:
+        answer: as decoded.
+        terms: of the network that it is held to.
+        world: everything else.
+        user_nonce: the nonce that the user sent, where it is known.
+    """
+    facts = collect(check_binding(answer, terms, user_nonce))
+    if find_broken(facts):
+        return _end(facts)
+    record = await world.fetch_record(answer.opening.ask.model_record_id)
+    tokenizer, template = await world.open_model(record)
+    facts += collect(check_question(answer, terms, record, tokenizer, template), check_delivery(answer, tokenizer))
+    if find_broken(facts):
+        return _end(facts)
+    facts += collect(check_chain(answer, await world.read_chain(answer)))
+    if find_broken(facts):
+        return _end(facts)
+    prompt_ids = template.render_ids(read_chat_body(answer.body).message_objects(), tokenizer)
+    report = await world.recompute(answer, record, prompt_ids)
+    if not report.ok and not is_promised(answer):
+        return _end_unpromised(answer, facts, report)
+    facts += collect(check_tokens(answer, report, record.thresholds), list_trusts(user_nonce))
+    return _end(facts, report)
+
+
+def _end(facts: list[Fact], report: Report | None = None) -> Verification:
+    broken = find_broken(facts)
+    if broken is not None:
+        return Verification(Outcome.VIOLATED, tuple(facts), f"violation: {broken.rule}: {broken.says}", report)
+    assert report is not None, "only a recomputed answer is verified"
+    says = f"verified: {report.tokens_checked} tokens, largest margin {report.margin_max:.4f} logit"
+    return Verification(Outcome.VERIFIED, tuple(facts), says, report)
+
+
+def _end_unpromised(answer: Answer, facts: list[Fact], report: Report) -> Verification:
+    says = (
+        f"cannot be checked: a receipt of level {answer.opening.receipt.level} does not promise tokens that can be "
+        "recomputed, and these are not what the model gives; it shows who answered, not what computed it"
+    )
+    return Verification(Outcome.UNCHECKED, tuple(facts), says, report)
