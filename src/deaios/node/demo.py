@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from deaios.alignment.answer import decode_answer, encode_answer
-from deaios.alignment.facts import Head, Outcome
+from deaios.alignment.facts import Head, Outcome, Verification
 from deaios.ledger.client.bound import ContractEvent
 from deaios.node.accounts import MoneyCount, count_money
 from deaios.node.config import load_config
@@ -18,7 +18,7 @@ from deaios.node.folder import StateFolder
 from deaios.node.local import CHEATER, LocalNetwork
 from deaios.node.member import Member
 from deaios.node.session import ask_question, open_keystore, open_session
-from deaios.node.verifying import Verification, verify_file
+from deaios.node.verifying import verify_file
 from deaios.primitives.encoding import encode_hex
 from deaios.primitives.errors import Unavailable
 from deaios.primitives.keys import Address, checksum_address
