@@ -154,7 +154,7 @@ def sharper(row):
 
 CHEATS = {
     "other weights": {"quirk": lambda row: np.roll(row, 1)},
-    "coarser weights": {"quirk": lambda row: np.round(row)},
+    "coarser weights": {"quirk": np.round},
     "temperature": {"quirk": sharper},
     "greedy": {"force": lambda _place, row: int(np.argmax(row))},
     "invented ids": {"force": lambda place, row: place % 60 + 1},
