@@ -32,6 +32,13 @@ def build() -> web.Application:
             await response.write(b'{"i":%d}\n' % index)
         return response
 
+    async def cut(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(b'{"i":0}\n')
+        raise Refused("too late for a status")
+
+    application.router.add_post("/cut", cut)
     application.router.add_post("/echo", echo)
     application.router.add_get("/refuse", refuse)
     application.router.add_get("/crash", crash)
@@ -54,6 +61,7 @@ async def test_typed_errors_become_problem_details() -> None:
             (b'{"a":"x"}', 400),
             (b'{"a":1,"b":2}', 400),
             (b"[" * 900, 400),
+            (b'{"a":' * 100, 400),
             (b" " * 1001, 413),
         ):
             with pytest.raises(RefusedByPeer) as caught:
@@ -90,3 +98,20 @@ async def test_answers_are_bounded_and_peers_may_be_gone() -> None:
     async with HttpClient() as http:
         with pytest.raises(UnavailablePeer):
             await http.get_json(url, dict)
+
+
+async def test_a_failure_after_the_status_line_cuts_the_connection() -> None:
+    async with serve(build()) as url, HttpClient() as http:
+
+        async def read() -> list[bytes]:
+            return [line async for line in http.stream_lines(f"{url}/cut", b"{}")]
+
+        with pytest.raises(UnavailablePeer):
+            await read()
+
+
+async def test_a_broken_content_encoding_is_the_clients_fault() -> None:
+    async with serve(build()) as url, HttpClient() as http:
+        with pytest.raises(RefusedByPeer) as caught:
+            await http.post_body(f"{url}/echo", b"not gzip", dict, {"Content-Encoding": "gzip"})
+        assert caught.value.status == 400

@@ -8,7 +8,6 @@ is that thousandth. It knows no tokenizer, no template and no price.
 
 import json
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from deaios.ledger.structs import (
     Level,
     Params,
 )
-from deaios.primitives.encoding import InvalidEncoding, Json
+from deaios.primitives.encoding import InvalidEncoding, Json, validate_json_depth
 from deaios.primitives.errors import Invalid
 from deaios.primitives.hashing import ZERO32
 from deaios.primitives.keys import Address, parse_address
@@ -49,9 +48,6 @@ AUDIT_POLICY_DEFAULT = AuditPolicy.BUYER_ONLY
 JSON_DEPTH_MAX = 16
 """Three times what any accepted body needs."""
 _MILLI_TOLERANCE = 1e-6
-_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
-"""A JSON string, or an unfinished one up to the end: it matches at every quote, so one pass is linear."""
-_NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _AUDIT_POLICIES = {"buyer_only": AuditPolicy.BUYER_ONLY, "open": AuditPolicy.OPEN}
@@ -236,27 +232,17 @@ def _read_object(body: bytes) -> dict[str, object]:
         raise InvalidBody(f"body has {len(body)} bytes, at most {BODY_BYTES_MAX} are read")
     try:
         text = body.decode()
-        _refuse_deep(body)
+        validate_json_depth(body, JSON_DEPTH_MAX)
         value = json.loads(text, object_pairs_hook=_refuse_duplicates, parse_constant=_refuse_constant)
     except UnicodeDecodeError as error:
         raise InvalidBody(f"body is not UTF-8 at byte {error.start}") from error
+    except InvalidEncoding as error:
+        raise InvalidBody(str(error)) from error
     except ValueError as error:
         raise InvalidBody(f"body is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise InvalidBody(f"body is a JSON {_kind_of(value)}, an object is expected")
     return value
-
-
-def _refuse_deep(body: bytes) -> None:
-    """Bound the nesting before any recursive parser sees the bytes: its own limit is the C stack's, which may crash.
-
-    Without strings, valid JSON keeps matched brackets only, and every pass removes at least the innermost level.
-    """
-    brackets = _STRING.sub(b"", body).translate(None, _NOT_BRACKETS)
-    for _ in range(JSON_DEPTH_MAX):
-        brackets = brackets.replace(b"[]", b"").replace(b"{}", b"")
-    if brackets:
-        raise InvalidBody(f"JSON brackets do not match, or are nested more than {JSON_DEPTH_MAX} deep")
 
 
 def _refuse_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -11,6 +11,11 @@ from collections.abc import Mapping, Sequence
 from deaios.primitives.errors import Invalid
 
 _HEX = re.compile(r"0x(?:[0-9a-f]{2})*", re.ASCII)
+JSON_DEPTH_MAX = 64
+"""Deeper than any document of ours, far shallower than any stack."""
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+"""A JSON string, or an unfinished one up to the end: it matches at every quote, so one pass is linear."""
+_NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _DECIMAL = re.compile(r"0|[1-9][0-9]{0,77}", re.ASCII)
 
 Json = None | bool | int | str | Sequence["Json"] | Mapping[str, "Json"]
@@ -68,6 +73,24 @@ def encode_canonical_json(value: Json) -> bytes:
     """JSON bytes with sorted keys and no spaces: the form that is hashed and signed. Floats are refused."""
     _refuse_floats(value)
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def validate_json_depth(data: bytes, depth_max: int = JSON_DEPTH_MAX) -> None:
+    """Bound the nesting of JSON before a recursive parser sees it: its own limit is the C stack's, which may crash.
+
+    Without strings, valid JSON keeps matched brackets only, and every pass removes at least the innermost level.
+
+    Raises:
+        InvalidEncoding: brackets do not match, or are nested more than `depth_max` deep.
+    """
+    if data.count(b"[") + data.count(b"{") <= depth_max and data.count(b"]") + data.count(b"}") <= depth_max:
+        return
+    brackets = _STRING.sub(b"", data).translate(None, _NOT_BRACKETS)
+    for _ in range(depth_max):
+        brackets = brackets.replace(b"[]", b"").replace(b"{}", b"")
+        if not brackets:
+            return
+    raise InvalidEncoding(f"JSON brackets do not match, or are nested more than {depth_max} deep")
 
 
 def _refuse_floats(value: object) -> None:

@@ -8,6 +8,7 @@ from typing import Self, TypeVar
 import aiohttp
 import msgspec
 
+from deaios.primitives.encoding import InvalidEncoding, validate_json_depth
 from deaios.primitives.errors import Invalid, Refused, Unavailable
 
 CONNECT_S = 5.0
@@ -160,8 +161,9 @@ class HttpClient:
 
 def _decode(url: str, body: bytes, kind: type[T]) -> T:
     try:
+        validate_json_depth(body)
         return msgspec.json.decode(body, type=kind)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, InvalidEncoding) as error:
         raise InvalidResponse(f"{url}: answer is not a valid {getattr(kind, '__name__', kind)}: {error}") from error
 
 
@@ -180,8 +182,9 @@ async def _read_bounded(url: str, response: aiohttp.ClientResponse, bytes_max: i
 async def _failure(url: str, response: aiohttp.ClientResponse) -> Exception:
     body = await response.content.read(65536)
     try:
+        validate_json_depth(body)
         problem = msgspec.json.decode(body, type=_Problem)
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, InvalidEncoding):
         problem = _Problem(detail=body[:200].decode(errors="replace"))
     if response.status >= 500 and response.status != 507:
         return UnavailablePeer(f"{url}: {response.status} {problem.title}: {problem.detail}")

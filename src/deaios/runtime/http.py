@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import msgspec
 from aiohttp import web
 
+from deaios.primitives.encoding import InvalidEncoding, validate_json_depth
 from deaios.primitives.errors import DeaiosError
 from deaios.runtime.clock import SystemClock
 from deaios.runtime.dice import SystemDice
@@ -28,6 +29,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 RenderError = Callable[[web.Request, int, BaseException], web.Response]
 T = TypeVar("T")
 
+_PREPARED: web.RequestKey[bool] = web.RequestKey("prepared", bool)
+"""Set on a request once its answer's status line is out."""
 METRICS_KEY: web.AppKey[Metrics] = web.AppKey("metrics", Metrics)
 
 
@@ -56,9 +59,11 @@ async def read_json(request: web.Request, kind: type[T]) -> T:
         InvalidBody: not JSON, too deep, or not of that type.
         RefusedTooLarge: more bytes than the application allows.
     """
+    body = await read_body(request)
     try:
-        return msgspec.json.decode(await read_body(request), type=kind)
-    except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
+        validate_json_depth(body)
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.DecodeError, InvalidEncoding) as error:
         raise InvalidBody(f"body is not a valid {kind.__name__}: {error}") from error
 
 
@@ -67,11 +72,14 @@ async def read_body(request: web.Request) -> bytes:
 
     Raises:
         RefusedTooLarge: more bytes than the bound.
+        InvalidBody: its transfer or content encoding is broken.
     """
     try:
         return await request.read()
     except web.HTTPRequestEntityTooLarge as error:
         raise RefusedTooLarge(f"body exceeds {request.client_max_size} bytes") from error
+    except web.RequestPayloadError as error:
+        raise InvalidBody(f"body cannot be decoded: {error}") from error
 
 
 def build_application(
@@ -95,28 +103,40 @@ def build_application(
         response: web.StreamResponse
         try:
             response = await handler(request)
-        except DeaiosError as error:
-            status = http_status(error)
-            log.info("request refused", path=request.path, status=status, error=str(error), request_id=request_id)
-            response = render_error(request, status, error)
-        except web.HTTPException as error:
-            if error.status < 400:
-                raise
-            response = render_error(request, error.status, error)
-            for header in ("Allow",):
-                if header in error.headers:
-                    response.headers[header] = error.headers[header]
         except (ConnectionResetError, TimeoutError) as error:
             log.info("client went away", path=request.path, error=repr(error), request_id=request_id)
             raise
-        except Exception:  # the outermost edge of a role: log, answer 500, live on
-            log.exception("internal fault", path=request.path, request_id=request_id)
-            response = render_error(request, 500, RuntimeError("internal fault"))
+        except Exception as error:
+            if not request.get(_PREPARED):
+                response = _render(request, error, request_id)
+            else:  # the status line is out: only a cut connection can still say that the answer is not whole
+                log.warning("answer cut", path=request.path, error=repr(error), request_id=request_id)
+                if request.transport is not None:
+                    request.transport.abort()
+                raise ConnectionResetError("the answer was cut") from error
         requests.labels(request.method, route, response.status).inc()
         latency.labels(route).observe(clock.monotonic_s() - start)
         if not response.prepared:
             response.headers[REQUEST_ID_HEADER] = request_id
         return response
+
+    def _render(request: web.Request, error: Exception, request_id: str) -> web.Response:
+        if isinstance(error, DeaiosError):
+            status = http_status(error)
+            log.info("request refused", path=request.path, status=status, error=str(error), request_id=request_id)
+            return render_error(request, status, error)
+        if isinstance(error, web.HTTPException):
+            if error.status < 400:
+                raise error
+            answer = render_error(request, error.status, error)
+            if "Allow" in error.headers:
+                answer.headers["Allow"] = error.headers["Allow"]
+            return answer
+        log.error("internal fault", path=request.path, request_id=request_id, exc_info=error)
+        return render_error(request, 500, RuntimeError("internal fault"))
+
+    async def note_prepared(request: web.Request, _response: web.StreamResponse) -> None:
+        request[_PREPARED] = True
 
     async def healthz(_request: web.Request) -> web.Response:
         return json_response({"status": "ok", "role": name})
@@ -126,6 +146,7 @@ def build_application(
 
     application = web.Application(middlewares=[guard], client_max_size=body_bytes_max)
     application[METRICS_KEY] = metrics
+    application.on_response_prepare.append(note_prepared)
     application.router.add_get("/healthz", healthz)
     application.router.add_get("/metrics", render_metrics)
     return application

@@ -1,6 +1,5 @@
 """JSON-RPC 2.0 over HTTP: one POST route, single requests and batches, bounded on the way in and out."""
 
-import re
 from typing import Any
 
 import msgspec
@@ -10,6 +9,7 @@ from deaios.chain import rpc
 from deaios.chain.rpc import RpcFault
 from deaios.chain.service.chain import ChainService
 from deaios.chain.service.methods import Methods, fault_of
+from deaios.primitives.encoding import InvalidEncoding, validate_json_depth
 from deaios.primitives.errors import DeaiosError
 from deaios.runtime.errors import json_rpc_code
 from deaios.runtime.http import build_application as build_http_application
@@ -20,12 +20,6 @@ BATCH_MAX = 1000
 """Requests in one batch, as geth."""
 ANSWER_BYTES_MAX = 25_000_000
 """Bytes in one batch's answers, as geth."""
-OPENERS_MAX = 900
-"""Brackets that any body may open; above it their nesting is counted before the parser sees them."""
-DEPTH_MAX = 64
-"""The parser recurses on the C stack as deep as the interpreter's limit allows, which some libraries raise."""
-_TEXT = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
-_BRACKET = re.compile(rb"[\[\]{}]")
 _SEND = "eth_sendRawTransaction"
 _ANY_ORIGIN = {
     # Nothing behind this door is secret or signs for anybody, so that wallets in any page may use it.
@@ -57,11 +51,10 @@ def build_application(chain: ChainService) -> web.Application:
 
 async def answer_body(methods: Methods, body: bytes) -> bytes:
     """The response bytes to a request body; empty when it held notifications only."""
-    if _is_too_deep(body):
-        return _encode(_failure(None, RpcFault(rpc.PARSE_ERROR, f"parse error: nested deeper than {DEPTH_MAX}")))
     try:
+        validate_json_depth(body)
         parsed = msgspec.json.decode(body)
-    except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
+    except (msgspec.DecodeError, UnicodeError, InvalidEncoding) as error:
         return _encode(_failure(None, RpcFault(rpc.PARSE_ERROR, f"parse error: {error}")))
     if not isinstance(parsed, list):
         answer = await _answer(methods, parsed)
@@ -72,17 +65,6 @@ async def answer_body(methods: Methods, body: bytes) -> bytes:
         fault = RpcFault(rpc.INVALID_REQUEST, f"batch too large: {len(parsed)} requests, limit {BATCH_MAX}")
         return _encode(_failure(None, fault))
     return await _answer_batch(methods, parsed)
-
-
-def _is_too_deep(body: bytes) -> bool:
-    if body.count(b"[") + body.count(b"{") <= OPENERS_MAX:
-        return False
-    depth = 0
-    for match in _BRACKET.finditer(_TEXT.sub(b"", body)):
-        depth += 1 if match[0] in b"[{" else -1
-        if depth > DEPTH_MAX:
-            return True
-    return False
 
 
 async def _answer_batch(methods: Methods, requests: list[Json]) -> bytes:

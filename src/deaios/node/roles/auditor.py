@@ -9,23 +9,23 @@ from aiohttp import web
 from deaios.alignment.auditor.service import AuditedModel, Auditor, AuditorSettings
 from deaios.alignment.auditor.store import AuditorStore
 from deaios.alignment.evidence import Evidence
+from deaios.alignment.recheck.service import EngineRecheck
 from deaios.ledger.suite import AUDIT
 from deaios.market.chat import context_of, read_chat_body
 from deaios.market.orders import Order
 from deaios.node.context import RoleContext
-from deaios.node.engines import EngineRecheck, open_checked_engine, serving_engine
+from deaios.node.engines import open_checked_engine, serving_engine
 from deaios.node.member import Member, open_member
 from deaios.node.models import ModelFiles
 from deaios.node.network import Trade, open_default_model, open_storage, open_trade
 from deaios.node.ports import HOST, keep_port
 from deaios.primitives.encoding import encode_hex
 from deaios.primitives.keys import Address
-from deaios.primitives.units import CREDIT
 from deaios.runtime.http import build_application, json_response, serve
 from deaios.runtime.logs import get_logger
 
-WORKING_CREDIT = 40 * CREDIT
-"""Deposits with providers and bonds, beside the stake."""
+STAKE_MULTIPLE = 2
+"""Of the minimum, so that one penalty does not cost the seat."""
 
 
 async def run(context: RoleContext) -> None:
@@ -87,7 +87,7 @@ async def _serve(context: RoleContext, member: Member, auditor: Auditor, store: 
 
 
 async def _join_auditors(member: Member) -> None:
-    stake = member.descriptor.windows.audit_stake_min
+    stake = STAKE_MULTIPLE * member.descriptor.windows.audit_stake_min
     await member.ensure_funded(stake)
     await member.ensure_staked(AUDIT, stake)
 
