@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -216,6 +217,13 @@ def test_a_refused_rendering_leaves_the_next_one_its_whole_budget(tokenizer):
         with pytest.raises(InvalidTemplate, match="steps"):
             template.render_ids([{"role": "user", "content": "big"}], tokenizer)
         assert tokenizer.decode(template.render_ids(HELLO, tokenizer)) == "ok"
+
+
+def test_renderings_in_several_threads_have_a_budget_each(tokenizer):
+    template = ChatTemplate("{% for a in range(90000) %}{% endfor %}ok")
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda _: template.render_ids(HELLO, tokenizer), range(12)))
+    assert set(results) == {tokenizer.encode_plain("ok")}
 
 
 @pytest.mark.parametrize(

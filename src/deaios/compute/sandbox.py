@@ -9,7 +9,9 @@ Environment: transformers, utils/chat_template_utils.py, _cached_compile_jinja_t
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Final, NoReturn
 
 import jinja2
@@ -83,8 +85,31 @@ def _refuse_internal(name: object) -> None:
         raise InvalidTemplate(f"chat template: namespace attribute {str(name)[:40]!r} is refused")
 
 
+class _Budget:
+    """What one rendering may still do."""
+
+    def __init__(self) -> None:
+        self.steps = STEPS_MAX
+        self.characters = CHARACTERS_MAX
+        self.depth = 0
+
+
+_BUDGET: ContextVar[_Budget] = ContextVar("template budget")
+"""A context variable, because renderings in several threads share one compiled template."""
+
+
+@contextmanager
+def grant_budget() -> Iterator[None]:
+    """A fresh budget for one rendering."""
+    token = _BUDGET.set(_Budget())
+    try:
+        yield
+    finally:
+        _BUDGET.reset(token)
+
+
 class Sandbox(ImmutableSandboxedEnvironment):
-    """The environment; one rendering at a time."""
+    """The environment; render within `grant_budget`."""
 
     intercepted_binops = frozenset({"+", "-", "*", "/", "//", "%", "**"})
 
@@ -97,13 +122,6 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self.filters |= {"tojson": self._to_json, "join": self._join, "replace": self._replace, "list": self._list_of}
         self.filters |= {"_each": self._list_of, "_touch": self._touch, "_weigh": self._weigh, "_append": self._append}
         self.globals = {"range": self.globals["range"], "namespace": _Namespace, "raise_exception": _raise_refusal}
-        self.reset_budget()
-
-    def reset_budget(self) -> None:
-        """Grant a new rendering its steps and characters."""
-        self._steps = STEPS_MAX
-        self._characters = CHARACTERS_MAX
-        self._depth = 0
 
     def parse_metered(self, source: str) -> nodes.Template:
         """Parse a template and route everything that loops or grows through the budget.
@@ -128,11 +146,12 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return tree
 
     def _charge(self, steps: int, characters: int = 0) -> None:
-        self._steps -= steps
-        self._characters -= characters
-        if self._steps < 0:
+        budget = _BUDGET.get()
+        budget.steps -= steps
+        budget.characters -= characters
+        if budget.steps < 0:
             raise InvalidTemplate(f"chat template exceeds {STEPS_MAX} steps")
-        if self._characters < 0:
+        if budget.characters < 0:
             raise InvalidTemplate(f"chat template touches more than {CHARACTERS_MAX} characters")
 
     def _touch(self, value: Any) -> Any:  # Any here and below: a template's values have any type
@@ -237,13 +256,14 @@ class Sandbox(ImmutableSandboxedEnvironment):
                 (values,) = arguments
                 return self._join(values, owner)
             self._charge(1, len(owner))
-        if self._depth >= CALL_DEPTH_MAX:
+        budget = _BUDGET.get()
+        if budget.depth >= CALL_DEPTH_MAX:
             raise InvalidTemplate(f"chat template calls deeper than {CALL_DEPTH_MAX}")
-        self._depth += 1
+        budget.depth += 1
         try:
             return super().call(context, callee, *arguments, **named)
         finally:
-            self._depth -= 1
+            budget.depth -= 1
 
 
 def _refuse_deep(tree: nodes.Template) -> None:

@@ -14,7 +14,7 @@ from typing import Final
 import jinja2
 
 from deaios.compute.gguf_file import ModelFile, read_model_file
-from deaios.compute.sandbox import InvalidTemplate, Sandbox, TemplateRefusal
+from deaios.compute.sandbox import InvalidTemplate, Sandbox, TemplateRefusal, grant_budget
 from deaios.compute.tokenizer import InvalidText, Tokenizer, validate_text
 from deaios.primitives.encoding import Json
 from deaios.primitives.errors import Invalid
@@ -66,9 +66,9 @@ class ChatTemplate:
             raise InvalidTemplate(f"chat template of {size_bytes} bytes exceeds {TEMPLATE_BYTES_MAX}")
         self.source = source
         self.template_hash = tagged_sha256(TEMPLATE_TAG, source.encode())
-        self._sandbox = Sandbox()
+        sandbox = Sandbox()
         try:
-            self._template = self._sandbox.from_string(self._sandbox.parse_metered(source))
+            self._template = sandbox.from_string(sandbox.parse_metered(source))
         except _TEMPLATE_FAULTS as error:
             raise InvalidTemplate(f"chat template does not compile: {_describe(error)}") from error
 
@@ -113,16 +113,16 @@ class ChatTemplate:
         return tokenizer.encode_rendered(pieces)
 
     def _render(self, messages: Sequence[Message], tokenizer: Tokenizer, now: str) -> str:
-        self._sandbox.reset_budget()
         try:
-            return self._template.render(
-                messages=[dict(message) for message in messages],
-                tools=None,
-                documents=None,
-                add_generation_prompt=True,
-                strftime_now=lambda layout: _format_time(now, layout),
-                **tokenizer.named_specials,
-            )
+            with grant_budget():
+                return self._template.render(
+                    messages=[dict(message) for message in messages],
+                    tools=None,
+                    documents=None,
+                    add_generation_prompt=True,
+                    strftime_now=lambda layout: _format_time(now, layout),
+                    **tokenizer.named_specials,
+                )
         except TemplateRefusal as error:
             raise InvalidMessages(f"the model's chat template refuses these messages: {error}") from error
         except _TEMPLATE_FAULTS as error:
