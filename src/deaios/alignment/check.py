@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from deaios.alignment.answer import Answer
+from deaios.alignment.evidence import finish_of
 from deaios.alignment.facts import Fact, Head, check_signer, compare, state
 from deaios.compute.commitments import commit_output, commit_prompt, hash_client, hash_context
 from deaios.compute.generation import check_finish, read_output
@@ -18,7 +19,7 @@ from deaios.compute.template import ChatTemplate
 from deaios.compute.tokenizer import Tokenizer
 from deaios.compute.verification import Report
 from deaios.ledger.eip712 import Domain, hash_struct
-from deaios.ledger.structs import GREEDY, FinishReason, Level, Receipt, State
+from deaios.ledger.structs import GREEDY, Level, State
 from deaios.market.batches import RECEIPTS_TAG
 from deaios.market.chat import ChatBody, context_of, read_chat_body
 from deaios.market.receipts import compute_fee_due
@@ -224,11 +225,6 @@ def _check_finish(answer: Answer, tokenizer: Tokenizer) -> Fact:
         wrong = "an answer without any token was billed as served"
     says = f"the answer ends after {len(ids)} tokens by {reason.name.lower()}, as its tokens say"
     return state("finish", wrong is None, wrong or says)
-
-
-def finish_of(receipt: Receipt) -> FinishReason | None:
-    """The finish reason that a receipt claims; None for a number that no reason has."""
-    return FinishReason(receipt.finish_reason) if receipt.finish_reason in set(FinishReason) else None
 
 
 def _check_fee(answer: Answer) -> Iterator[Fact]:

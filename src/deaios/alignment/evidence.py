@@ -4,13 +4,13 @@ The evidence of a purchase is its opening and the prompt's token ids: enough to 
 no signature binds. It is public once a dispute is opened (the buyer opens its own receipt). Pure.
 """
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from deaios.alignment.documents import cut, read_document
 from deaios.compute.commitments import commit_output, commit_prompt, leaf_salt
 from deaios.ledger.eip712 import Domain, hash_struct, recover_signer
-from deaios.ledger.structs import MAX_TOKENS_LIMIT, Judgement
+from deaios.ledger.structs import MAX_TOKENS_LIMIT, FinishReason, Judgement, Receipt
 from deaios.market.opening import Opening, read_ids
 from deaios.primitives.encoding import encode_canonical_json
 from deaios.primitives.errors import Invalid
@@ -22,6 +22,7 @@ EVIDENCE_BYTES_MAX = 8 << 20
 EVIDENCE_TAG = "deaios/evidence/1"
 MARGIN_STEP_MILLI = 20
 """Margins are rounded to class F's tolerance, 0.02 logit, so that honest jurors' evidence is comparable."""
+_KEYS = frozenset({"version", "opening", "promptIds"})
 
 
 class InvalidEvidence(Invalid):
@@ -44,35 +45,36 @@ def encode_evidence(evidence: Evidence) -> bytes:
 
 
 def decode_evidence(data: bytes) -> Evidence:
-    """Read evidence strictly.
+    """Read evidence strictly: all jurors see the same, because there is one spelling.
 
     Raises:
         InvalidEvidence: what is wrong.
     """
-    if len(data) > EVIDENCE_BYTES_MAX:
-        raise InvalidEvidence(f"evidence has {len(data)} bytes, at most {EVIDENCE_BYTES_MAX} are read")
     try:
-        value = json.loads(data.decode())
-    except (ValueError, RecursionError) as error:
-        raise InvalidEvidence(f"evidence is not JSON: {error}") from error
-    if not isinstance(value, Mapping) or value.keys() != {"version", "opening", "promptIds"}:
-        raise InvalidEvidence("evidence has other keys than version, opening, promptIds")
-    if value["version"] != VERSION:
-        raise InvalidEvidence(f"evidence version {value['version']!r:.40}, this program reads {VERSION}")
-    try:
-        return Evidence(Opening.decode_json(value["opening"]), read_ids(value["promptIds"], MAX_TOKENS_LIMIT))
+        value = read_document(data, EVIDENCE_BYTES_MAX)
+        if value.keys() != _KEYS:
+            raise InvalidEvidence(cut(f"keys {sorted(value)}, expected {sorted(_KEYS)}"))
+        if value["version"] != VERSION:
+            raise InvalidEvidence(f"version {value['version']!r:.40}, this program reads {VERSION}")
+        evidence = Evidence(Opening.decode_json(value["opening"]), read_ids(value["promptIds"], MAX_TOKENS_LIMIT))
     except Invalid as error:
-        raise InvalidEvidence(str(error)) from error
+        raise InvalidEvidence(cut(f"evidence: {error}")) from error
+    if encode_evidence(evidence) != data:
+        raise InvalidEvidence("evidence is not in its canonical spelling")
+    return evidence
 
 
-def validate_evidence(evidence: Evidence, domain: Domain, provider: Address, receipt_digest: bytes) -> None:
-    """Is this the disputed receipt, fully opened?
+def validate_evidence(
+    evidence: Evidence, domain: Domain, provider: Address, receipt_digest: bytes, model_record_id: bytes
+) -> None:
+    """Is this the disputed receipt, fully opened, about the model that is checked here?
 
     Raises:
         InvalidEvidence: the rule and both values; a juror then acquits, because nothing was proven.
+        InvalidSignature: a signature is malformed; likewise.
     """
     opening = evidence.opening
-    ask, request, receipt = opening.ask, opening.request, opening.receipt
+    ask, request, receipt, offer = opening.ask, opening.request, opening.receipt, opening.offer
     pairs = (
         ("receipt digest", hash_struct(receipt), receipt_digest),
         ("receipt signer", recover_signer(domain, receipt, opening.receipt_signature), provider),
@@ -80,6 +82,9 @@ def validate_evidence(evidence: Evidence, domain: Domain, provider: Address, rec
         ("request digest", receipt.request_digest, hash_struct(request)),
         ("request signer", recover_signer(domain, request, opening.request_signature), ask.buyer),
         ("ask digest", request.ask_digest, hash_struct(ask)),
+        ("offer digest", request.offer_digest, hash_struct(offer)),
+        ("offer signer", recover_signer(domain, offer, opening.offer_signature), provider),
+        ("model record", ask.model_record_id, model_record_id),
         ("output commitment", receipt.output_commitment, commit_output(opening.output_ids, opening.salt)),
         ("prompt commitment", ask.prompt_commitment, commit_prompt(evidence.prompt_ids, opening.salt)),
     )
@@ -88,6 +93,11 @@ def validate_evidence(evidence: Evidence, domain: Domain, provider: Address, rec
             raise InvalidEvidence(f"{name} is 0x{found.hex()}, expected 0x{expected.hex()}")
     if ask.prompt_count != len(evidence.prompt_ids):
         raise InvalidEvidence(f"{ask.prompt_count} prompt tokens signed, {len(evidence.prompt_ids)} shown")
+
+
+def finish_of(receipt: Receipt) -> FinishReason | None:
+    """The finish reason that a receipt claims; None for a number that no reason has."""
+    return FinishReason(receipt.finish_reason) if receipt.finish_reason in set(FinishReason) else None
 
 
 def build_evidence_root(salt: bytes, margins: Sequence[float]) -> bytes:
@@ -109,6 +119,6 @@ def judge(*, margins_hold: bool, replay_equal: bool | None) -> Judgement:
 
     Args:
         margins_hold: no token broke its rule.
-        replay_equal: exact replay gave the output; None when replay could not be had, which acquits here.
+        replay_equal: exact replay gave the output and its end; None when replay could not be had, which acquits here.
     """
     return Judgement.GUILTY if not margins_hold and replay_equal is False else Judgement.ACQUIT

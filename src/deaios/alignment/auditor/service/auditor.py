@@ -1,0 +1,198 @@
+"""The auditor as a whole: four loops over one journal.
+
+It buys like a user and re-executes what it bought; the accuser, the juror and the beacon's member do the rest. Every
+loop survives an unreachable peer and says so; what was begun is finished after a restart, because the journal comes
+first.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from deaios.alignment.auditor.service.accuser import Accuser
+from deaios.alignment.auditor.service.beacon import BeaconMember
+from deaios.alignment.auditor.service.juror import Juror
+from deaios.alignment.auditor.service.turns import Turns
+from deaios.alignment.auditor.store import Audit, AuditorStore, Suspicion
+from deaios.alignment.evidence import Evidence, build_evidence_root, encode_evidence
+from deaios.alignment.ports import Recheck, Shelf, Shop
+from deaios.alignment.prompts import draw_question
+from deaios.compute.verification import Report
+from deaios.ledger.client.contracts import Contracts
+from deaios.ledger.client.sender import Sender
+from deaios.ledger.eip712 import Domain, hash_struct
+from deaios.market.chat import read_chat_body
+from deaios.market.orders import Order
+from deaios.primitives.encoding import encode_hex
+from deaios.primitives.errors import Invalid, Refused, Unavailable
+from deaios.primitives.keys import Address
+from deaios.runtime.clock import Clock
+from deaios.runtime.dice import Dice
+from deaios.runtime.logs import get_logger
+from deaios.runtime.metrics import Metrics
+
+DUTY_INTERVAL_S = 0.5
+CASE_INTERVAL_S = 1.0
+RETRY_PAUSE_S = 2.0
+RECENT_MS = 10 * 60 * 1000
+"""Audits within this time decide whom to audit next."""
+
+
+@dataclass(frozen=True, slots=True)
+class AuditedModel:
+    """What is audited: its record's id and name, and how a chat becomes prompt ids and a context."""
+
+    record_id: bytes
+    name: str
+    context_tokens: int
+    render: Callable[[bytes], tuple[tuple[int, ...], bytes]]
+    """Chat body to (prompt ids, context)."""
+
+
+@dataclass(frozen=True, slots=True)
+class AuditorSettings:
+    """How much an auditor does.
+
+    Attributes:
+        interval_s: mean pause between purchases; the real pause is drawn from one half to three halves of it.
+    """
+
+    interval_s: float = 20.0
+
+
+class Auditor:
+    """One auditor; `run` until cancelled.
+
+    Attributes:
+        beacon: its part in the beacon.
+        juror: its part in juries.
+        accuser: its part in cases of its own.
+    """
+
+    def __init__(
+        self,
+        *,
+        contracts: Contracts,
+        sender: Sender,
+        domain: Domain,
+        store: AuditorStore,
+        shop: Shop,
+        shelf: Shelf,
+        recheck: Recheck,
+        model: AuditedModel,
+        clock: Clock,
+        dice: Dice,
+        metrics: Metrics,
+        settings: AuditorSettings,
+    ) -> None:
+        self._store = store
+        self._shop = shop
+        self._recheck = recheck
+        self._model = model
+        self._clock = clock
+        self._dice = dice
+        self._settings = settings
+        self._log = get_logger("auditor")
+        self._audited_tokens = metrics.counter("audited_tokens_total", "Output tokens re-executed")
+        self._violations = metrics.counter("violations_total", "Audited answers that broke a rule")
+        turns = Turns(sender.address, clock)
+        self.beacon = BeaconMember(contracts, sender, store, dice, turns)
+        self.juror = Juror(
+            contracts=contracts,
+            sender=sender,
+            domain=domain,
+            model_record_id=model.record_id,
+            store=store,
+            shelf=shelf,
+            recheck=recheck,
+            clock=clock,
+            dice=dice,
+            turns=turns,
+            metrics=metrics,
+        )
+        self.accuser = Accuser(
+            contracts=contracts, sender=sender, store=store, shelf=shelf, recheck=recheck, clock=clock
+        )
+
+    async def run(self) -> None:
+        """All loops until cancelled."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._forever("beacon", DUTY_INTERVAL_S, self.beacon.tend))
+                group.create_task(self._forever("juries", DUTY_INTERVAL_S, self.juror.tend))
+                group.create_task(self._forever("cases", CASE_INTERVAL_S, self.accuser.tend))
+                group.create_task(self._audit_forever())
+        finally:
+            await self.juror.close()
+
+    async def _forever(self, name: str, interval_s: float, work: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            pause = interval_s
+            try:
+                await work()
+            except (Unavailable, Refused, Invalid) as error:
+                self._log.warning("duty postponed", duty=name, error=str(error))
+                pause = RETRY_PAUSE_S
+            await self._clock.sleep(pause)
+
+    async def _audit_forever(self) -> None:
+        while True:
+            share = 0.5 + int.from_bytes(self._dice.token_bytes(4)) / (1 << 32)
+            await self._clock.sleep(self._settings.interval_s * share)
+            try:
+                await self.audit_once()
+            except (Unavailable, Refused, Invalid) as error:
+                self._log.warning("audit failed", error=str(error))
+
+    async def audit_once(self) -> bool | None:
+        """Buy one answer and re-execute it: does it hold? None when nobody sells."""
+        provider = await self._choose_provider()
+        if provider is None:
+            return None
+        evidence = await self._shop.buy(self._build_order(provider))
+        report = await self._recheck.check(evidence)
+        self._record(provider, evidence, report)
+        return report.ok
+
+    def _record(self, provider: Address, evidence: Evidence, report: Report) -> None:
+        receipt = evidence.opening.receipt
+        suspicion = None
+        if not report.ok:
+            salt = self._dice.token_bytes(32)
+            suspicion = Suspicion(encode_evidence(evidence), build_evidence_root(salt, report.margins), salt)
+        tokens, margin = report.tokens_checked, report.margin_max
+        audit = Audit(hash_struct(receipt), provider, self._clock.now_ms(), tokens, margin, report.ok)
+        self._store.record_audit(audit, suspicion)
+        self._audited_tokens.inc(tokens)
+        log = self._log.bind(provider=encode_hex(provider), receipt=receipt.counter)
+        if report.ok:
+            log.info("answer holds", tokens=tokens, margin_max=round(margin, 5))
+            return
+        self._violations.inc()
+        first = report.violations[0]
+        log.warning("answer violates", position=first.position, rule=str(first.rule), detail=first.detail)
+
+    async def _choose_provider(self) -> Address | None:
+        providers = await self._shop.list_providers(self._model.record_id)
+        if not providers:
+            return None
+        since = self._clock.now_ms() - RECENT_MS
+        start = int.from_bytes(self._dice.token_bytes(4)) % len(providers)
+        rotated = [*providers[start:], *providers[:start]]
+        return min(rotated, key=lambda provider: self._store.tokens_audited(provider, since))
+
+    def _build_order(self, provider: Address) -> Order:
+        question = draw_question(self._model.name, self._dice.token_bytes(32))
+        chat = read_chat_body(question.body)
+        prompt_ids, context = self._model.render(question.body)
+        return Order(
+            model_record_id=self._model.record_id,
+            prompt_ids=prompt_ids,
+            params=chat.params(self._model.context_tokens, len(prompt_ids)),
+            context=context,
+            body=question.body,
+            client_nonce=self._dice.token_bytes(32),
+            nonce=self._dice.token_bytes(32),
+            salt=self._dice.token_bytes(32),
+            provider=provider,
+        )

@@ -1,0 +1,1 @@
+"""A provider's defence: the appeal of a verdict that its own replay refutes."""

@@ -1,0 +1,1 @@
+"""Re-execution of purchases on an engine of this process."""
