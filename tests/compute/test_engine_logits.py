@@ -1,5 +1,7 @@
 """The two engines against each other and against themselves, on the real model."""
 
+import gc
+
 import numpy as np
 import pytest
 
@@ -181,11 +183,14 @@ def test_another_wheel_is_refused_before_a_struct_crosses(monkeypatch):
         llama._Library.load()
 
 
-def test_other_struct_layouts_are_noticed(monkeypatch):
+def test_other_struct_layouts_are_noticed_and_earlier_engines_live_on(monkeypatch, model_files):
+    engine = LlamaEngine(model_files.served, context_tokens=64)
     forget_library(monkeypatch)
     monkeypatch.setattr(llama, "_CONTEXT_DEFAULTS", {**llama._CONTEXT_DEFAULTS, "n_ubatch": 2048})
     with pytest.raises(UnavailableEngine, match="other struct layouts"):
         llama._Library.load()
+    gc.collect()
+    engine.close()  # logs through the callback that the first load installed
 
 
 def test_a_missing_system_library_names_the_package(tmp_path):

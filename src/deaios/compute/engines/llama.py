@@ -155,6 +155,8 @@ _MODEL_DEFAULTS: Mapping[str, int] = {"main_gpu": 0, "vocab_only": False, "use_e
 _LOAD_BY_MMAP = 1
 _FLASH_ATTENTION_OFF = 0
 _LOG_LEVEL_WARN = 3
+_HELD_BY_C: list[object] = []
+"""Callbacks that the library calls until the process ends; freeing one would crash the next engine that logs."""
 
 
 class _Library:
@@ -174,9 +176,10 @@ class _Library:
             raise UnavailableEngine(_explain_load_failure(str(error))) from error
         self.build = build
         self.log: deque[str] = deque(maxlen=LOG_LINES_MAX)
-        self._log_callback = self.ffi.callback("void(int, const char *, void *)", self._keep_log)
-        self.api.llama_log_set(self._log_callback, self.ffi.NULL)
         self._validate_layouts()
+        log_callback = self.ffi.callback("void(int, const char *, void *)", self._keep_log)
+        _HELD_BY_C.append(log_callback)
+        self.api.llama_log_set(log_callback, self.ffi.NULL)
         self.api.llama_backend_init()
 
     @classmethod
