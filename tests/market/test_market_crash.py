@@ -124,8 +124,9 @@ class ProviderProcess:
             assert line, "the provider ended before it was ready"
 
     async def kill(self) -> None:
-        self._process.kill()
-        await self._process.communicate()
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+            await self._process.communicate()
 
     async def stop(self) -> None:
         self._process.terminate()
@@ -162,6 +163,7 @@ async def test_killed_provider_loses_nothing_and_bills_nothing_twice(kit, networ
         )
     )
     provider = ProviderProcess(config)
+    network.stack.push_async_callback(provider.kill)
     await provider.start()
     openings = []
     async with HttpClient() as http:

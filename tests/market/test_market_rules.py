@@ -127,12 +127,12 @@ def build_wish(kit, **changes):
     ids=str,
 )
 def test_filters_say_why(kit, candidate, wish, reason):
-    found = refuse_reason(build_candidate(kit, "a", **candidate), build_wish(kit, **wish), ProviderStats(), kit.NOW_MS)
+    found = refuse_reason(build_candidate(kit, "a", **candidate), build_wish(kit, **wish), kit.NOW_MS)
     assert found is not None
     assert reason in found
     good = build_candidate(kit, "a")
-    assert refuse_reason(good, build_wish(kit), ProviderStats(), kit.NOW_MS) is None
-    assert refuse_reason(good, build_wish(kit, excluded=frozenset({good.provider})), ProviderStats(), 0) == "excluded"
+    assert refuse_reason(good, build_wish(kit), kit.NOW_MS) is None
+    assert refuse_reason(good, build_wish(kit, excluded=frozenset({good.provider})), 0) == "excluded"
 
 
 def test_breaker_opens_rests_longer_and_closes(kit):

@@ -40,6 +40,10 @@ class ProviderStats:
     rest_until_ms: int = 0
     in_flight: int = 0
 
+    def is_resting(self, now_ms: int) -> bool:
+        """Whether it failed so often in a row that it is tried only where nobody else is left."""
+        return self.rest_until_ms > now_ms
+
     @property
     def success_rate(self) -> float:
         """Posterior mean with a prior of 19 successes in 20, so that the first failure does not condemn."""
@@ -117,7 +121,7 @@ class Wish:
     excluded: frozenset[Address] = frozenset()
 
 
-def refuse_reason(candidate: Candidate, wish: Wish, stats: ProviderStats, now_ms: int) -> str | None:
+def refuse_reason(candidate: Candidate, wish: Wish, now_ms: int) -> str | None:
     """Why a provider cannot get this purchase, or None."""
     offer = candidate.signed_offer.offer
     quote = compute_quote(offer, wish.prompt_tokens, wish.max_tokens)
@@ -133,7 +137,6 @@ def refuse_reason(candidate: Candidate, wish: Wish, stats: ProviderStats, now_ms
         (tokens > offer.context_tokens, f"{tokens} tokens exceed its context of {offer.context_tokens}"),
         (offer.withdraw_delay_min > wish.withdraw_delay, f"wants a withdraw delay of {offer.withdraw_delay_min} s"),
         (quote > wish.fee_max, f"quote {quote} exceeds {wish.fee_max}"),
-        (stats.rest_until_ms > now_ms, f"rests after {stats.failures_in_a_row} failures in a row"),
     )
     return next((reason for refused, reason in checks if refused), None)
 

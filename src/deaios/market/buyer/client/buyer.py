@@ -198,7 +198,7 @@ class Buyer:
         reasons: dict[Address, str] = {}
         eligible: list[Candidate] = []
         for candidate in await self._directory.fetch_candidates():
-            reason = refuse_reason(candidate, wish, self._stat(candidate.provider), now_ms)
+            reason = refuse_reason(candidate, wish, now_ms)
             if tried.get(candidate.provider) == candidate.signed_offer.digest:
                 continue
             if reason is None:
@@ -207,6 +207,8 @@ class Buyer:
                 reasons[candidate.provider] = self._excluded.get(candidate.provider, reason)
         if not eligible:
             return None, reasons
+        rested = [candidate for candidate in eligible if not self._stat(candidate.provider).is_resting(now_ms)]
+        eligible = rested or eligible
         stats = [self._stat(candidate.provider) for candidate in eligible]
         return order_candidates(eligible, wish, stats, self._dice.token_bytes(DRAW_SIZE))[0], reasons
 
