@@ -1,6 +1,7 @@
 """`ask` and `verify`: a question, an answer, and a check that needs nobody's word."""
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -90,7 +91,7 @@ async def verify(
     chain: str | None,
     descriptor: str | None,
     model: Path | None,
-    engine: str | None,
+    engine: Literal["llama", "numpy"] | None,
     nonce: str | None,
 ) -> int:
     """Check a saved answer: signatures, question, price, batch on chain, and every token.

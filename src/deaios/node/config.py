@@ -52,9 +52,11 @@ class EngineConfig(msgspec.Struct, frozen=True):
     kind: Literal["llama", "numpy"] = "llama"
     """`llama` (llama.cpp) or `numpy` (the referee, runs everywhere)."""
     threads: int = 0
-    """0 means all cores."""
+    """0 shares the cores among the engines of this folder."""
     context_tokens: int = 2048
     sequences_max: int = 8
+    tokens_max: int = 8192
+    """Most tokens that all sequences hold together; bounds the cache's memory, about 23 kB a token."""
 
 
 class Config(msgspec.Struct, frozen=True):

@@ -138,6 +138,10 @@ class Demo:
         proven = sum(fact.holds for fact in result.facts if fact.head is Head.PROVEN)
         self.voice.line(f"{path.name} from {self._provider_of(path)}: {result.headline}")
         self.voice.line(f"  {proven} facts proven, exit code {result.outcome.value}")
+        if result.outcome is Outcome.VERIFIED and self._provider_of(path) == CHEATER:
+            self.voice.line(
+                "  the cheat's smaller model happened to pick what the real one picks: nobody was harmed here"
+            )
 
     async def _forge(self, path: Path) -> None:
         forged = path.with_name("forged.json")

@@ -50,7 +50,7 @@ class Supervisor:
     def __init__(self, folder: StateFolder, clock: Clock, environment: dict[str, str] | None = None) -> None:
         self._folder = folder
         self._clock = clock
-        self._environment = {**os.environ, **(environment or {})}
+        self._environment = {"OPENBLAS_NUM_THREADS": "1", **os.environ, **(environment or {})}
         self._children: dict[str, _Child] = {}
         self._log = get_logger("supervisor")
         self.failure = asyncio.Event()

@@ -14,7 +14,7 @@ from deaios.ledger.suite import AUDIT
 from deaios.market.chat import context_of, read_chat_body
 from deaios.market.orders import Order
 from deaios.node.context import RoleContext
-from deaios.node.engines import open_checked_engine, serving_engine
+from deaios.node.engines import count_engines, open_checked_engine, serving_engine
 from deaios.node.member import Member, open_member
 from deaios.node.models import ModelFiles
 from deaios.node.network import Trade, open_default_model, open_storage, open_trade
@@ -36,7 +36,9 @@ async def run(context: RoleContext) -> None:
         files, _ = await asyncio.gather(
             open_default_model(member, context.folder, context.clock, log.info), _join_auditors(member)
         )
-        engine = await asyncio.to_thread(open_checked_engine, context.config.engine, files, sequences_max=1)
+        engine = await asyncio.to_thread(
+            open_checked_engine, context.config.engine, files, sequences_max=1, sharing=count_engines(context.folder)
+        )
         store = AuditorStore(context.data / "auditor.db")
         try:
             async with (

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
+from deaios.compute.engine import Engine
 from deaios.compute.service import EngineService
 from deaios.compute.tokenizer import Tokenizer
 from deaios.ledger.structs import Level, Params
@@ -15,7 +16,7 @@ from deaios.market.client import LedgerChain
 from deaios.market.ports import Generate, Piece
 from deaios.market.seller.service import Seller, SellerSettings
 from deaios.node.context import RoleContext
-from deaios.node.engines import open_checked_engine, open_configured_engine, serving_engine
+from deaios.node.engines import count_engines, open_checked_engine, open_configured_engine, serving_engine
 from deaios.node.member import Member, open_member
 from deaios.node.models import ModelFiles, weaken_model
 from deaios.node.network import open_default_model, open_storage, terms_of
@@ -74,13 +75,15 @@ async def _join_providers(member: Member) -> None:
 async def _open_service(context: RoleContext, files: ModelFiles) -> AsyncIterator[tuple[EngineService, bytes]]:
     """The engine behind the offers, and the profile that the offers claim."""
     config = context.config.engine
-    honest = await asyncio.to_thread(open_checked_engine, config, files, sequences_max=config.sequences_max)
+    sharing = count_engines(context.folder)
+    streams = config.sequences_max
+    honest: Engine = await asyncio.to_thread(open_checked_engine, config, files, sequences_max=streams, sharing=sharing)
     engine, profile = honest, honest.profile.digest()
     if context.spec.weights != "f16":
         honest.close()
         path = context.data / f"{context.spec.weights}.gguf"
         await asyncio.to_thread(weaken_model, files.served, path, context.spec.weights)
-        engine = await asyncio.to_thread(open_configured_engine, config, path, sequences_max=config.sequences_max)
+        engine = await asyncio.to_thread(open_configured_engine, config, path, sequences_max=streams, sharing=sharing)
     async with serving_engine(engine) as service:
         yield service, profile
 

@@ -122,8 +122,8 @@ class Juror:
             self._closed.add(dispute_id)
             return
         dispute = await disputes.dispute_of(dispute_id)
-        draw = dispute.draws - 1
-        is_juror = dispute.draws > 0 and me in await disputes.jurors_of(dispute_id)
+        draw = dispute.draws  # juries are numbered from 1 (docs/contracts.md)
+        is_juror = draw > 0 and me in await disputes.jurors_of(dispute_id)
         ballot = await disputes.ballot_of(dispute_id, draw, me) if is_juror else _NO_BALLOT
         committed = self._find_committed(dispute_id, ballot)
         view = DisputeView(
