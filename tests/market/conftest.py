@@ -19,7 +19,7 @@ from deaios.ledger.client.contracts import Contracts
 from deaios.ledger.client.deployment import deploy_suite
 from deaios.ledger.client.rpc import Rpc
 from deaios.ledger.client.sender import Patience, Sender
-from deaios.ledger.eip712 import hash_struct, sign_struct
+from deaios.ledger.eip712 import hash_struct, recover_signer, sign_struct
 from deaios.ledger.settings import LOCAL
 from deaios.ledger.structs import (
     Ask,
@@ -29,6 +29,7 @@ from deaios.ledger.structs import (
     Level,
     Offer,
     Params,
+    Receipt,
     Request,
     Voucher,
 )
@@ -97,7 +98,7 @@ class FakeChain:
     claims: list[Claim] = field(default_factory=list)
     deposits: int = 0
     lose_answer: bool = False
-    stakes: dict[Address, int] = field(default_factory=dict)
+    challenges: dict[bytes, int] = field(default_factory=dict)
 
     def check(self) -> None:
         if self.down:
@@ -160,6 +161,20 @@ class FakeChain:
     async def sweep(self) -> bytes:
         self.check()
         self.paid = sum(state.total_claimed for state in self.channels.values())
+        return ZERO32
+
+    async def has_challenges(self) -> bool:
+        self.check()
+        return bool(self.challenges)
+
+    async def fetch_challenge(self, channel_id: bytes) -> int | None:
+        self.check()
+        return self.challenges.get(channel_id)
+
+    async def show_receipt(self, receipt: Receipt, signature: bytes) -> bytes:
+        self.check()
+        assert receipt.charged_cumulative >= self.challenges.pop(receipt.channel_id)
+        assert recover_signer(self.terms.protocol, receipt, signature) == SELLER.address
         return ZERO32
 
     async def deposit(self, config: ChannelConfig, amount: int, authorization: Authorization) -> bytes:

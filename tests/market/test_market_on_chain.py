@@ -3,6 +3,7 @@
 import asyncio
 
 from deaios.ledger.eip712 import hash_struct
+from deaios.ledger.settings import LOCAL
 from deaios.ledger.structs import State
 from deaios.market.buyer.client import Buyer, BuyerSettings
 from deaios.market.client import LedgerChain
@@ -71,6 +72,13 @@ async def test_money_flows_only_where_receipts_say(kit, network):
             row = next(row for row in buyer.accounts if row.provider == honest[0].address)
             money = await contracts.channels.balance_of(row.channel_id)
             assert (money.balance, money.total_claimed) == (5 * CREDIT, fees)
+
+            # Anybody may doubt a claim; the provider shows the receipt behind it and earns the doubter's bond.
+            await contracts.credit.approve(network.operator, contracts.forks.address, LOCAL.claim_bond)
+            await contracts.forks.challenge_claim(network.operator, row.config)
+            assert await seller.collector.answer_challenges() == 1
+            assert await contracts.forks.shown_up_to(row.channel_id) == fees
+            assert await contracts.credit.balance_of(honest[0].address) == before + fees + LOCAL.claim_bond
 
     # A restart goes on where the journal and the chain are.
     async with network.running(honest, vault) as seller:

@@ -454,6 +454,20 @@ async def test_claims_follow_receipts_and_a_withdrawal_hurries_them(kit, open_sh
     assert chain.claims[-1].total == second.receipt.charged_cumulative == chain.paid
 
 
+async def test_challenged_claim_is_answered_with_its_receipt(kit, open_shop):
+    chain = kit.FakeChain()
+    async with open_shop(chain=chain) as shop:
+        await shop.buy(await shop.papers("first"))
+        opening = await shop.buy(await shop.papers("second"))
+        assert await shop.seller.collector.answer_challenges() == 0
+        chain.challenges[channel_of(kit)] = opening.receipt.charged_cumulative
+        assert await shop.seller.collector.answer_challenges() == 1
+        assert chain.challenges == {}
+        chain.challenges[channel_of(kit)] = opening.receipt.charged_cumulative + 1
+        assert await shop.seller.collector.answer_challenges() == 0
+        chain.challenges.clear()
+
+
 async def test_one_bad_channel_does_not_block_other_claims(kit, open_shop):
     chain = kit.FakeChain()
     good, bad = kit.build_config(), kit.build_config(salt=b"\x01" * 32)

@@ -6,7 +6,7 @@ from deaios.ledger.client.channels import VoucherClaim
 from deaios.ledger.client.contracts import Contracts
 from deaios.ledger.client.sender import Sender
 from deaios.ledger.records import read_block
-from deaios.ledger.structs import Batch, ChannelConfig
+from deaios.ledger.structs import Batch, ChannelConfig, Receipt
 from deaios.market.channel import ChainState
 from deaios.market.ports import Authorization, Claim, Head, PublishedBatch
 from deaios.primitives.encoding import encode_hex
@@ -92,6 +92,20 @@ class LedgerChain:
         addresses = self._contracts.addresses
         receipt = await self._contracts.channels.settle(self.sender, self.sender.address, addresses.credit)
         return receipt.transaction_hash
+
+    async def has_challenges(self) -> bool:
+        """Whether anybody's claims are challenged now."""
+        return await self._contracts.forks.deadline() != 0
+
+    async def fetch_challenge(self, channel_id: bytes) -> int | None:
+        """The total that a challenge wants a receipt for, None where there is none."""
+        challenge = await self._contracts.forks.challenge_of(channel_id)
+        return challenge.total if challenge.deadline else None
+
+    async def show_receipt(self, receipt: Receipt, signature: bytes) -> bytes:
+        """Answer the challenge of the receipt's channel."""
+        shown = await self._contracts.forks.show_receipt(self.sender, receipt.channel_id, receipt, signature)
+        return shown.transaction_hash
 
     async def deposit(self, config: ChannelConfig, amount: int, authorization: Authorization) -> bytes:
         """Put money into a channel."""

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from deaios.ledger.structs import Batch, ChannelConfig, FinishReason, Params
+from deaios.ledger.structs import Batch, ChannelConfig, FinishReason, Params, Receipt
 from deaios.market.channel import ChainState
 from deaios.market.opening import Opening
 from deaios.primitives.errors import Invalid
@@ -83,6 +83,15 @@ class SellerChain(ChainPort, Protocol):
 
     async def sweep(self) -> bytes:
         """Pay what was claimed out to the provider."""
+
+    async def has_challenges(self) -> bool:
+        """Whether anybody's claims are challenged now."""
+
+    async def fetch_challenge(self, channel_id: bytes) -> int | None:
+        """The total that a challenge wants a receipt for, None where there is none."""
+
+    async def show_receipt(self, receipt: Receipt, signature: bytes) -> bytes:
+        """Answer the challenge of the receipt's channel."""
 
 
 class BuyerChain(ChainPort, Protocol):

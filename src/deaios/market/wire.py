@@ -28,9 +28,10 @@ from deaios.primitives.errors import Invalid
 from deaios.primitives.keys import SIGNATURE_SIZE
 
 WIRE_VERSION = 1
-PROMPT_IDS_MAX = 1 << 20
-PURCHASE_BYTES_MAX = 8 << 20
-"""A million ids of at most seven digits, and the papers."""
+PROMPT_IDS_MAX = 1 << 18
+"""The largest context of common models."""
+PURCHASE_BYTES_MAX = 3 << 20
+"""So many ids of at most ten digits, and the papers."""
 AMOUNT_BITS = 128
 
 

@@ -200,6 +200,29 @@ class SellerStore:
 
         return await self._journal.read(query)
 
+    async def fetch_waiting(self, first: int) -> tuple[int, Receipt | None]:
+        """How many receipts there are from a counter on, and the first of them."""
+
+        def query(connection: sqlite3.Connection) -> tuple[int, Receipt | None]:
+            count = connection.execute("SELECT count(*) FROM receipts WHERE counter >= ?", (first,)).fetchone()[0]
+            row = connection.execute("SELECT receipt FROM receipts WHERE counter = ?", (first,)).fetchone()
+            return count, None if row is None else decode_json(Receipt, json.loads(row[0]))
+
+        return await self._journal.read(query)
+
+    async def fetch_last_receipt_of(self, channel_id: bytes) -> Receipt | None:
+        """The newest receipt of a channel: the one that charges most."""
+
+        def query(connection: sqlite3.Connection) -> Receipt | None:
+            row = connection.execute(
+                "SELECT r.receipt FROM receipts r JOIN purchases p ON p.counter = r.counter"
+                " WHERE p.channel_id = ? ORDER BY r.counter DESC LIMIT 1",
+                (channel_id,),
+            ).fetchone()
+            return None if row is None else decode_json(Receipt, json.loads(row[0]))
+
+        return await self._journal.read(query)
+
     async def fetch_digests(self, first: int, last: int) -> list[bytes]:
         """Receipt digests of a run of counters."""
 

@@ -40,10 +40,10 @@ from deaios.market.receipts import InvalidReceipt
 from deaios.market.routing import DRAW_SIZE, Candidate, ProviderStats, Wish, order_candidates, refuse_reason
 from deaios.market.terms import Terms
 from deaios.market.view import ChainView
-from deaios.market.wire import InvalidMessage, decode_papers
+from deaios.market.wire import decode_papers
 from deaios.primitives.errors import Invalid, Refused, Unavailable
-from deaios.primitives.keys import Address, InvalidSignature, PrivateKey
-from deaios.runtime.client import HttpClient, InvalidResponse, RefusedByPeer
+from deaios.primitives.keys import Address, PrivateKey
+from deaios.runtime.client import HttpClient, RefusedByPeer
 from deaios.runtime.clock import Clock, SystemClock
 from deaios.runtime.dice import Dice, SystemDice
 from deaios.runtime.errors import NotFound
@@ -335,7 +335,7 @@ class Buyer:
                 await self._resolve_one(doubt.row)
             except LIES as error:
                 await self._exclude(doubt.row.provider, error, None)
-            except (Unavailable, Refused, InvalidResponse, InvalidMessage, InvalidSignature) as error:
+            except (Unavailable, Refused, Invalid) as error:
                 doubt.wait_s = min(doubt.wait_s * 2, RESOLVE_WAIT_S_MAX)
                 doubt.next_at_s = now_s + doubt.wait_s
                 _log.info("purchase stays open", request=digest.hex(), error=str(error))

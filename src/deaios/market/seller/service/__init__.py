@@ -19,7 +19,7 @@ from deaios.market.seller.service.settlement import Collector, Publisher
 from deaios.market.seller.store import SellerStore
 from deaios.market.terms import Terms
 from deaios.market.view import ChainView
-from deaios.primitives.errors import Refused, Unavailable
+from deaios.primitives.errors import Invalid, Refused, Unavailable
 from deaios.primitives.keys import PrivateKey
 from deaios.runtime.clock import Clock, SystemClock
 from deaios.runtime.logs import get_logger
@@ -52,7 +52,7 @@ class Seller:
         view = ChainView(chain, clock)
         self._view = view
         self.desk = Desk(key, terms, settings, self._store, view, generate, clock)
-        self.publisher = Publisher(key, terms, settings, self._store, chain, put_bytes, clock)
+        self.publisher = Publisher(key, terms, settings, self._store, chain, view, put_bytes, clock)
         self.collector = Collector(self.desk, settings, chain, clock)
         self.application: web.Application = Door(key, terms, self.desk, self._store).build_application(metrics)
         self._loops: list[asyncio.Task[None]] = []
@@ -85,7 +85,7 @@ class Seller:
                 while await self.publisher.publish() is not None:
                     pass
                 await self.collector.claim()
-        except (Unavailable, Refused, TimeoutError) as fault:
+        except (Unavailable, Refused, Invalid, TimeoutError) as fault:
             _log.warning("last batch or claim waits for the next start", error=repr(fault))
         await self._store.close()
         for result in ended:

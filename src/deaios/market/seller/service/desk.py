@@ -254,6 +254,11 @@ class Desk:
             run.stopped.set()
         return await run.wait_outcome()
 
+    async def fetch_last_receipt(self, channel_id: bytes) -> SignedReceipt | None:
+        """The receipt that charges most on a channel."""
+        receipt = await self._store.fetch_last_receipt_of(channel_id)
+        return None if receipt is None else self._sign(receipt)
+
     async def _serve(self, run: Run, saved: "asyncio.Future[None]") -> None:
         await saved
         run.mark_admitted()

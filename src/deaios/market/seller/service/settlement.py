@@ -1,8 +1,9 @@
-"""Publishing receipts and collecting money: two loops that a crash may stop anywhere.
+"""Publishing receipts, collecting money, answering challenges: loops that a crash may stop anywhere.
 
 Invariants: a batch is planned in the journal, then sent, then marked; before sending, the chain is asked what it
 already has, so nothing is published twice. A claim is never above the charges of journalled receipts. A withdrawal
-that a payer began is answered by a claim at the next look, which is far within the channel's delay.
+that a payer began is answered by a claim at the next look, which is far within the channel's delay; so is a challenge
+of a claim by the receipt behind it, because silence would be slashed.
 """
 
 import asyncio
@@ -20,7 +21,8 @@ from deaios.market.seller.service.desk import Desk
 from deaios.market.seller.service.settings import SellerSettings
 from deaios.market.seller.store import BatchRow, SellerStore
 from deaios.market.terms import Terms
-from deaios.primitives.errors import ConfigError, Refused, Unavailable
+from deaios.market.view import ChainView
+from deaios.primitives.errors import ConfigError, Invalid, Refused, Unavailable
 from deaios.primitives.hashing import ZERO32
 from deaios.primitives.keys import PrivateKey
 from deaios.runtime.clock import Clock
@@ -45,6 +47,7 @@ class Publisher:
         settings: SellerSettings,
         store: SellerStore,
         chain: SellerChain,
+        view: ChainView,
         put_bytes: PutBytes,
         clock: Clock,
     ) -> None:
@@ -53,6 +56,7 @@ class Publisher:
         self._settings = settings
         self._store = store
         self._chain = chain
+        self._view = view
         self._put_bytes = put_bytes
         self._clock = clock
         self._lock = asyncio.Lock()
@@ -80,7 +84,7 @@ class Publisher:
                 if await self._is_due():
                     await self.publish()
                 wait_s = tick_s
-            except (Unavailable, Refused) as error:
+            except (Unavailable, Refused, Invalid) as error:
                 wait_s = min(wait_s * 2, BACKOFF_S_MAX)
                 _log.warning("batch is not published yet", error=str(error), retry_s=wait_s)
 
@@ -89,15 +93,13 @@ class Publisher:
             return True
         last = await self._store.fetch_last_batch()
         first = 1 if last is None else last.batch.last_counter + 1
-        waiting = await self._store.fetch_receipts(first, BATCH_RECEIPTS_MAX)
-        if not waiting:
-            return False
-        head = await self._chain.fetch_head()
-        return is_batch_due(
-            len(waiting),
-            self._clock.now_ms() - waiting[0].finished_at_ms,
+        waiting, oldest = await self._store.fetch_waiting(first)
+        head = await self._view.fetch_head()
+        return oldest is not None and is_batch_due(
+            waiting,
+            self._clock.now_ms() - oldest.finished_at_ms,
             int(self._settings.batch_interval_s * 1000),
-            waiting[0].batch_deadline_block,
+            oldest.batch_deadline_block,
             head.number,
         )
 
@@ -164,7 +166,7 @@ class Publisher:
 
 
 class Collector:
-    """Claims what was earned: at intervals, at once when a payer withdraws, and when the service stops."""
+    """Claims what was earned: at intervals, at once when a payer withdraws, and when the service stops; defends it."""
 
     def __init__(self, desk: Desk, settings: SellerSettings, chain: SellerChain, clock: Clock) -> None:
         self._desk = desk
@@ -181,8 +183,9 @@ class Collector:
             await self._clock.sleep(self._settings.watch_interval_s)
             is_due = self._clock.monotonic_s() - claimed_at_s >= self._settings.claim_interval_s
             try:
+                await self.answer_challenges()
                 await self.claim(only_withdrawing=not is_due)
-            except (Unavailable, Refused) as error:
+            except (Unavailable, Refused, Invalid) as error:
                 _log.warning("claim failed, next try at the next look", error=str(error))
                 continue
             if is_due:
@@ -216,6 +219,28 @@ class Collector:
                 await self._chain.sweep()
                 _log.info("claimed", amount=earned, channels=len(claims))
             return earned
+
+    async def answer_challenges(self) -> int:
+        """Show the receipt behind every claim that somebody challenged.
+
+        Returns:
+            How many were answered.
+        """
+        if not await self._chain.has_challenges():
+            return 0
+        answered = 0
+        for channel_id in self._desk.channels:
+            total = await self._chain.fetch_challenge(channel_id)
+            if total is None:
+                continue
+            entry = await self._desk.fetch_last_receipt(channel_id)
+            if entry is None or entry.receipt.charged_cumulative < total:
+                _log.error("no receipt answers a challenge", channel=channel_id.hex(), total=total)
+                continue
+            await self._chain.show_receipt(entry.receipt, entry.signature)
+            _log.info("challenge answered", channel=channel_id.hex(), total=total)
+            answered += 1
+        return answered
 
     async def _send(self, claims: list[tuple[bytes, Claim, int]]) -> int:
         """Send one transaction; where the contract refuses it, each channel alone, so that one bad cannot block all."""
