@@ -52,9 +52,9 @@ class Running:
 
     @classmethod
     def start(cls, *arguments: str, home: Path) -> "Running":
-        log = (home / "command.log").open("a")
         command = [sys.executable, "-m", "deaios.cli.main", *arguments, "--dir", str(home)]
-        return cls(home, subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, text=True))
+        with (home / "command.log").open("a") as log:
+            return cls(home, subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, text=True))
 
     def wait_for(self, role: str) -> None:
         """Until a role runs."""
@@ -82,6 +82,8 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     running = Running.start("up", home=home)
     try:
         running.wait_for("gateway")
+        for role in StateFolder(home).load_roles():
+            running.wait_for(role.name)
         yield running
     finally:
         code = running.stop()

@@ -168,6 +168,9 @@ class Buyer:
         tried: dict[Address, bytes] = {}
         for _ in range(self._settings.providers_max):
             candidate, refusals = await self._pick(order, tried)
+            if candidate is None and not tried:  # somebody who fits may have come since the last look
+                await self._directory.refresh()
+                candidate, refusals = await self._pick(order, tried)
             if candidate is None:
                 break
             tried[candidate.provider] = candidate.signed_offer.digest
