@@ -10,8 +10,10 @@ from deaios.market.channel import ChainState
 from deaios.market.ports import ChainPort, Head
 from deaios.runtime.clock import Clock
 
-CHANNEL_CACHE_MS = 5_000
-HEAD_CACHE_MS = 500
+CHANNEL_CACHE_MS = 60_000
+"""As in x402; a deposit that seems too small is looked at again at once."""
+HEAD_CACHE_MS = 5_000
+"""Loops on both sides refresh it more often, so that a purchase does not wait for the chain."""
 CHANNELS_CACHED_MAX = 4096
 ANCHORS_CACHED_MAX = 1024
 
@@ -32,10 +34,10 @@ class ChainView:
         """Height of the newest block seen, without asking."""
         return 0 if self._head is None else self._head[1].number
 
-    async def fetch_head(self) -> Head:
-        """The latest block, at most `HEAD_CACHE_MS` old."""
+    async def fetch_head(self, *, fresh: bool = False) -> Head:
+        """The latest block, at most `HEAD_CACHE_MS` old, or asked for now."""
         now = self._clock.monotonic_s()
-        if self._head is None or now - self._head[0] > HEAD_CACHE_MS / 1000:
+        if fresh or self._head is None or now - self._head[0] > HEAD_CACHE_MS / 1000:
             head = await self._chain.fetch_head()
             self._head = (now, head)
             self._remember_anchor(head.block_hash, head.number)

@@ -280,9 +280,8 @@ class Buyer:
         """Draw the conclusions when a purchase ends, whoever followed it."""
         await purchase.wait_ended()
         self._live.pop(purchase.request_digest, None)
-        row = purchase.open_row()
-        if row is not None and purchase.is_reserved:
-            self._doubt(row)
+        if purchase.is_reserved:
+            self._doubt(purchase.open_row())
         stats, error = self._stat(purchase.provider), purchase.error
         if error is None and purchase.sent_at_s is not None and purchase.first_at_s is not None:
             assert purchase.ended_at_s is not None, "a purchase that is over has an end"
@@ -320,6 +319,10 @@ class Buyer:
         while True:
             await self._clock.sleep(self._settings.resolve_interval_s)
             await self.resolve()
+            try:
+                await self._view.fetch_head(fresh=True)
+            except (Unavailable, Refused, Invalid) as error:
+                _log.info("chain does not answer", error=str(error))
 
     async def resolve(self, *, at_once: bool = False) -> int:
         """Ask what became of purchases that were cut off, cancelling those still open.
@@ -361,7 +364,7 @@ class Buyer:
             return
         opening = build_opening(decode_papers(row.papers), row.offer, ids, entry)
         check_receipt(self._terms, opening, acknowledged, complete=True, received=len(ids))
-        await self.wallet.settle(account, opening)
+        self.wallet.settle(account, opening)
 
     async def fetch_opening(self, provider: Address, counter: int) -> Opening | None:
         """An opening this buyer keeps, by the receipt's provider and counter."""

@@ -80,6 +80,7 @@ class Purchase:
         self._desk = desk
         self._account = account
         self._papers = papers
+        self._body = b""
         self._quote = compute_quote(offer.offer, papers.ask.prompt_count, papers.ask.params.max_tokens)
         self._ids: list[int] = []
         self._handed_out = 0
@@ -209,13 +210,10 @@ class Purchase:
         self._end(error=error or UnavailableProvider("the caller went away"))
         self._task.cancel()
 
-    def open_row(self) -> OpenRow | None:
-        """The purchase as the journal keeps it while it has no receipt; None before anything was signed for it."""
-        if not self._papers.voucher_signature:
-            return None
+    def open_row(self) -> OpenRow:
+        """The purchase as the journal keeps it while it has no receipt."""
         acknowledged = self._handed_out if self._acknowledged is None else self._acknowledged
-        papers = encode_papers(self._papers)
-        return OpenRow(self.request_digest, self.provider, papers, self.offer, self._quote, acknowledged)
+        return OpenRow(self.request_digest, self.provider, self._body, self.offer, self._quote, acknowledged)
 
     def _notify(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()
@@ -241,22 +239,22 @@ class Purchase:
 
     async def _run(self) -> None:
         desk = self._desk
-
-        def build(voucher: Voucher, signature: bytes) -> Papers:
-            self._papers = replace(self._papers, voucher=voucher, voucher_signature=signature)
-            return self._papers
-
-        await desk.wallet.reserve(self._account, self.request_digest, self._quote, self.offer, build)
+        await desk.wallet.reserve(self._account, self.request_digest, self._quote, self.offer, self._build)
         self.sent_at_s = desk.clock.monotonic_s()
         self._notify()
         entry = await self._receive()
         opening = self._evidence = build_opening(self._papers, self.offer, tuple(self._ids), entry)
         check_receipt(desk.terms, opening, self._acknowledged, complete=True, received=len(self._ids))
-        await desk.wallet.settle(self._account, opening)
+        desk.wallet.settle(self._account, opening)
         if opening.receipt.state in (State.SERVED, State.CANCELLED):
             self._end(opening=opening)
         else:
             self._end(error=FailedPurchase(opening.receipt.state))
+
+    def _build(self, voucher: Voucher, signature: bytes) -> bytes:
+        self._papers = replace(self._papers, voucher=voucher, voucher_signature=signature)
+        self._body = encode_papers(self._papers)
+        return self._body
 
     async def _receive(self) -> SignedReceipt:
         """Read the stream to its receipt; follow a provider that needs more signed; take up a broken stream."""
@@ -290,8 +288,8 @@ class Purchase:
             if refusal.title == RefusedDeposit.__name__:
                 await desk.wallet.deposit(self._account, needed)
             elif refusal.title == RefusedVoucher.__name__:
-                self._papers = await desk.wallet.raise_voucher(
-                    self._account, self.request_digest, self._quote, self.offer, self._papers, needed
+                await desk.wallet.raise_voucher(
+                    self._account, self.request_digest, self._quote, self.offer, self._build, needed
                 )
         except Refused:
             await desk.wallet.release(self._account, self.request_digest)
@@ -301,7 +299,7 @@ class Purchase:
         desk, limit = self._desk, self._papers.ask.params.max_tokens
         position = 0
         lines = desk.http.stream_lines(
-            f"{self.offer.offer.url.rstrip('/')}/purchases", encode_papers(self._papers), idle_s=desk.settings.idle_s
+            f"{self.offer.offer.url.rstrip('/')}/purchases", self._body, idle_s=desk.settings.idle_s
         )
         try:
             async for data in lines:

@@ -16,10 +16,8 @@ from deaios.market.buyer.store import AccountRow, BuyerState, BuyerStore, OpenRo
 from deaios.market.channel import BuyerChannel, RefusedDeposit, RefusedWindow
 from deaios.market.offers import SignedOffer
 from deaios.market.opening import Opening
-from deaios.market.orders import Papers
 from deaios.market.ports import Authorization, BuyerChain
 from deaios.market.terms import Terms
-from deaios.market.wire import encode_papers
 from deaios.primitives.hashing import tagged_sha256
 from deaios.primitives.keys import Address, PrivateKey
 from deaios.runtime.clock import Clock
@@ -114,8 +112,8 @@ class Wallet:
         raise RefusedWindow(f"{SALT_INDEX_MAX} channels with 0x{provider.hex()} exist already; withdraw from them")
 
     async def reserve(
-        self, account: Account, digest: bytes, quote: int, offer: SignedOffer, build: Callable[[Voucher, bytes], Papers]
-    ) -> Papers:
+        self, account: Account, digest: bytes, quote: int, offer: SignedOffer, build: Callable[[Voucher, bytes], bytes]
+    ) -> None:
         """Open a purchase: room in the window, money in the channel, voucher and papers on disk.
 
         Args:
@@ -123,7 +121,7 @@ class Wallet:
             digest: of the request.
             quote: the most it can cost.
             offer: what it is bought under.
-            build: makes the papers around the voucher.
+            build: makes the papers around the voucher, as they will be sent.
 
         Raises:
             RefusedWindow: no room came free in time.
@@ -136,11 +134,8 @@ class Wallet:
             raise RefusedWindow(
                 f"no room for {quote} in the window of {account.state.window} within {self._settings.window_wait_s} s"
             ) from error
-        papers = build(*self._sign(account, account.state.signed))
-        await self._store.send(
-            account.row, OpenRow(digest, account.row.provider, encode_papers(papers), offer, quote, None)
-        )
-        return papers
+        body = build(*self._sign(account, account.state.signed))
+        await self._store.send(account.row, OpenRow(digest, account.row.provider, body, offer, quote, None))
 
     async def _take_room(self, account: Account, digest: bytes, quote: int) -> None:
         deposits = 0
@@ -171,8 +166,14 @@ class Wallet:
         return voucher, known
 
     async def raise_voucher(
-        self, account: Account, digest: bytes, quote: int, offer: SignedOffer, papers: Papers, needed: int
-    ) -> Papers:
+        self,
+        account: Account,
+        digest: bytes,
+        quote: int,
+        offer: SignedOffer,
+        build: Callable[[Voucher, bytes], bytes],
+        needed: int,
+    ) -> None:
         """Follow a provider that needs a higher voucher, within window and deposit, on disk before it is sent.
 
         Raises:
@@ -181,12 +182,8 @@ class Wallet:
         if needed > account.state.balance:
             await self.deposit(account, needed)
         account.step(account.state.raise_voucher(needed))
-        voucher, signature = self._sign(account, account.state.signed)
-        raised = replace(papers, voucher=voucher, voucher_signature=signature)
-        await self._store.send(
-            account.row, OpenRow(digest, account.row.provider, encode_papers(raised), offer, quote, None)
-        )
-        return raised
+        body = build(*self._sign(account, account.state.signed))
+        await self._store.send(account.row, OpenRow(digest, account.row.provider, body, offer, quote, None))
 
     async def deposit(self, account: Account, needed: int) -> None:
         """Bring the channel's deposit to at least `needed` in total; one deposit at a time.
@@ -222,15 +219,16 @@ class Wallet:
         )
         return Authorization(0, valid_before, salt, sign_struct(self._key, self._terms.money, authorization))
 
-    async def settle(self, account: Account, opening: Opening) -> None:
-        """Accept a checked receipt's charge; on disk when this returns.
+    def settle(self, account: Account, opening: Opening) -> None:
+        """Accept a checked receipt's charge. Nobody waits for the disk: after a crash the provider is asked again.
 
         Raises:
             InvalidCharge: its total is not the sum of what was bought.
+            UnavailableJournal: the journal failed earlier.
         """
         receipt = opening.receipt
         account.step(account.state.settle(receipt.request_digest, receipt.fee, receipt.charged_cumulative))
-        await self._store.settle(account.row, opening, self._clock.now_ms())
+        _ = self._store.settle(account.row, opening, self._clock.now_ms())
 
     async def release(self, account: Account, digest: bytes) -> None:
         """Give back the room of a purchase that was never admitted.

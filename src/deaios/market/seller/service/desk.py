@@ -260,11 +260,12 @@ class Desk:
         return None if receipt is None else self._sign(receipt)
 
     async def _serve(self, run: Run, saved: "asyncio.Future[None]") -> None:
-        await saved
-        run.mark_admitted()
+        # The model starts while the disk writes; nothing of it is shown before the journal has the purchase.
         generation = asyncio.create_task(self._generate_into(run))
         stop = asyncio.create_task(run.stopped.wait())
         try:
+            await saved
+            run.mark_admitted()
             await asyncio.wait(
                 {generation, stop}, timeout=self._settings.purchase_s_max, return_when=asyncio.FIRST_COMPLETED
             )
