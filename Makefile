@@ -3,6 +3,7 @@ SHELL := /bin/sh
 PYTHON := $(shell for p in python3.12 python3.11 python3 python; do \
   $$p -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
+export OPENBLAS_NUM_THREADS ?= 1
 UV_VERSION := 0.13.9
 
 .DEFAULT_GOAL := help
@@ -30,7 +31,7 @@ down: .venv/ready ## stop the network that `make up` started
 	@$(BIN)/deaios down
 
 test: check ## format, lint, types, layers, contracts' artifacts, then all tests
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 check: .venv/ready
 	@$(BIN)/ruff format --check --quiet .
