@@ -25,9 +25,8 @@ def main(names: list[str]) -> int:
     rows: list[Row] = []
     for name in names or SUITES:
         for row in SUITES[name]():
-            print(
-                f"{row.name:32} {row.value:10.4g} {row.unit:16} {row.peer:28} {row.peer_value:10.4g}  ratio {row.ratio:.3g}"
-            )
+            ours, peer = f"{row.value:10.4g} {row.unit:14}", f"{row.peer:28} {row.peer_value:10.4g}"
+            print(f"{row.name:32} {ours} {peer} {row.ratio:9.3g}")
             rows.append(row)
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     RESULTS.parent.mkdir(exist_ok=True)

@@ -204,8 +204,26 @@ _VALUES = st.recursive(
     max_leaves=8,
 )
 _NAMES = st.sampled_from(
-    "model messages temperature top_p top_k max_tokens max_completion_tokens stop seed stream stream_options "
-    "logprobs top_logprobs n tools user deaios metadata".split()
+    [
+        "model",
+        "messages",
+        "temperature",
+        "top_p",
+        "top_k",
+        "max_tokens",
+        "max_completion_tokens",
+        "stop",
+        "seed",
+        "stream",
+        "stream_options",
+        "logprobs",
+        "top_logprobs",
+        "n",
+        "tools",
+        "user",
+        "deaios",
+        "metadata",
+    ]
 )
 
 
