@@ -7,6 +7,7 @@ import click
 
 from deaios.cli.terminal import common, console, emit_json, run_async, say
 from deaios.node.folder import StateFolder
+from deaios.primitives.encoding import InvalidEncoding, decode_hex
 from deaios.primitives.units import format_credit
 
 
@@ -73,6 +74,13 @@ async def ask(
         say(f"saved to {save}; check it with `deaios verify {save}`", style="dim")
 
 
+def _read_nonce(_context: click.Context, _option: click.Parameter, value: str | None) -> bytes | None:
+    try:
+        return None if value is None else decode_hex(value, 32)
+    except InvalidEncoding as error:
+        raise click.BadParameter(str(error)) from error
+
+
 @click.command()
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 @common
@@ -82,7 +90,12 @@ async def ask(
     "--model", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="The model's file, if at hand."
 )
 @click.option("--engine", type=click.Choice(["llama", "numpy"]), help="What recomputes the tokens.")
-@click.option("--nonce", metavar="0xHEX", help="The X-DeAIOS-Nonce that you sent, to prove that the body is yours.")
+@click.option(
+    "--nonce",
+    metavar="0xHEX",
+    callback=_read_nonce,
+    help="The X-DeAIOS-Nonce that you sent, to prove that the body is yours.",
+)
 @run_async
 async def verify(
     file: Path,
@@ -92,7 +105,7 @@ async def verify(
     descriptor: str | None,
     model: Path | None,
     engine: Literal["llama", "numpy"] | None,
-    nonce: str | None,
+    nonce: bytes | None,
 ) -> int:
     """Check a saved answer: signatures, question, price, batch on chain, and every token.
 

@@ -28,7 +28,6 @@ from deaios.node.joining import read_descriptor, validate_network
 from deaios.node.member import network_domain
 from deaios.node.models import ModelFiles, adopt_served_source, ensure_model, fetch_record
 from deaios.node.status import read_status
-from deaios.primitives.encoding import decode_hex
 from deaios.primitives.errors import ConfigError, DeaiosError, Invalid
 from deaios.runtime.client import HttpClient
 from deaios.storage.client import StorageClient
@@ -44,7 +43,7 @@ async def verify_file(
     descriptor: str | None = None,
     model: Path | None = None,
     engine: EngineKind | None = None,
-    nonce: str | None = None,
+    nonce: bytes | None = None,
     report: Tell = lambda _text: None,
 ) -> Verification:
     """Check a saved answer.
@@ -56,7 +55,7 @@ async def verify_file(
         descriptor: file or URL of the network's descriptor.
         model: the model's shipped file, where it is at hand.
         engine: `llama` or `numpy` instead of the configured one.
-        nonce: the nonce that the user sent, as hex.
+        nonce: the nonce that the user sent.
         report: told of slow steps.
 
     Returns:
@@ -67,13 +66,14 @@ async def verify_file(
     except Invalid as error:
         fact = Fact(Head.PROVEN, "form", False, str(error))
         return Verification(Outcome.VIOLATED, (fact,), f"forgery or damage: {error}")
+    except ConfigError as error:
+        return Verification(Outcome.UNCHECKED, (), f"cannot be checked: {error}")
     try:
-        user_nonce = None if nonce is None else decode_hex(nonce, 32)
         config = load_config(folder.root).engine
         async with _open_network(folder, chain, descriptor) as (http, rpc, network):
             world = _World(folder, http, rpc, network, config, engine, model, report)
             terms = NetworkTerms(network.network_id, network_domain(network), network.default_model_record_id)
-            return await examine(answer, terms, world, user_nonce)
+            return await examine(answer, terms, world, nonce)
     except DeaiosError as error:
         return Verification(Outcome.UNCHECKED, (), f"cannot be checked: {error}")
 

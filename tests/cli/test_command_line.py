@@ -1,0 +1,77 @@
+"""The program as a shell sees it: help, exit codes, JSON errors."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from deaios.cli.main import _COMMANDS
+
+COMMANDS = sorted(_COMMANDS)
+
+
+def run(*arguments: str, home: Path) -> subprocess.CompletedProcess[str]:
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(home), "NO_COLOR": "1"}
+    command = [sys.executable, "-m", "deaios.cli.main", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
+
+
+def test_help_names_every_command(tmp_path: Path) -> None:
+    said = run("--help", home=tmp_path)
+    assert said.returncode == 0
+    words = said.stdout.split()
+    assert all(name in words for name in COMMANDS)
+    assert "\x1b" not in said.stdout
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(tmp_path: Path, name: str) -> None:
+    said = run(name, "--help", home=tmp_path)
+    assert said.returncode == 0
+    assert "Usage: " in said.stdout
+    assert name == "demo" or ("--dir" in said.stdout and "--json" in said.stdout)
+
+
+@pytest.mark.parametrize("arguments", [("nonsense",), ("verify",), ("verify", "x", "--bogus"), ("connect", "mars")])
+def test_wrong_usage_is_64(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    said = run(*arguments, home=tmp_path)
+    assert said.returncode == 64
+    assert said.stderr
+
+
+def test_a_folder_without_a_network_says_what_to_do(tmp_path: Path) -> None:
+    for arguments in (("wallet",), ("put", "/etc/hostname"), ("connect", "openai"), ("ask", "x")):
+        said = run(*arguments, "--dir", str(tmp_path / "none"), home=tmp_path)
+        assert said.returncode == 64, said.stderr
+        assert "deaios up" in said.stderr
+        assert "Traceback" not in said.stderr
+
+
+def test_errors_are_json_for_scripts(tmp_path: Path) -> None:
+    said = run("wallet", "--json", "--dir", str(tmp_path), home=tmp_path)
+    assert json.loads(said.stdout)["error"]["type"] == "ConfigError"
+
+
+def test_status_of_nothing_is_not_an_error(tmp_path: Path) -> None:
+    said = run("status", "--json", "--dir", str(tmp_path), home=tmp_path)
+    assert said.returncode == 0
+    assert json.loads(said.stdout)["roles"] == []
+    assert run("down", "--dir", str(tmp_path), home=tmp_path).returncode == 0
+
+
+def test_verify_tells_forgery_from_inability(tmp_path: Path) -> None:
+    broken = tmp_path / "a.json"
+    broken.write_text("{}")
+    said = run("verify", str(broken), "--json", "--dir", str(tmp_path), home=tmp_path)
+    assert said.returncode == 1
+    assert json.loads(said.stdout)["outcome"] == "violated"
+    missing = run("verify", str(tmp_path / "none.json"), "--dir", str(tmp_path), home=tmp_path)
+    assert missing.returncode == 2
+    assert "cannot read" in missing.stdout + missing.stderr
+
+
+def test_doctor_speaks_of_what_is_needed(tmp_path: Path) -> None:
+    found = json.loads(run("doctor", "--json", "--dir", str(tmp_path), home=tmp_path).stdout)
+    assert {"Python", "embedded chain", "llama engine", "memory", "disk", "default model"} == {f["name"] for f in found}
