@@ -42,7 +42,7 @@ class Shelf(Protocol):
         """Fetch, verified.
 
         Raises:
-            Refused: there is more than `bytes_max`.
+            RefusedTooLarge: there is more than `bytes_max`.
             Unavailable: it cannot be had now.
             Invalid: what is stored is not what its id says.
         """

@@ -7,12 +7,8 @@ what it needs is on chain and in storage, and an appeal that was sent is seen th
 
 from dataclasses import dataclass
 
-from deaios.alignment.evidence import (
-    EVIDENCE_BYTES_MAX,
-    InvalidEvidence,
-    decode_evidence,
-    validate_evidence,
-)
+from deaios.alignment.evidence import EVIDENCE_BYTES_MAX
+from deaios.alignment.judging import Charge, read_charge
 from deaios.alignment.ports import Recheck, Shelf
 from deaios.ledger.client.contracts import Contracts
 from deaios.ledger.client.disputes import Dispute
@@ -24,6 +20,7 @@ from deaios.primitives.encoding import encode_hex
 from deaios.primitives.errors import Invalid, Refused, Unavailable
 from deaios.primitives.keys import ZERO_ADDRESS
 from deaios.runtime.clock import Clock
+from deaios.runtime.errors import RefusedTooLarge
 from deaios.runtime.logs import get_logger
 
 INTERVAL_S = 1.0
@@ -114,11 +111,10 @@ class Defender:
         return defence
 
     async def _examine(self, dispute: Dispute) -> Defence:
+        charge = Charge(self._domain, self._sender.address, dispute.receipt_digest, self._model_record_id)
         try:
-            evidence = decode_evidence(await self._fetch(dispute))
-            provider, digest = self._sender.address, dispute.receipt_digest
-            validate_evidence(evidence, self._domain, provider, digest, self._model_record_id)
-        except Invalid as error:
+            evidence = read_charge(await self._shelf.get_bytes(dispute.evidence_manifest, EVIDENCE_BYTES_MAX), charge)
+        except (Invalid, RefusedTooLarge) as error:
             return Defence(True, f"the evidence proves nothing: {error}")
         try:
             equal = await self._recheck.replay(evidence)
@@ -127,12 +123,6 @@ class Defender:
         if equal is None:
             return Defence(False, "exact replay cannot be had on this machine")
         return Defence(equal, "own replay gives the output" if equal else "own replay gives another output")
-
-    async def _fetch(self, dispute: Dispute) -> bytes:
-        try:
-            return await self._shelf.get_bytes(dispute.evidence_manifest, EVIDENCE_BYTES_MAX)
-        except Refused as error:
-            raise InvalidEvidence(str(error)) from error
 
     async def _appeal(self, dispute_id: int, defence: Defence) -> None:
         bond = (await self._disputes.settings()).appeal_bond

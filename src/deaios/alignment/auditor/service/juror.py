@@ -6,20 +6,12 @@ the deadline proves nothing: the juror acquits rather than stays silent.
 """
 
 import asyncio
-from collections.abc import Sequence
 
 from deaios.alignment.auditor.service.turns import Turns
 from deaios.alignment.auditor.store import AuditorStore, KeptVerdict
 from deaios.alignment.duty import DisputeDuty, DisputeView, dispute_duty
-from deaios.alignment.evidence import (
-    EVIDENCE_BYTES_MAX,
-    Evidence,
-    InvalidEvidence,
-    build_evidence_root,
-    decode_evidence,
-    judge,
-    validate_evidence,
-)
+from deaios.alignment.evidence import EVIDENCE_BYTES_MAX, build_evidence_root
+from deaios.alignment.judging import Charge, Finding, find
 from deaios.alignment.ports import Recheck, Shelf
 from deaios.ledger.client.contracts import Contracts
 from deaios.ledger.client.disputes import Ballot, Dispute
@@ -34,6 +26,7 @@ from deaios.primitives.hashing import ZERO32
 from deaios.primitives.keys import Address
 from deaios.runtime.clock import Clock
 from deaios.runtime.dice import Dice
+from deaios.runtime.errors import RefusedTooLarge
 from deaios.runtime.logs import get_logger
 from deaios.runtime.metrics import Metrics
 
@@ -167,8 +160,7 @@ class Juror:
         if kept is not None:
             return kept
         if await self._is_last_call(dispute):
-            self._log.warning("nothing was proven in time", dispute=dispute_id)
-            return self._keep(dispute_id, draw, Judgement.ACQUIT, ())
+            return self._keep(dispute_id, draw, Finding(Judgement.ACQUIT, (), "nothing was proven in time"))
         key = (dispute_id, draw)
         if key not in self._judging and len(self._judging) < JUDGING_MAX:
             self._judging[key] = asyncio.create_task(self._judge(dispute_id, draw, dispute), name=f"judge {dispute_id}")
@@ -181,39 +173,30 @@ class Juror:
 
     async def _judge(self, dispute_id: int, draw: int, dispute: Dispute) -> None:
         try:
-            judgement, margins = await self._decide(dispute_id, dispute)
+            finding = await self._find(dispute)
         except (Unavailable, Refused) as error:
             self._log.warning("judging postponed", dispute=dispute_id, error=str(error))
             await self._clock.sleep(JUDGE_RETRY_S)
         else:
-            self._keep(dispute_id, draw, judgement, margins)
+            self._keep(dispute_id, draw, finding)
 
-    async def _decide(self, dispute_id: int, dispute: Dispute) -> tuple[Judgement, Sequence[float]]:
-        try:
-            evidence = await self._fetch_evidence(dispute)
-            report = await self._recheck.check(evidence)
-            replay = None if report.ok else await self._recheck.replay(evidence)
-        except Invalid as error:
-            self._log.warning("evidence proves nothing", dispute=dispute_id, error=str(error))
-            return Judgement.ACQUIT, ()
-        return judge(margins_hold=report.ok, replay_equal=replay), report.margins
-
-    async def _fetch_evidence(self, dispute: Dispute) -> Evidence:
+    async def _find(self, dispute: Dispute) -> Finding:
+        charge = Charge(self._domain, dispute.provider, dispute.receipt_digest, self._model_record_id)
         try:
             data = await self._shelf.get_bytes(dispute.evidence_manifest, EVIDENCE_BYTES_MAX)
-        except Refused as error:
-            raise InvalidEvidence(str(error)) from error
-        evidence = decode_evidence(data)
-        validate_evidence(evidence, self._domain, dispute.provider, dispute.receipt_digest, self._model_record_id)
-        return evidence
+        except RefusedTooLarge as error:
+            return Finding(Judgement.ACQUIT, (), f"the evidence proves nothing: {error}")
+        except Invalid as error:
+            return Finding(Judgement.ACQUIT, (), f"the evidence is not what was stored: {error}")
+        return await find(data, charge, self._recheck)
 
-    def _keep(self, dispute_id: int, draw: int, judgement: Judgement, margins: Sequence[float]) -> KeptVerdict:
+    def _keep(self, dispute_id: int, draw: int, finding: Finding) -> KeptVerdict:
         salt = self._dice.token_bytes(32)
-        verdict = KeptVerdict(int(judgement), build_evidence_root(salt, margins), salt)
+        verdict = KeptVerdict(int(finding.judgement), build_evidence_root(salt, finding.margins), salt)
         kept = self._store.keep_verdict(dispute_id, draw, verdict)
         name = Judgement(kept.judgement).name.lower()
         self._verdicts.labels(name).inc()
-        self._log.info("judged", dispute=dispute_id, draw=draw, judgement=name)
+        self._log.info("judged", dispute=dispute_id, draw=draw, judgement=name, reason=finding.reason)
         return kept
 
     def _reap(self) -> None:

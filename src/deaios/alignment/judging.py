@@ -1,0 +1,74 @@
+"""What a juror finds in evidence: the one path from bytes to a judgement.
+
+Whatever the bytes are, the outcome is a finding; only an engine that cannot answer now raises. Evidence that proves
+nothing acquits, and the finding says why.
+"""
+
+from dataclasses import dataclass
+
+from deaios.alignment.evidence import Evidence, decode_evidence, judge, validate_evidence
+from deaios.alignment.ports import Recheck
+from deaios.ledger.eip712 import Domain
+from deaios.ledger.structs import Judgement
+from deaios.primitives.errors import Invalid
+from deaios.primitives.keys import Address
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """What evidence has to be about.
+
+    Attributes:
+        domain: of the protocol's signatures.
+        provider: the accused.
+        receipt_digest: the disputed receipt.
+        model_record_id: the model that is checked here.
+    """
+
+    domain: Domain
+    provider: Address
+    receipt_digest: bytes
+    model_record_id: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A judgement, the token margins behind it, and in words why."""
+
+    judgement: Judgement
+    margins: tuple[float, ...]
+    reason: str
+
+
+def read_charge(data: bytes, charge: Charge) -> Evidence:
+    """Evidence that is about the charge.
+
+    Raises:
+        Invalid: it is not; the rule and both values.
+    """
+    evidence = decode_evidence(data)
+    validate_evidence(evidence, charge.domain, charge.provider, charge.receipt_digest, charge.model_record_id)
+    return evidence
+
+
+async def find(data: bytes, charge: Charge, recheck: Recheck) -> Finding:
+    """Judge evidence.
+
+    Raises:
+        Unavailable: the engine cannot answer now.
+        Refused: likewise.
+    """
+    try:
+        evidence = read_charge(data, charge)
+        report = await recheck.check(evidence)
+        replay = None if report.ok else await recheck.replay(evidence)
+    except Invalid as error:
+        return Finding(Judgement.ACQUIT, (), f"the evidence proves nothing: {error}")
+    judgement = judge(margins_hold=report.ok, replay_equal=replay)
+    if report.ok:
+        reason = f"{report.tokens_checked} tokens hold, largest margin {report.margin_max:.4f} logit"
+    else:
+        first = report.violations[0]
+        said = {True: "gives the output", False: "gives another output", None: "cannot be had here"}[replay]
+        reason = f"token {first.position} breaks rule {first.rule} ({first.detail}); exact replay {said}"
+    return Finding(judgement, report.margins, reason)
