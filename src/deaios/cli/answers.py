@@ -112,6 +112,7 @@ async def verify(
     Needs FILE, the model and a chain URL, never the gateway. Exit code 0: verified; 1: violation or forgery; 2: it
     cannot be checked now, and why; 64: wrong usage.
     """
+    from deaios.alignment.facts import Head  # noqa: PLC0415 - keeps `--help` quick
     from deaios.node.verifying import verify_file  # noqa: PLC0415 - keeps `--help` quick
 
     result = await verify_file(
@@ -124,7 +125,8 @@ async def verify(
     for head, facts in result.by_head():
         say(f"{head.value}:", style="bold")
         for fact in facts:
-            console.print("  [green]✓[/] " if fact.holds else "  [red]✗[/] ", end="")
+            sign = "[red]✗[/]" if not fact.holds else "[yellow]·[/]" if head is Head.GATEWAY else "[green]✓[/]"
+            console.print(f"  {sign} ", end="")
             say(f"{fact.rule}: {fact.says}")
     style = {0: "bold green", 1: "bold red"}.get(result.outcome.value, "bold yellow")
     say(result.headline, style=style)

@@ -30,6 +30,10 @@ RoleKind = Literal["chain", "storage", "provider", "auditor", "gateway"]
 RoleState = Literal["starting", "running", "restarting", "stopped", "failed"]
 
 
+CLOCK_SLACK_MS = 5_000
+"""Between the kernel's clock and ours."""
+
+
 class RefusedRunning(Refused):
     """Something already runs in this folder."""
 
@@ -63,8 +67,24 @@ class RunState(msgspec.Struct, frozen=True):
 
     @property
     def is_alive(self) -> bool:
-        """Is that very process still there?"""
-        return self.pid > 0 and psutil.pid_exists(self.pid)
+        """Is that very process still there, and not another one with its number?"""
+        return is_process_alive(self.pid, self.started_at_ms)
+
+
+def is_process_alive(pid: int, started_by_ms: int | None = None) -> bool:
+    """Does a process run, not merely wait to be reaped?
+
+    Args:
+        pid: its number.
+        started_by_ms: when it was running already; a process made later is another one.
+    """
+    try:
+        process = psutil.Process(pid) if pid > 0 else None
+        if process is None or process.status() == psutil.STATUS_ZOMBIE:
+            return False
+        return started_by_ms is None or process.create_time() * 1000 <= started_by_ms + CLOCK_SLACK_MS
+    except psutil.Error:
+        return False
 
 
 def default_folder() -> Path:
@@ -186,7 +206,7 @@ class StateFolder:
             pid = int((self.root / "run" / "supervisor.pid").read_text())
         except (FileNotFoundError, ValueError):
             return None
-        return pid if psutil.pid_exists(pid) else None
+        return pid if is_process_alive(pid) else None
 
 
 def pretty_json(value: object) -> str:

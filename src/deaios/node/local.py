@@ -12,8 +12,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import psutil
-
 from deaios.node.config import Config, load_config
 from deaios.node.folder import RoleSpec, StateFolder
 from deaios.node.founding import found_network
@@ -190,7 +188,7 @@ async def stop_network(folder: StateFolder) -> bool:
     except ProcessLookupError:
         return False
     deadline = clock.monotonic_s() + STOP_WAIT_S
-    while psutil.pid_exists(pid) and folder.supervisor_pid() is not None:
+    while folder.supervisor_pid() == pid:
         if clock.monotonic_s() > deadline:
             raise UnavailableRole(f"process {pid} did not stop within {STOP_WAIT_S:.0f} s; end it with `kill -9 {pid}`")
         await clock.sleep(0.1)
