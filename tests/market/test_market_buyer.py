@@ -572,3 +572,18 @@ async def test_changed_offer_is_seen_at_the_next_try(kit, world):
 
 def test_ids_of_the_kit_are_stable(kit):
     assert kit.sample_fake(sha256(b"seed"), 0) == kit.sample_fake(sha256(b"seed"), 0) != kit.STOP
+
+
+async def test_the_same_ask_bought_twice_at_one_block_is_two_purchases(kit, world):
+    """A user's fixed seed makes equal asks; only the request can tell two purchases from a retry of one."""
+    seller = await world.add_seller("a")
+    order = kit.build_order()
+    async with world.buyer() as buyer:
+        first, second = await buyer.purchase(order), await buyer.purchase(order)
+        outputs = [await read(first), await read(second)]
+        outputs.append(await read(await buyer.purchase(order)))
+    async with world.buyer() as buyer:
+        outputs.append(await read(await buyer.purchase(order)))
+        assert outputs == [await kit.expected_ids(order, kit.BUYER.address, 16)] * 4
+        assert (account_of(buyer, kit, "a").state.charged, buyer.excluded) == (4 * 67, {})
+    assert seller.desk.last_counter == 4

@@ -15,6 +15,10 @@ class RefusedByMarket(Refused):
         self.reasons = dict(reasons)
 
 
+class RefusedRepeat(Refused):
+    """The same ask was bought too often within one block for another request to differ."""
+
+
 class UnavailableProviders(Unavailable):
     """Every provider that fits was tried and failed before its first token; `reasons` says how."""
 

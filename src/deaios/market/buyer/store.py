@@ -166,6 +166,18 @@ class BuyerStore:
 
         return await self._journal.read(query)
 
+    async def has_purchase(self, request_digest: bytes) -> bool:
+        """Whether a request was sent before, open or ended."""
+
+        def query(connection: sqlite3.Connection) -> bool:
+            tables = ("open_purchases", "openings")
+            return any(
+                connection.execute(f"SELECT 1 FROM {table} WHERE request_digest = ?", (request_digest,)).fetchone()  # noqa: S608 # names are literals above
+                for table in tables
+            )
+
+        return await self._journal.read(query)
+
     def prune(self, before_ms: int) -> "asyncio.Future[int]":
         """Forget openings kept before a time."""
         return self._journal.write(

@@ -6,7 +6,7 @@ never bought from again; purchases that were cut off are resolved to a receipt o
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
@@ -27,12 +27,13 @@ from deaios.market.buyer.client.wallet import Wallet
 from deaios.market.buyer.errors import (
     InvalidStream,
     RefusedByMarket,
+    RefusedRepeat,
     UnavailableProvider,
     UnavailableProviders,
 )
 from deaios.market.buyer.store import AccountRow, BuyerStore, OpenRow
 from deaios.market.channel import InvalidCharge
-from deaios.market.offers import compute_quote
+from deaios.market.offers import SignedOffer, compute_quote
 from deaios.market.opening import Opening
 from deaios.market.orders import Order, Papers, build_ask
 from deaios.market.ports import BuyerChain, Observer
@@ -50,6 +51,8 @@ from deaios.runtime.errors import NotFound
 from deaios.runtime.logs import get_logger
 
 RESOLVE_WAIT_S_MAX = 60.0
+REPEATS_MAX = 256
+"""Purchases of one ask from one provider at one block; the chain moves on long before."""
 STATS_MAX = 4096
 LIES = (InvalidReceipt, InvalidCharge, InvalidStream)
 """What shows a provider to be wrong by its own signature or its own words; anything less only counts as a failure."""
@@ -226,17 +229,8 @@ class Buyer:
     async def _attempt(self, order: Order, ask: Ask, candidate: Candidate) -> Purchase:
         """Buy from one provider, up to its first token."""
         account = await self.wallet.fetch_account(candidate.provider)
-        head = await self._view.fetch_head()
         offer = candidate.signed_offer
-        request = Request(
-            ask_digest=hash_struct(ask),
-            provider=candidate.provider,
-            offer_digest=offer.digest,
-            channel_id=account.row.channel_id,
-            max_fee=compute_quote(offer.offer, ask.prompt_count, ask.params.max_tokens),
-            anchor_block_hash=head.block_hash,
-            deadline_block=head.number + self._settings.request_blocks,
-        )
+        request = await self._build_request(ask, offer, account.row.channel_id)
         papers = Papers(
             ask=ask,
             salt=order.salt,
@@ -265,6 +259,31 @@ class Buyer:
         if purchase.error is not None and purchase.tokens == 0:
             raise purchase.error
         return purchase
+
+    async def _build_request(self, ask: Ask, offer: SignedOffer, channel_id: bytes) -> Request:
+        """A request never made before: equal asks at one block, as a user's fixed seed makes them, differ in deadline.
+
+        Raises:
+            RefusedRepeat: too many of them.
+        """
+        head = await self._view.fetch_head()
+        request = Request(
+            ask_digest=hash_struct(ask),
+            provider=offer.offer.provider,
+            offer_digest=offer.digest,
+            channel_id=channel_id,
+            max_fee=compute_quote(offer.offer, ask.prompt_count, ask.params.max_tokens),
+            anchor_block_hash=head.block_hash,
+            deadline_block=head.number + self._settings.request_blocks,
+        )
+        for _ in range(REPEATS_MAX):
+            digest = hash_struct(request)
+            if not await self._store.has_purchase(digest) and digest not in self._live:
+                return request
+            request = replace(request, deadline_block=request.deadline_block + 1)
+        raise RefusedRepeat(
+            f"the same ask was bought {REPEATS_MAX} times at block {head.number}; wait for the next one"
+        )
 
     async def _wait_begun(self, purchase: Purchase) -> None:
         while purchase.sent_at_s is None and not purchase.is_over:
