@@ -7,6 +7,8 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
+from deaios.alignment.defence.service import Defender
+from deaios.alignment.recheck.service import EngineRecheck
 from deaios.compute.engine import Engine
 from deaios.compute.service import EngineService
 from deaios.compute.tokenizer import Tokenizer
@@ -35,6 +37,8 @@ async def run(context: RoleContext) -> None:
         files, _ = await asyncio.gather(
             open_default_model(member, context.folder, context.clock, log.info), _join_providers(member)
         )
+        shelf = await open_storage(member, context.clock)
+        tokenizer = files.open_tokenizer()
         async with _open_service(context, files) as (service, profile):
             settings = SellerSettings(
                 url=url,
@@ -54,15 +58,24 @@ async def run(context: RoleContext) -> None:
                 settings,
                 context.data / "seller.db",
                 LedgerChain(member.contracts, member.sender),
-                _generate_with(service, files.open_tokenizer()),
-                (await open_storage(member, context.clock)).put_bytes,
+                _generate_with(service, tokenizer),
+                shelf.put_bytes,
                 clock=context.clock,
                 metrics=context.metrics,
+            )
+            defender = Defender(
+                contracts=member.contracts,
+                sender=member.sender,
+                domain=member.domain,
+                model_record_id=descriptor.default_model_record_id,
+                shelf=shelf,
+                recheck=EngineRecheck(service, files.record, tokenizer),
+                clock=context.clock,
             )
             async with seller, serve(seller.application, HOST, port) as bound:
                 await member.contracts.identities.ensure_registered(member.sender, bound, "provider")
                 context.report_ready(bound)
-                await _until_stopped(context, seller)
+                await _until_stopped(context, seller, defender)
 
 
 async def _join_providers(member: Member) -> None:
@@ -98,14 +111,15 @@ def _generate_with(service: EngineService, tokenizer: Tokenizer) -> Generate:
     return generate
 
 
-async def _until_stopped(context: RoleContext, seller: Seller) -> None:
+async def _until_stopped(context: RoleContext, seller: Seller, defender: Defender) -> None:
     stopping = asyncio.create_task(context.stopping.wait())
-    watching = asyncio.create_task(seller.watch())
+    working = [asyncio.create_task(seller.watch()), asyncio.create_task(defender.run())]
     try:
-        await asyncio.wait([stopping, watching], return_when=asyncio.FIRST_COMPLETED)
-        if watching.done():
-            watching.result()
+        await asyncio.wait([stopping, *working], return_when=asyncio.FIRST_COMPLETED)
+        for task in working:
+            if task.done():
+                task.result()
     finally:
-        stopping.cancel()
-        watching.cancel()
-        await asyncio.gather(stopping, watching, return_exceptions=True)
+        for task in (stopping, *working):
+            task.cancel()
+        await asyncio.gather(stopping, *working, return_exceptions=True)
