@@ -228,3 +228,18 @@ def test_real_tokenizer_streams_what_it_decodes(tokenizer):
     shown = [machine.accept(token).text_delta for token in ids]
     assert "".join(shown) == text
     assert all("\ufffd" not in delta for delta in shown)
+
+
+@given(st.lists(st.integers(2, 15), max_size=30), st.lists(st.sampled_from(["STOP", "ab", "c "]), max_size=2))
+def test_shown_bytes_count_exactly_what_the_text_stands_for(ids, stops):
+    machine, texts, fed = Generation(0, make_params(stop_strings=stops), bytes(32), TOY), [], b""
+    for token in ids:
+        if machine.finish is not None:
+            break
+        fed += TOY.get_bytes(token)
+        texts.append(machine.accept(token).text_delta)
+        assert fed[: machine.shown_bytes].decode("utf-8", "replace") == "".join(texts)
+    if machine.finish is None:
+        texts.append(machine.close())
+        assert machine.shown_bytes == len(fed)
+        assert fed.decode("utf-8", "replace") == "".join(texts)

@@ -6,7 +6,6 @@ import math
 import numpy as np
 import pytest
 
-from deaios.compute import service, verification
 from deaios.compute.engine import EngineProfile, validate_steps
 from deaios.compute.generation import Generation
 from deaios.compute.records import DEFAULT_THRESHOLDS, Thresholds
@@ -277,7 +276,6 @@ def test_replay_finds_the_first_difference():
 
 
 def test_replay_keeps_the_schedule_of_the_service():
-    assert service.PREFILL_TOKENS == verification.PREFILL_TOKENS
     engine = ToyEngine()
     prompt = tuple(place % 60 + 1 for place in range(PREFILL_TOKENS * 2 + 90))
     machine = answer(ToyEngine(), make_params(3), prompt=prompt)

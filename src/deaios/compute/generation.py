@@ -6,9 +6,10 @@ might become a stop string. Frozen: docs/spec/sampling.md, "Finish". Knows nothi
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from deaios.compute.sampling import Row, sample, validate_params
+from deaios.compute.logprobs import LOGPROBS_MAX, Ranking, rank_tokens
+from deaios.compute.sampling import InvalidParams, Row, sample, validate_params
 from deaios.compute.tokenizer import StreamDecoder, Tokenizer
 from deaios.ledger.structs import FinishReason, Params
 
@@ -22,26 +23,46 @@ class Sampled:
         text_delta: text that is now certain to be part of the answer; often empty or more than this id's own.
         finish: why the answer ends here, or None while it goes on.
         stop_index: which stop string ended it; 0 otherwise.
+        logprobs: how probable the model found it and others, where that was asked for.
     """
 
     token: int
     text_delta: str
     finish: FinishReason | None
     stop_index: int
+    logprobs: Ranking | None = None
 
 
 class Generation:
     """The state of one answer. Feed it with `offer` or `accept` until `finish` is set."""
 
-    def __init__(self, prompt_count: int, params: Params, seed: bytes, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, prompt_count: int, params: Params, seed: bytes, tokenizer: Tokenizer, logprobs: int | None = None
+    ) -> None:
+        """Begin an answer.
+
+        Args:
+            prompt_count: ids of the prompt.
+            params: of the ask.
+            seed: of the ask.
+            tokenizer: of the model.
+            logprobs: how many of the most probable tokens `offer` ranks beside each sampled one; None for no ranking.
+
+        Raises:
+            InvalidParams: outside the protocol's bounds.
+        """
         validate_params(params)
+        if logprobs is not None and not 0 <= logprobs <= LOGPROBS_MAX:
+            raise InvalidParams(f"{logprobs} log probabilities per token are asked for, 0 to {LOGPROBS_MAX} are given")
         self._prompt_count = prompt_count
         self._params = params
         self._seed = seed
         self._tokenizer = tokenizer
+        self._logprobs = logprobs
         self._ends = tokenizer.end_ids | set(params.stop_ids)
         self._stops = tuple(text.encode() for text in params.stop_strings)
         self._decoder = StreamDecoder()
+        self._decoded_bytes = 0
         self._held = b""
         self._ids: list[int] = []
         self.finish: FinishReason | None = None
@@ -57,13 +78,21 @@ class Generation:
         """Absolute position of the next id."""
         return self._prompt_count + len(self._ids)
 
+    @property
+    def shown_bytes(self) -> int:
+        """How many of the output's bytes are in the text given so far; the rest is held back, incomplete or cut off."""
+        return self._decoded_bytes - self._decoder.pending_bytes
+
     def offer(self, logits: Row) -> Sampled:
         """Sample the next id from its logits and take it.
 
         Raises:
             InvalidLogits: a number is not finite.
         """
-        return self.accept(sample(logits, self._params, self._seed, self.position))
+        sampled = self.accept(sample(logits, self._params, self._seed, self.position))
+        if self._logprobs is None:
+            return sampled
+        return replace(sampled, logprobs=rank_tokens(logits, sampled.token, self._logprobs))
 
     def accept(self, token: int) -> Sampled:
         """Take an id that was sampled elsewhere.
@@ -84,19 +113,23 @@ class Generation:
         if len(self._ids) == self._params.max_tokens:
             return self._end(token, self._held, FinishReason.LENGTH)
         certain = len(self._held) - _count_forming(self._held, self._stops)
-        text = self._decoder.push(self._held[:certain])
+        text = self._decode(self._held[:certain])
         self._held = self._held[certain:]
         return Sampled(token, text, None, 0)
 
     def close(self) -> str:
         """Text still held back, when the answer is cut off (cancelled or failed) instead of finished."""
-        text = self._decoder.push(self._held) + self._decoder.close()
+        text = self._decode(self._held) + self._decoder.close()
         self._held = b""
         return text
 
+    def _decode(self, data: bytes) -> str:
+        self._decoded_bytes += len(data)
+        return self._decoder.push(data)
+
     def _end(self, token: int, rest: bytes, reason: FinishReason) -> Sampled:
         self.finish = reason
-        text = self._decoder.push(rest) + self._decoder.close()
+        text = self._decode(rest) + self._decoder.close()
         self._held = b""
         return Sampled(token, text, reason, self.stop_index)
 

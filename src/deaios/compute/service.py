@@ -19,14 +19,12 @@ from deaios.compute.engine import Engine, InvalidStep, Step, UnavailableEngine, 
 from deaios.compute.generation import Generation, Sampled
 from deaios.compute.records import Thresholds
 from deaios.compute.tokenizer import Tokenizer
-from deaios.compute.verification import Replay, Report, replay_output, verify_output
+from deaios.compute.verification import PREFILL_TOKENS, Replay, Report, replay_output, verify_output
 from deaios.ledger.structs import FinishReason, Params
 from deaios.primitives.errors import DeaiosError, Refused
 
 WAITING_MAX = 64
 """Jobs that may wait for a sequence; at eight sequences this is some minutes of work."""
-PREFILL_TOKENS = 256
-"""Prompt ids read per turn, so that running answers never pause for longer than one such batch."""
 
 _Result = TypeVar("_Result")
 
@@ -155,7 +153,14 @@ class EngineService:
 
     # ---- what callers use, on the event loop
 
-    def generate(self, prompt_ids: Sequence[int], params: Params, seed: bytes, tokenizer: Tokenizer) -> Stream:
+    def generate(
+        self,
+        prompt_ids: Sequence[int],
+        params: Params,
+        seed: bytes,
+        tokenizer: Tokenizer,
+        logprobs: int | None = None,
+    ) -> Stream:
         """Start an answer; it runs beside others as soon as a sequence is free.
 
         Args:
@@ -163,6 +168,7 @@ class EngineService:
             params: of the ask.
             seed: of the ask.
             tokenizer: of the model.
+            logprobs: how many of the most probable tokens come with each sampled one; None for none of it.
 
         Raises:
             InvalidParams, InvalidStep: the request cannot be run by any engine of this model.
@@ -180,7 +186,7 @@ class EngineService:
         job = _Answer(
             loop=asyncio.get_running_loop(),
             tokens=tokens,
-            generation=Generation(len(prompt_ids), params, seed, tokenizer),
+            generation=Generation(len(prompt_ids), params, seed, tokenizer, logprobs),
             pieces=deque(
                 tuple(prompt_ids[first:last]) for first, last in split_evenly(len(prompt_ids), PREFILL_TOKENS)
             ),
@@ -333,7 +339,7 @@ class EngineService:
         self._admit()
         steps: list[Step] = []
         jobs: list[_Answer] = []
-        budget = PREFILL_TOKENS
+        budget = PREFILL_TOKENS  # so that running answers never pause for longer than one such batch
         for job in sorted(self._running.values(), key=lambda job: len(job.pieces) > 0):
             if not job.generation.output_ids:
                 if len(job.pieces[0]) > budget and budget < PREFILL_TOKENS:

@@ -93,6 +93,7 @@ class Tokenizer:
         self.special_ids: Mapping[str, int] = {
             text: index for index, (text, kind) in enumerate(zip(tokens, types, strict=True)) if kind == _CONTROL
         }
+        self._special_names: Mapping[int, str] = {index: text for text, index in self.special_ids.items()}
         self._bytes: tuple[bytes, ...] = tuple(
             b"" if kind == _CONTROL else _bytes_of(text) for text, kind in zip(tokens, types, strict=True)
         )
@@ -146,6 +147,15 @@ class Tokenizer:
             raise InvalidText(f"token id {token} is outside the vocabulary of {self.vocabulary_size}")
         return self._bytes[token]
 
+    def get_label(self, token: int) -> str:
+        """How a token is shown by itself: a special token's name, else its bytes as text, U+FFFD where they are none.
+
+        Raises:
+            InvalidText: no such id.
+        """
+        data = self.get_bytes(token)
+        return self._special_names.get(token) or data.decode("utf-8", "replace")
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids without special tokens; bytes that are not UTF-8 become U+FFFD."""
         return b"".join(self.get_bytes(token) for token in ids).decode("utf-8", "replace")
@@ -160,6 +170,11 @@ class StreamDecoder:
     def push(self, data: bytes) -> str:
         """Text that is complete after these bytes."""
         return self._decoder.decode(data)
+
+    @property
+    def pending_bytes(self) -> int:
+        """Bytes of a character that is not whole yet."""
+        return len(self._decoder.getstate()[0])
 
     def close(self) -> str:
         """What is left: U+FFFD for a character that never became whole."""
