@@ -24,7 +24,7 @@ from deaios.ledger.eip712 import hash_struct
 from deaios.node.folder import StateFolder
 from deaios.primitives.keys import checksum_address
 
-pytestmark = [pytest.mark.xdist_group("live"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.timeout(600)]
 
 UP_S = 240.0
 MODEL = "smollm2-135m-instruct"

@@ -23,7 +23,7 @@ import psutil
 from filelock import FileLock, Timeout
 
 from deaios.ledger.descriptor import NetworkDescriptor, decode_descriptor
-from deaios.primitives.errors import ConfigError, Refused
+from deaios.primitives.errors import ConfigError, Invalid, Refused
 from deaios.runtime.disk import PRIVATE, write_atomic
 
 RoleKind = Literal["chain", "storage", "provider", "auditor", "gateway"]
@@ -144,13 +144,16 @@ class StateFolder:
         """The network this folder belongs to.
 
         Raises:
-            ConfigError: none yet; says how to get one.
+            ConfigError: none yet, or damaged; says how to get one.
         """
         if not self.descriptor_path.exists():
             raise ConfigError(
                 f"{self.root} belongs to no network; run `deaios up` to found one or `deaios join DESCRIPTOR`"
             )
-        return decode_descriptor(self.descriptor_path.read_bytes())
+        try:
+            return decode_descriptor(self.descriptor_path.read_bytes())
+        except Invalid as error:
+            raise ConfigError(f"{self.descriptor_path} is damaged: {error}; restore it, or join again") from error
 
     def save_descriptor(self, data: bytes) -> None:
         """Keep the descriptor's exact bytes."""

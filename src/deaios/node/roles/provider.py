@@ -112,8 +112,8 @@ def _generate_with(service: EngineService, tokenizer: Tokenizer) -> Generate:
 
 
 async def _until_stopped(context: RoleContext, seller: Seller, defender: Defender) -> None:
-    stopping = asyncio.create_task(context.stopping.wait())
-    working = [asyncio.create_task(seller.watch()), asyncio.create_task(defender.run())]
+    stopping: asyncio.Task[object] = asyncio.create_task(context.stopping.wait())
+    working: list[asyncio.Task[object]] = [asyncio.create_task(seller.watch()), asyncio.create_task(defender.run())]
     try:
         await asyncio.wait([stopping, *working], return_when=asyncio.FIRST_COMPLETED)
         for task in working:
