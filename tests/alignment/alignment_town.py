@@ -5,6 +5,7 @@ file.
 """
 
 import asyncio
+import contextlib
 import hashlib
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from deaios.alignment.auditor.store import AuditorStore
 from deaios.alignment.evidence import Evidence
 from deaios.compute.sampling import Rule
 from deaios.compute.verification import Report, Violation
+from deaios.ledger.client.rpc import UnavailableChain
 from deaios.ledger.phases import DisputePhase
 from deaios.ledger.structs import FinishReason, Level, Offer, Params, State
 from deaios.market.orders import Order
@@ -237,9 +239,9 @@ class Member:
     async def tend(self):
         """One round of every loop."""
         auditor = self.auditor
-        await auditor.accuser.tend()
-        await auditor.beacon.tend()
-        await auditor.juror.tend()
+        for part in (auditor.accuser, auditor.beacon, auditor.juror):
+            with contextlib.suppress(UnavailableChain):  # the loop would wait and come again
+                await part.tend()
         await auditor.juror.settle()
 
 

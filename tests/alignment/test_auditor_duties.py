@@ -1,5 +1,7 @@
 """Auditors over a chain in memory: from a found violation to the end, through crashes, absences and lies."""
 
+import asyncio
+import heapq
 from collections import Counter
 
 import pytest
@@ -10,6 +12,7 @@ from alignment_town import Town, invent
 from deaios.alignment.auditor.store import AuditorStore, CaseState, KeptVerdict
 from deaios.alignment.duty import CRANK_PATIENCE_S
 from deaios.alignment.evidence import encode_evidence
+from deaios.ledger.client.rpc import UnavailableChain
 from deaios.ledger.phases import BeaconPhase, Decision, DisputePhase
 from deaios.ledger.structs import Judgement
 from deaios.primitives.hashing import ZERO32, sha256
@@ -515,3 +518,77 @@ def test_what_was_kept_first_stays(tmp_path):
 
 def test_keys_in_this_town_differ(town):
     assert len({member.key.address for member in town.members} | {PROVIDER.address, key_of("x").address}) == 6
+
+
+async def test_a_round_that_begins_again_is_closed_by_one_auditor_each_time(town):
+    beacon = town.chain.contracts().beacon
+
+    def gate(moment, sent, sender):
+        if (moment, sent) == ("before", "beacon.reveal") and town.chain.rounds[0].attempt < 2:
+            raise UnavailableChain("the node is away")
+
+    town.chain.gates.append(gate)
+    await town.find_cheat()
+    await town.run_until(lambda: town.chain.rounds and beacon.phase_now(1) == BeaconPhase.FINAL)
+    assert town.chain.rounds[0].attempt == 2
+    assert len(town.chain.payers("beacon.finalize")) == 2
+    assert [name for name, _, _ in town.chain.refused] == []
+    await town.run_until(town.is_closed)
+    assert town.chain.disputes[0].decision is Decision.GUILTY
+
+
+# ---- the loops
+
+
+class SteppedClock:
+    """Sleepers wake in the order of their times; time passes only when everybody sleeps."""
+
+    def __init__(self, chain):
+        self._chain = chain
+        self._start = chain.now
+        self.time_s = 0.0
+        self._sleepers = []
+        self._count = 0
+
+    def now_ms(self):
+        return int((self._start + self.time_s) * 1000)
+
+    def monotonic_s(self):
+        return self.time_s
+
+    async def sleep(self, seconds):
+        woken = asyncio.get_running_loop().create_future()
+        self._count += 1
+        heapq.heappush(self._sleepers, (self.time_s + seconds, self._count, woken))
+        await woken
+
+    async def run(self, condition, seconds_max):
+        while not condition():
+            for _ in range(20):  # until all that can run has run: nothing here waits for anything but this clock
+                await asyncio.sleep(0)
+            at, _, woken = heapq.heappop(self._sleepers)
+            assert at <= seconds_max, f"not within {seconds_max} s: {self._chain.sent}"
+            self.time_s = max(self.time_s, at)
+            self._chain.now = self._start + int(self.time_s)
+            if not woken.done():
+                woken.set_result(None)
+
+
+async def test_the_loops_alone_find_judge_and_slash_a_cheat(town):
+    clock = SteppedClock(town.chain)
+    town.clock = clock
+    town.shop.providers = [PROVIDER, RIVAL]
+    town.shop.cheats = {PROVIDER}
+    for member in town.members:
+        member.kill()
+        member.start()
+    running = [asyncio.create_task(member.auditor.run()) for member in town.members]
+    await clock.run(town.is_closed, seconds_max=300)
+    assert all(not task.done() for task in running)
+    for task in running:
+        task.cancel()
+    await asyncio.gather(*running, return_exceptions=True)
+    assert town.chain.disputes[0].decision is Decision.GUILTY
+    assert {dispute.provider for dispute in town.chain.disputes} == {PROVIDER.address}
+    assert town.chain.penalised == []
+    assert len(town.shop.orders) >= 4
