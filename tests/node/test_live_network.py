@@ -188,6 +188,19 @@ def test_a_saved_answer_verifies_without_the_gateway(network: Running, saved: Pa
     assert again.returncode == 0, again.stdout
 
 
+def test_a_stranger_needs_only_the_file_and_a_chain_url(status: Any, saved: Path, tmp_path: Path) -> None:
+    done = deaios("verify", str(saved), "--json", "--chain", status["chain"]["url"], home=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    gone = deaios("verify", str(saved), "--json", "--chain", "http://127.0.0.1:9", home=tmp_path / "other")
+    assert gone.returncode == 2
+    assert json.loads(gone.stdout)["outcome"] == "unchecked"
+    forged = tmp_path / "forged.json"
+    forged.write_text(saved.read_text().replace('"text": "', '"text": "x', 1))
+    caught = deaios("verify", str(forged), "--json", "--chain", status["chain"]["url"], home=tmp_path)
+    assert caught.returncode == 1
+    assert "text" in json.loads(caught.stdout)["headline"]
+
+
 def test_web3_and_cast_find_the_receipts_root_and_the_stake(
     network: Running, status: Any, saved: Path, peers: Any
 ) -> None:

@@ -55,7 +55,7 @@ class EngineConfig(msgspec.Struct, frozen=True):
     """0 shares the cores among the engines of this folder."""
     context_tokens: int = 2048
     sequences_max: int = 8
-    tokens_max: int = 8192
+    tokens_max: int = 4096
     """Most tokens that all sequences hold together; bounds the cache's memory, about 23 kB a token."""
 
 

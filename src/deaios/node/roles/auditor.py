@@ -1,4 +1,8 @@
-"""An auditor: a buyer with an engine, a stake and a duty."""
+"""An auditor: a buyer with an engine, a stake and a duty.
+
+It buys with a key of its own that never staked nor registered, because the members of the audit service are public:
+whoever bought with such a key would be served honestly and say nothing about how others are served.
+"""
 
 import asyncio
 import contextlib
@@ -10,6 +14,7 @@ from deaios.alignment.auditor.service import AuditedModel, Auditor, AuditorSetti
 from deaios.alignment.auditor.store import AuditorStore
 from deaios.alignment.evidence import Evidence
 from deaios.alignment.recheck.service import EngineRecheck
+from deaios.compute.tokenizer import Tokenizer
 from deaios.ledger.suite import AUDIT
 from deaios.market.chat import context_of, read_chat_body
 from deaios.market.orders import Order
@@ -28,22 +33,32 @@ STAKE_MULTIPLE = 2
 """Of the minimum, so that one penalty does not cost the seat."""
 
 
+PURSE_CREDIT_MIN = 1
+"""The faucet gives once; what it gave lies in channels later."""
+
+
 async def run(context: RoleContext) -> None:
     """Fetch the model, stake, register, audit until told to stop."""
     descriptor = context.folder.load_descriptor()
-    async with open_member(descriptor, context.open_key()) as member:
+    async with (
+        open_member(descriptor, context.open_key()) as member,
+        open_member(descriptor, context.keystore.open_key(f"{context.name}-purse")) as purse,
+    ):
         log = get_logger("auditor")
-        files, _ = await asyncio.gather(
-            open_default_model(member, context.folder, context.clock, log.info), _join_auditors(member)
+        files, _, _ = await asyncio.gather(
+            open_default_model(member, context.folder, context.clock, log.info),
+            _join_auditors(member),
+            purse.ensure_funded(PURSE_CREDIT_MIN),
         )
         engine = await asyncio.to_thread(
             open_checked_engine, context.config.engine, files, sequences_max=1, sharing=count_engines(context.folder)
         )
+        tokenizer = files.open_tokenizer()
         store = AuditorStore(context.data / "auditor.db")
         try:
             async with (
                 serving_engine(engine) as service,
-                open_trade(member, context.data, context.clock, context.dice) as trade,
+                open_trade(purse, context.data, context.clock, context.dice) as trade,
             ):
                 auditor = Auditor(
                     contracts=member.contracts,
@@ -52,8 +67,8 @@ async def run(context: RoleContext) -> None:
                     store=store,
                     shop=_Shop(trade),
                     shelf=await open_storage(member, context.clock),
-                    recheck=EngineRecheck(service, files.record, files.open_tokenizer()),
-                    model=_describe(descriptor.default_model_record_id, files),
+                    recheck=EngineRecheck(service, files.record, tokenizer),
+                    model=_describe(descriptor.default_model_record_id, files, tokenizer),
                     clock=context.clock,
                     dice=context.dice,
                     metrics=context.metrics,
@@ -94,8 +109,8 @@ async def _join_auditors(member: Member) -> None:
     await member.ensure_staked(AUDIT, stake)
 
 
-def _describe(record_id: bytes, files: ModelFiles) -> AuditedModel:
-    tokenizer, template = files.open_tokenizer(), files.open_template()
+def _describe(record_id: bytes, files: ModelFiles, tokenizer: Tokenizer) -> AuditedModel:
+    template = files.open_template()
 
     def render(body: bytes) -> tuple[tuple[int, ...], bytes]:
         chat = read_chat_body(body)

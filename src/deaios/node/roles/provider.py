@@ -51,6 +51,7 @@ async def run(context: RoleContext) -> None:
                 streams_max=service.engine.sequences_max,
                 level=Level.REPLAYABLE if profile in files.record.replay_profiles else Level.SEEDED,
                 withdraw_delay_min=descriptor.windows.withdraw_delay_min_s,
+                batch_deadline_blocks=descriptor.windows.batch_blocks,
             )
             seller = Seller(
                 member.key,
@@ -102,11 +103,13 @@ async def _open_service(context: RoleContext, files: ModelFiles) -> AsyncIterato
 
 
 def _generate_with(service: EngineService, tokenizer: Tokenizer) -> Generate:
-    async def generate(prompt_ids: tuple[int, ...], params: Params, seed: bytes) -> AsyncIterator[Piece]:
-        stream = service.generate(prompt_ids, params, seed, tokenizer)
+    async def generate(
+        prompt_ids: tuple[int, ...], params: Params, seed: bytes, logprobs: int | None
+    ) -> AsyncIterator[Piece]:
+        stream = service.generate(prompt_ids, params, seed, tokenizer, logprobs)
         async with contextlib.aclosing(stream):
             async for sampled in stream:
-                yield Piece(sampled.token, sampled.finish, sampled.stop_index)
+                yield Piece(sampled.token, sampled.finish, sampled.stop_index, sampled.logprobs)
 
     return generate
 
