@@ -41,7 +41,7 @@ class Speaker:
         self.text = text
         self.gate = None
 
-    async def __call__(self, prompt_ids, params, seed):
+    async def __call__(self, prompt_ids, params, seed, logprobs):
         for byte in self.text.encode():
             yield Piece(byte)
             await asyncio.sleep(0)

@@ -41,6 +41,7 @@ STRUCTS = {
         structs.Ask,
         structs.Request,
         structs.Receipt,
+        structs.Cancel,
         structs.Batch,
         structs.Offer,
         structs.Verdict,

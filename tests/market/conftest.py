@@ -14,6 +14,7 @@ import pytest
 from deaios.chain.genesis import ETHER, Allocation, Genesis
 from deaios.chain.service import ChainService, Limits
 from deaios.chain.service import build_application as build_chain_application
+from deaios.compute.logprobs import Ranking
 from deaios.compute.sampling import seed_of
 from deaios.ledger.client.contracts import Contracts
 from deaios.ledger.client.deployment import deploy_suite
@@ -209,6 +210,12 @@ def sample_fake(seed: bytes, position: int) -> int:
     return 10 + int.from_bytes(sha256(seed + position.to_bytes(4))[:4]) % (VOCABULARY - 10)
 
 
+def rank_fake(token: int, count: int) -> Ranking:
+    """The sampled token at one in a thousand, the most probable ones at less and less than a half."""
+    top = tuple((VOCABULARY + rank, -700_000 - 500_000 * rank) for rank in range(count))
+    return ((token, min([-6_907_755, *(value for _, value in top)])), *top)
+
+
 @dataclass
 class FakeGenerator:
     """Seeded tokens without a model; `gate` holds it before each token until released."""
@@ -219,9 +226,17 @@ class FakeGenerator:
     gate: asyncio.Semaphore | None = None
     started: int = 0
     closed: int = 0
+    asked: list[int | None] = field(default_factory=list)
+    is_mute: bool = False
 
-    async def __call__(self, prompt_ids: tuple[int, ...], params: Params, seed: bytes) -> AsyncIterator[Piece]:
+    def rank(self, token: int, logprobs: int | None) -> Ranking | None:
+        return None if logprobs is None or self.is_mute else rank_fake(token, logprobs)
+
+    async def __call__(
+        self, prompt_ids: tuple[int, ...], params: Params, seed: bytes, logprobs: int | None
+    ) -> AsyncIterator[Piece]:
         self.started += 1
+        self.asked.append(logprobs)
         try:
             for position in range(params.max_tokens):
                 if self.gate is not None:
@@ -230,10 +245,11 @@ class FakeGenerator:
                     assert self.error is not None
                     raise self.error
                 if position == self.stop_after:
-                    yield Piece(STOP, FinishReason.STOP_TOKEN)
+                    yield Piece(STOP, FinishReason.STOP_TOKEN, 0, self.rank(STOP, logprobs))
                     return
                 is_last = position == params.max_tokens - 1
-                yield Piece(sample_fake(seed, position), FinishReason.LENGTH if is_last else None)
+                token = sample_fake(seed, position)
+                yield Piece(token, FinishReason.LENGTH if is_last else None, 0, self.rank(token, logprobs))
                 await asyncio.sleep(0)
         finally:
             self.closed += 1
@@ -349,6 +365,7 @@ def build_papers(
         channel=config,
         voucher=voucher,
         voucher_signature=sign_struct(buyer, TERMS.vouchers, voucher),
+        logprobs=order.logprobs,
     )
 
 

@@ -4,6 +4,7 @@ import asyncio
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 
+import msgspec
 import pytest
 from aiohttp import web
 
@@ -587,3 +588,125 @@ async def test_the_same_ask_bought_twice_at_one_block_is_two_purchases(kit, worl
         assert outputs == [await kit.expected_ids(order, kit.BUYER.address, 16)] * 4
         assert (account_of(buyer, kit, "a").state.charged, buyer.excluded) == (4 * 67, {})
     assert seller.desk.last_counter == 4
+
+
+async def collect(purchase):
+    """Ids with the rankings that came with them."""
+    found = []
+    async for delta in purchase:
+        found += zip(delta.ids, delta.logprobs or (None,) * len(delta.ids), strict=True)
+    return found
+
+
+async def test_log_probabilities_come_where_they_are_asked_for_and_change_nothing_else(kit, world):
+    seller = await world.add_seller("a")
+    async with world.buyer() as buyer:
+        order = kit.build_order()
+        bare = await buyer.purchase(order)
+        plain = await collect(bare)
+        for count in (0, 3):
+            purchase = await buyer.purchase(replace(order, logprobs=count))
+            assert await collect(purchase) == [(token, kit.rank_fake(token, count)) for token, _ in plain]
+            assert purchase.opening.ask == bare.opening.ask
+        assert {ranking for _, ranking in plain} == {None}
+    assert seller.desk.last_counter == 3
+
+
+async def test_log_probabilities_survive_a_failover(kit, world):
+    await world.add_seller("good")
+    await world.add_seller("mute", generator=kit.FakeGenerator(is_mute=True))
+    async with world.buyer() as buyer:
+        for number in range(4):
+            found = await collect(await buyer.purchase(kit.build_order(f"o{number}", logprobs=1)))
+            assert [ranking for _, ranking in found] == [kit.rank_fake(token, 1) for token, _ in found]
+        assert buyer.excluded == {}
+
+
+@pytest.mark.parametrize("ends_meanwhile", [False, True])
+async def test_a_broken_stream_loses_log_probabilities_only_if_the_purchase_ended_meanwhile(kit, world, ends_meanwhile):
+    gate = asyncio.Semaphore(2)
+    seller = await world.add_seller("a", generator=kit.FakeGenerator(gate=gate))
+    real, bodies = seller.desk.purchase, []
+
+    def go_on():
+        for _ in range(14):
+            gate.release()
+
+    async def breaking(body):
+        run = await real(body)
+        bodies.append(body)
+        follow = run.follow
+
+        async def cut():
+            async for portion in follow():
+                yield portion
+                if len(run.ids) == 2:
+                    if ends_meanwhile:
+                        go_on()
+                        await run.wait_outcome()
+                    raise ConnectionResetError("cut by the test")
+
+        if len(bodies) == 1:
+            run.follow = cut
+        elif not ends_meanwhile:
+            del run.follow
+            go_on()
+        return run
+
+    seller.desk.purchase = breaking
+    async with world.buyer() as buyer:
+        order = kit.build_order(logprobs=2)
+        found = await collect(await buyer.purchase(order))
+        assert [token for token, _ in found] == list(await kit.expected_ids(order, kit.BUYER.address, 16))
+        honest = [kit.rank_fake(token, 2) for token, _ in found]
+        assert [ranking for _, ranking in found] == (honest[:2] + [None] * 14 if ends_meanwhile else honest)
+        assert (len(bodies), buyer.excluded, account_of(buyer, kit, "a").state.charged) == (2, {}, 67)
+
+
+def ranked(*rankings, ids=(20,)):
+    """A provider whose receipt is honest and whose log probabilities are these."""
+
+    def answer(cheater, papers):
+        given = msgspec.UNSET if rankings == (None,) else list(rankings)
+        rest = cheater.kit.rank_fake(cheater.kit.STOP, 2)
+        yield Tokens(ids=list(ids), logprobs=given)
+        yield Tokens(ids=[cheater.kit.STOP], logprobs=[rest] if papers.logprobs == 2 else msgspec.UNSET)
+        yield cheater.finish(papers, (*ids, cheater.kit.STOP))
+
+    return answer
+
+
+HONEST = ((20, -2_000_000), (5, -500_000), (6, -1_500_000))
+
+
+@pytest.mark.parametrize(
+    ("answer", "count", "words"),
+    [
+        (ranked(HONEST), None, "none were asked for"),
+        (ranked(None), 2, "without the log probabilities"),
+        (ranked(), 2, "0 tokens came with 1 ids"),
+        (ranked(HONEST, HONEST), 2, "2 tokens came with 1 ids"),
+        (ranked(HONEST[:2]), 2, "2 log probabilities were given"),
+        (ranked(((21, -2_000_000), *HONEST[1:])), 2, "the sampled one is 20"),
+        (ranked((HONEST[0], HONEST[2], HONEST[1])), 2, "descending"),
+        (ranked(((20, 1), *HONEST[1:])), 2, "token 20 with 1 micro-nats is outside"),
+        (ranked((*HONEST[:2], (1 << 32, -1_500_000))), 2, "token 4294967296 with"),
+        (ranked(((20, 0), (20, 0), (5, 0))), 2, "add up"),
+    ],
+)
+async def test_impossible_log_probabilities_exclude_a_provider(kit, world, answer, count, words):
+    cheater = await world.add_cheater("cheater", answer)
+    async with world.buyer() as buyer:
+        with pytest.raises((InvalidStream, UnavailableProviders), match=words):
+            await read(await buyer.purchase(kit.build_order(logprobs=count)))
+        await kit.wait_for(lambda: bool(world.observer.lies))
+        assert [type(error) for _, error, _ in world.observer.lies] == [InvalidStream]
+        assert (account_of(buyer, kit, "cheater").state.charged, list(buyer.excluded)) == (0, [cheater.key.address])
+
+
+async def test_possible_log_probabilities_pass_so_those_above_are_what_is_caught(kit, world):
+    await world.add_cheater("script", ranked(HONEST))
+    async with world.buyer() as buyer:
+        purchase = await buyer.purchase(kit.build_order(logprobs=2))
+        assert await collect(purchase) == [(20, HONEST), (kit.STOP, kit.rank_fake(kit.STOP, 2))]
+    assert world.observer.lies == []

@@ -266,11 +266,15 @@ def test_open_audit_policy_is_served(kit, offer):
 
 
 def test_lines_have_one_form():
-    for line in (Admitted(), Tokens(ids=[1, 2]), Finished(receipt={"a": 1}, signature="0x")):
+    ranked = Tokens(ids=[1, 2], logprobs=[((1, -5), (3, 0)), ((2, -7), (3, 0))])
+    for line in (Admitted(), Tokens(ids=[1, 2]), ranked, Finished(receipt={"a": 1}, signature="0x")):
         assert decode_line(encode_line(line)) == line
     for data in (b"", b"{}", b"[]", b'{"kind":"x"}', b'{"kind":"tokens"}', b'{"kind":"tokens","ids":[1.5]}', b"\xff"):
         with pytest.raises(InvalidMessage):
             decode_line(data)
+    for logprobs in (b"null", b"{}", b"[1]", b"[[1]]", b"[[[1]]]", b"[[[1,-1,0]]]", b"[[[1,-0.5]]]", b'[[["1",-1]]]'):
+        with pytest.raises(InvalidMessage):
+            decode_line(b'{"kind":"tokens","ids":[1],"logprobs":' + logprobs + b"}")
 
 
 @pytest.fixture
@@ -300,6 +304,7 @@ def test_purchase_body_is_strict(kit, offer):
         {"ask": {}},
         {"request": []},
         {"voucher": {"channelId": "0x", "maxClaimableAmount": 1}},
+        *({"logprobs": wrong} for wrong in (-1, 21, None, True, "5", 0.5, [])),
     ):
         with pytest.raises(Invalid):
             decode_papers(json.dumps(body | change).encode())
@@ -317,3 +322,13 @@ def test_problem_names_the_amount():
     assert read_needed(problem) == 77
     for body in (b"", b"{}", b'{"needed":"-1"}', b'{"needed":"01"}', b'{"needed":5}', b"[" * 5000):
         assert read_needed(body) is None
+
+
+@pytest.mark.parametrize("logprobs", [None, 0, 20])
+def test_log_probabilities_are_asked_for_beside_what_is_signed(kit, offer, logprobs):
+    papers = kit.build_papers(offer, kit.build_order(logprobs=logprobs))
+    assert decode_papers(encode_papers(papers)) == papers
+    assert papers.logprobs == logprobs
+    bare = kit.build_papers(offer)
+    assert replace(papers, logprobs=None) == bare
+    assert (b"logprobs" in encode_papers(papers)) == (logprobs is not None)

@@ -5,15 +5,18 @@ import sqlite3
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
+import msgspec
 import pytest
 
+from deaios.compute.logprobs import LOGPROB_MICRO_MIN
 from deaios.ledger.eip712 import decode_json, hash_struct, sign_struct
-from deaios.ledger.structs import FinishReason, Offer, Receipt, State
+from deaios.ledger.structs import Cancel, FinishReason, Offer, Receipt, State
 from deaios.market.batches import validate_batch, verify_receipt
 from deaios.market.offers import validate_offer
 from deaios.market.opening import Opening
-from deaios.market.receipts import Cancel, validate_opening
+from deaios.market.receipts import validate_opening
 from deaios.market.seller.service import Seller
+from deaios.market.seller.service.runs import PORTION_TOKENS_MAX
 from deaios.market.store import Journal, UnavailableJournal
 from deaios.market.wire import (
     Admitted,
@@ -24,7 +27,9 @@ from deaios.market.wire import (
     OutcomeAnswer,
     ProofAnswer,
     Tokens,
+    build_tokens,
     decode_line,
+    encode_line,
     encode_papers,
     read_batch,
     read_needed,
@@ -37,7 +42,7 @@ from deaios.primitives.encoding import encode_hex
 from deaios.primitives.errors import ConfigError, Refused
 from deaios.primitives.hashing import ZERO32
 from deaios.primitives.units import CREDIT
-from deaios.runtime.client import HttpClient, RefusedByPeer, UnavailablePeer
+from deaios.runtime.client import LINE_BYTES_MAX, HttpClient, RefusedByPeer, UnavailablePeer
 from deaios.runtime.clock import SystemClock
 from deaios.runtime.http import serve
 
@@ -267,7 +272,7 @@ async def test_engine_failure_is_a_free_signed_receipt(kit, open_shop, error, st
 
 async def test_generator_without_an_end_fails_instead_of_running_on(kit, open_shop):
     class Endless(kit.FakeGenerator):
-        async def __call__(self, prompt_ids, params, seed):
+        async def __call__(self, prompt_ids, params, seed, logprobs):
             while True:
                 yield kit.Piece(5)
 
@@ -554,3 +559,54 @@ async def test_journal_groups_writes_and_stops_after_a_fault(tmp_path):
 
 def test_finish_reasons_are_as_the_protocol_numbers_them():
     assert [int(reason) for reason in FinishReason] == [0, 1, 2, 3, 4]
+
+
+async def test_log_probabilities_come_with_every_token_while_the_purchase_runs(kit, open_shop, journal):
+    gate = asyncio.Semaphore(3)
+    async with open_shop(generator=kit.FakeGenerator(gate=gate)) as shop:
+        papers = await shop.papers(order=kit.build_order(logprobs=2))
+        stream = shop.http.stream_lines(f"{shop.url}/purchases", encode_papers(papers))
+        early = []
+        async for line in stream:
+            early.append(decode_line(line))
+            if sum(len(line.ids) for line in early if isinstance(line, Tokens)) == 3:
+                break
+        await stream.aclose()
+        for _ in range(100):
+            gate.release()
+        lines = [line for line in await shop.lines(papers) if isinstance(line, Tokens)]
+        found = [(token, ranking) for line in lines for token, ranking in zip(line.ids, line.logprobs, strict=True)]
+        assert [token for token, _ in found] == list(await kit.expected_ids(kit.build_order(), kit.BUYER.address, 16))
+        assert [ranking for _, ranking in found] == [kit.rank_fake(token, 2) for token, _ in found]
+        assert early[1].logprobs[0] == found[0][1]
+        # Nothing keeps them: what is asked again later has the same ids and none of these.
+        again = await shop.lines(papers)
+        assert [line.logprobs for line in again if isinstance(line, Tokens)] == [msgspec.UNSET]
+    assert shop.generator.asked == [2]
+    async with open_shop(chain=shop.chain, generator=shop.generator) as shop:
+        assert await shop.lines(papers) == again
+
+
+async def test_a_generator_without_log_probabilities_fails_who_asked_for_them(kit, open_shop):
+    async with open_shop(generator=kit.FakeGenerator(is_mute=True)) as shop:
+        opening = await shop.buy(await shop.papers(order=kit.build_order(logprobs=0)))
+        assert (opening.receipt.state, opening.receipt.fee) == (State.FAILED_PROVIDER, 0)
+        assert (await shop.buy(await shop.papers("other"))).receipt.state == State.SERVED
+
+
+async def test_a_line_is_never_longer_than_clients_read(kit, open_shop):
+    longest = kit.build_params(max_tokens=3000)
+    async with open_shop() as shop:
+        papers = await shop.papers(order=kit.build_order(params=longest, logprobs=20), signed=CREDIT)
+        shop.generator.gate = asyncio.Semaphore(2999)
+        buying = asyncio.create_task(shop.lines(papers))
+        await kit.wait_for(lambda: (run := shop.seller.desk._runs.get(papers.request_digest)) and len(run.ids) == 2999)
+        late = asyncio.create_task(shop.lines(papers))
+        await kit.wait_for(lambda: shop.generator.gate.release() or late.done())
+        lines = [line for line in await late if isinstance(line, Tokens)]
+        await buying
+    assert [token for line in lines for token in line.ids][-1] is not None
+    assert max(len(line.ids) for line in lines) == PORTION_TOKENS_MAX
+    assert max(len(encode_line(line)) for line in lines) < LINE_BYTES_MAX
+    widest = ((1 << 32) - 1, LOGPROB_MICRO_MIN)
+    assert len(encode_line(build_tokens((widest[0],) * 1024, ((widest,) * 21,) * 1024))) < LINE_BYTES_MAX

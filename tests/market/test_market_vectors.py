@@ -1,16 +1,19 @@
 """Frozen formats of the market: changing a vector is a decision."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from deaios.ledger.eip712 import encode_type, hash_struct, hash_typed_data, sign_struct
+from deaios.ledger.structs import Cancel
 from deaios.market.batches import SignedReceipt, build_batch, encode_batch
-from deaios.market.receipts import Cancel
-from deaios.market.wire import decode_papers, encode_papers
+from deaios.market.wire import build_tokens, decode_line, decode_papers, encode_line, encode_papers
 from deaios.primitives.encoding import encode_hex
 from deaios.primitives.hashing import ZERO32, sha256
 
 VECTORS = Path(__file__).parents[2] / "docs" / "spec" / "market-vectors.json"
+
+RANKINGS = (((20, -9_000_000), (4, -500_000), (900, -1_000_000)), ((21, 0), (21, 0), (3, -9_999_000_000)))
 
 
 def build_vectors(kit):
@@ -25,6 +28,9 @@ def build_vectors(kit):
         "buyerSecret": encode_hex(kit.BUYER.secret),
         "sellerSecret": encode_hex(kit.SELLER.secret),
         "purchase": encode_papers(papers).decode(),
+        "purchaseWithLogprobs": encode_papers(replace(papers, logprobs=2)).decode(),
+        "tokensLine": encode_line(build_tokens((20, 21), None)).decode(),
+        "tokensLineWithLogprobs": encode_line(build_tokens((20, 21), RANKINGS)).decode(),
         "channelId": encode_hex(kit.TERMS.channel_id(papers.channel)),
         "requestDigest": encode_hex(papers.request_digest),
         "opening": opening.encode_json(),
@@ -42,3 +48,6 @@ def test_formats_are_frozen(kit):
     assert build_vectors(kit) == vectors
     papers = decode_papers(vectors["purchase"].encode())
     assert encode_hex(papers.request_digest) == vectors["requestDigest"]
+    assert decode_papers(vectors["purchaseWithLogprobs"].encode()) == replace(papers, logprobs=2)
+    for name, rankings in (("tokensLine", None), ("tokensLineWithLogprobs", RANKINGS)):
+        assert decode_line(vectors[name].encode()) == build_tokens((20, 21), rankings)

@@ -149,6 +149,14 @@ class Receipt:
 
 
 @eip712_struct
+class Cancel:
+    """The buyer ends a purchase early and acknowledges so many tokens: all that its receipt may then cover."""
+
+    request_digest: Bytes32
+    tokens: Uint32
+
+
+@eip712_struct
 class Batch:
     """A run of receipts without gaps; one Merkle leaf (the receipt digest) per counter."""
 
@@ -244,7 +252,7 @@ class ReceiveWithAuthorization:
 
 
 def protocol_domain(chain_id: int, disputes: Address) -> Domain:
-    """Domain of ask, request, receipt, batch, offer and verdict: the contract that judges them."""
+    """Domain of ask, request, receipt, cancel, batch, offer and verdict: the contract that judges them."""
     return Domain(PROTOCOL_NAME, PROTOCOL_VERSION, chain_id, disputes)
 
 

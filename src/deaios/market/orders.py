@@ -29,6 +29,8 @@ class Order:
         audit_policy: who else may be given the opening.
         provider: buy from this one only.
         excluded: never buy from these.
+        logprobs: how many of the most probable tokens are wanted with each sampled one; None for no log probabilities.
+            It changes no token and no price, so no signature covers it.
     """
 
     model_record_id: bytes
@@ -43,6 +45,7 @@ class Order:
     audit_policy: int = AuditPolicy.BUYER_ONLY
     provider: Address | None = None
     excluded: frozenset[Address] = frozenset()
+    logprobs: int | None = None
 
 
 def build_ask(order: Order, buyer: Address) -> Ask:
@@ -63,7 +66,11 @@ def build_ask(order: Order, buyer: Address) -> Ask:
 
 @dataclass(frozen=True, slots=True)
 class Papers:
-    """All that a provider gets with a purchase; the prompt in clear, the context only as its hash."""
+    """All that a provider gets with a purchase; the prompt in clear, the context only as its hash.
+
+    Everything is signed or bound by a signed hash, save `logprobs`: how many of the most probable tokens are wanted
+    with each sampled one.
+    """
 
     ask: Ask
     salt: bytes
@@ -73,6 +80,7 @@ class Papers:
     channel: ChannelConfig
     voucher: Voucher
     voucher_signature: bytes
+    logprobs: int | None = None
 
     @property
     def request_digest(self) -> bytes:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from deaios.compute.logprobs import Ranking
 from deaios.ledger.structs import Batch, ChannelConfig, FinishReason, Params, Receipt
 from deaios.market.channel import ChainState
 from deaios.market.opening import Opening
@@ -109,11 +110,12 @@ class BuyerChain(ChainPort, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One sampled token; the last one says why it is the last."""
+    """One sampled token; the last one says why it is the last. `logprobs` is there where it was asked for."""
 
     token: int
     finish: FinishReason | None = None
     stop_index: int = 0
+    logprobs: Ranking | None = None
 
 
 class Generate(Protocol):
@@ -122,8 +124,10 @@ class Generate(Protocol):
     It raises `Unavailable…` or `Refused…` where it cannot serve.
     """
 
-    def __call__(self, prompt_ids: tuple[int, ...], params: Params, seed: bytes) -> AsyncIterator[Piece]:
-        """Start one generation."""
+    def __call__(
+        self, prompt_ids: tuple[int, ...], params: Params, seed: bytes, logprobs: int | None
+    ) -> AsyncIterator[Piece]:
+        """Start one generation; `logprobs` is how many of the most probable tokens come with each, None for none."""
 
 
 class PutBytes(Protocol):

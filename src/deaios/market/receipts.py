@@ -6,11 +6,10 @@ believed. It cannot see gaps between receipts: batches and the chain do.
 """
 
 from dataclasses import dataclass
-from typing import Annotated
 
 from deaios.compute.commitments import commit_output
-from deaios.ledger.eip712 import Domain, eip712_struct, hash_struct, recover_signer
-from deaios.ledger.structs import Ask, Bytes32, FinishReason, Offer, Receipt, Request, State
+from deaios.ledger.eip712 import Domain, hash_struct, recover_signer
+from deaios.ledger.structs import Ask, FinishReason, Offer, Receipt, Request, State
 from deaios.market.opening import Opening
 from deaios.primitives.errors import Invalid
 from deaios.primitives.hashing import ZERO32
@@ -25,14 +24,6 @@ class InvalidReceipt(Invalid):
 
 class InvalidRequest(Invalid):
     """Ask, request, offer and signatures that do not belong together."""
-
-
-@eip712_struct
-class Cancel:
-    """The buyer ends a purchase early and acknowledges so many tokens; signed under the protocol's domain."""
-
-    request_digest: Bytes32
-    tokens: Annotated[int, "uint32"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,13 +2,16 @@
 
 Pure. `POST /purchases` takes papers and answers a stream of lines: admitted, tokens…, finished. Sending the same papers
 again attaches to the same purchase, running or ended, and never bills twice. `POST /purchases/{digest}/cancel` ends a
-purchase. Refusals are problem details (RFC 9457) with the amount that would do. Unknown keys are refused.
+purchase. Refusals are problem details (RFC 9457) with the amount that would do. Unknown keys are refused. Papers may
+ask for log probabilities: every token then comes with them, save in a stream that began after the purchase had ended.
 """
 
 from collections.abc import Mapping
+from typing import Annotated
 
 import msgspec
 
+from deaios.compute.logprobs import LOGPROBS_MAX, Ranking
 from deaios.ledger.eip712 import decode_json, encode_json
 from deaios.ledger.structs import (
     MAX_TOKENS_LIMIT,
@@ -51,6 +54,7 @@ class PurchaseBody(msgspec.Struct, rename="camel", forbid_unknown_fields=True, f
     channel: dict[str, object]
     voucher: dict[str, object]
     voucher_signature: str
+    logprobs: Annotated[int, msgspec.Meta(ge=0, le=LOGPROBS_MAX)] | msgspec.UnsetType = msgspec.UNSET
 
 
 class Admitted(msgspec.Struct, tag_field="kind", tag="admitted", forbid_unknown_fields=True, frozen=True):
@@ -58,9 +62,10 @@ class Admitted(msgspec.Struct, tag_field="kind", tag="admitted", forbid_unknown_
 
 
 class Tokens(msgspec.Struct, tag_field="kind", tag="tokens", forbid_unknown_fields=True, frozen=True):
-    """The next sampled ids."""
+    """The next sampled ids, and one ranking for each of them where the purchase asked for log probabilities."""
 
     ids: list[int]
+    logprobs: list[tuple[tuple[int, int], ...]] | msgspec.UnsetType = msgspec.UNSET
 
 
 class Finished(msgspec.Struct, tag_field="kind", tag="finished", forbid_unknown_fields=True, frozen=True):
@@ -123,19 +128,20 @@ class Problem(msgspec.Struct, frozen=True):
 
 def encode_papers(papers: Papers) -> bytes:
     """The exact bytes a buyer sends, and keeps until the purchase has ended."""
-    return encode_canonical_json(
-        {
-            "version": WIRE_VERSION,
-            "ask": encode_json(papers.ask),
-            "salt": encode_hex(papers.salt),
-            "promptIds": list(papers.prompt_ids),
-            "request": encode_json(papers.request),
-            "requestSignature": encode_hex(papers.request_signature),
-            "channel": encode_json(papers.channel),
-            "voucher": encode_json(papers.voucher),
-            "voucherSignature": encode_hex(papers.voucher_signature),
-        }
-    )
+    body: dict[str, Json] = {
+        "version": WIRE_VERSION,
+        "ask": encode_json(papers.ask),
+        "salt": encode_hex(papers.salt),
+        "promptIds": list(papers.prompt_ids),
+        "request": encode_json(papers.request),
+        "requestSignature": encode_hex(papers.request_signature),
+        "channel": encode_json(papers.channel),
+        "voucher": encode_json(papers.voucher),
+        "voucherSignature": encode_hex(papers.voucher_signature),
+    }
+    if papers.logprobs is not None:
+        body["logprobs"] = papers.logprobs
+    return encode_canonical_json(body)
 
 
 def decode_papers(data: bytes) -> Papers:
@@ -158,7 +164,13 @@ def decode_papers(data: bytes) -> Papers:
         channel=decode_json(ChannelConfig, body.channel),
         voucher=decode_json(Voucher, body.voucher),
         voucher_signature=decode_hex(body.voucher_signature, SIGNATURE_SIZE),
+        logprobs=None if body.logprobs is msgspec.UNSET else body.logprobs,
     )
+
+
+def build_tokens(ids: tuple[int, ...], logprobs: tuple[Ranking, ...] | None) -> Tokens:
+    """The line for some ids."""
+    return Tokens(ids=list(ids), logprobs=msgspec.UNSET if logprobs is None else list(logprobs))
 
 
 def encode_line(line: Line) -> bytes:

@@ -1,7 +1,7 @@
 """A bounded HTTP client for talk between roles: every call has a time limit and a size limit, every failure a type."""
 
 import io
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -132,7 +132,7 @@ class HttpClient:
 
     async def stream_lines(
         self, url: str, body: bytes, headers: Mapping[str, str] | None = None, *, idle_s: float = STREAM_IDLE_S
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         """POST JSON bytes and yield the answer's lines as they come, without their newline.
 
         Raises:

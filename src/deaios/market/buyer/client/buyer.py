@@ -240,6 +240,7 @@ class Buyer:
             channel=account.row.config,
             voucher=Voucher(channel_id=account.row.channel_id, max_claimable_amount=0),
             voucher_signature=b"",
+            logprobs=order.logprobs,
         )
         purchase = Purchase(self._desk, account, offer, request, papers)
         self._live[purchase.request_digest] = purchase

@@ -6,11 +6,15 @@ up again; a purchase ends settled, released, or on disk as open, to be resolved 
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 
+import msgspec
+
+from deaios.compute.logprobs import Ranking, find_fault
 from deaios.ledger.eip712 import hash_struct, sign_struct
-from deaios.ledger.structs import Request, State, Voucher
+from deaios.ledger.structs import Cancel, Request, State, Voucher
 from deaios.market.batches import SignedReceipt
 from deaios.market.buyer.client.settings import BuyerSettings
 from deaios.market.buyer.client.wallet import Account, Wallet
@@ -20,7 +24,7 @@ from deaios.market.channel import RefusedDeposit, RefusedVoucher
 from deaios.market.offers import SignedOffer, compute_quote
 from deaios.market.opening import Opening
 from deaios.market.orders import Papers
-from deaios.market.receipts import Cancel, validate_receipt
+from deaios.market.receipts import validate_receipt
 from deaios.market.terms import Terms
 from deaios.market.wire import (
     Admitted,
@@ -47,9 +51,16 @@ RAISES_MAX = 2
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """The next ids of a purchase."""
+    """The next ids of a purchase.
+
+    Attributes:
+        ids: at least one.
+        logprobs: one ranking for each id, as the provider claims it; None where none were asked for, or where some were
+            lost with a broken stream.
+    """
 
     ids: tuple[int, ...]
+    logprobs: tuple[Ranking, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +94,7 @@ class Purchase:
         self._body = b""
         self._quote = compute_quote(offer.offer, papers.ask.prompt_count, papers.ask.params.max_tokens)
         self._ids: list[int] = []
+        self._rankings: list[Ranking | None] = []
         self._handed_out = 0
         self._acknowledged: int | None = None
         self._opening: Opening | None = None
@@ -155,13 +167,19 @@ class Purchase:
             if len(self._ids) > self._handed_out and self._acknowledged is None:
                 ids = tuple(self._ids[self._handed_out :])
                 self._handed_out += len(ids)
-                yield Delta(ids)
+                yield Delta(ids, self._take_rankings())
             elif self._is_over:
                 break
             else:
                 await changed.wait()
         if self._error is not None:
             raise self._error
+
+    def _take_rankings(self) -> tuple[Ranking, ...] | None:
+        """The rankings of the ids that are handed out now; they are kept no longer."""
+        taken, self._rankings = self._rankings, []
+        known = tuple(ranking for ranking in taken if ranking is not None)
+        return known if self._papers.logprobs is not None and len(known) == len(taken) else None
 
     async def wait_changed(self) -> None:
         """Until something happens: sent, more ids, the end."""
@@ -262,7 +280,7 @@ class Purchase:
         raises = resumes = 0
         while True:
             try:
-                entry = await self._read_stream()
+                entry = await self._read_stream(is_resumed=resumes > 0)
                 if entry is not None:
                     return entry
                 error: Unavailable = UnavailableProvider("stream ended without a receipt")
@@ -295,30 +313,28 @@ class Purchase:
             await desk.wallet.release(self._account, self.request_digest)
             raise
 
-    async def _read_stream(self) -> SignedReceipt | None:
-        desk, limit = self._desk, self._papers.ask.params.max_tokens
+    async def _read_stream(self, *, is_resumed: bool) -> SignedReceipt | None:
+        desk = self._desk
         position = 0
         lines = desk.http.stream_lines(
             f"{self.offer.offer.url.rstrip('/')}/purchases", self._body, idle_s=desk.settings.idle_s
         )
-        try:
+        async with aclosing(lines):
             async for data in lines:
                 match decode_line(data):
                     case Admitted():
                         continue
-                    case Tokens(ids):
-                        position = self._take(ids, position, limit)
+                    case Tokens() as tokens:
+                        rankings = read_rankings(tokens, self._papers.logprobs, may_lack=is_resumed)
+                        position = self._take(tokens.ids, rankings, position)
                     case Finished(receipt, signature):
                         return read_receipt(receipt, signature)
-        finally:
-            close = getattr(lines, "aclose", None)
-            if close is not None:
-                await close()
         return None
 
-    def _take(self, ids: list[int], position: int, limit: int) -> int:
-        """Add ids, or compare them with those already handed out when a stream was taken up again."""
-        for token in ids:
+    def _take(self, ids: list[int], rankings: Sequence[Ranking | None], position: int) -> int:
+        """Add ids, or compare them with those already received when a stream was taken up again."""
+        limit = self._papers.ask.params.max_tokens
+        for token, ranking in zip(ids, rankings, strict=True):
             if not 0 <= token < 1 << 32 or position >= limit:
                 raise InvalidStream(f"token {token} at position {position}, at most {limit} tokens were asked for")
             if position < len(self._ids):
@@ -326,11 +342,39 @@ class Purchase:
                     raise InvalidStream(f"token {position} was {self._ids[position]}, now it is {token}")
             else:
                 self._ids.append(token)
+                self._rankings.append(ranking)
             position += 1
         if self.first_at_s is None and self._ids:
             self.first_at_s = self._desk.clock.monotonic_s()
         self._notify()
         return position
+
+
+def read_rankings(tokens: Tokens, count: int | None, *, may_lack: bool) -> Sequence[Ranking | None]:
+    """The log probabilities in a line of tokens, as far as they can be judged without the model.
+
+    Args:
+        tokens: the line.
+        count: how many of the most probable tokens were asked for; None where no log probabilities were.
+        may_lack: whether the stream may be that of a purchase that ended before it, which has none.
+
+    Raises:
+        InvalidStream: some that were not asked for, none where they were, or impossible ones.
+    """
+    given = tokens.logprobs
+    if given is msgspec.UNSET:
+        if count is not None and not may_lack:
+            raise InvalidStream("tokens came without the log probabilities that the purchase asked for")
+        return (None,) * len(tokens.ids)
+    if count is None:
+        raise InvalidStream("log probabilities came, none were asked for")
+    if len(given) != len(tokens.ids):
+        raise InvalidStream(f"log probabilities of {len(given)} tokens came with {len(tokens.ids)} ids")
+    for token, ranking in zip(tokens.ids, given, strict=True):
+        fault = find_fault(ranking, token, count)
+        if fault is not None:
+            raise InvalidStream(fault)
+    return given
 
 
 def build_opening(papers: Papers, offer: SignedOffer, ids: tuple[int, ...], entry: SignedReceipt) -> Opening:

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from deaios.compute.sampling import seed_of
 from deaios.ledger.eip712 import hash_struct, recover_signer, sign_struct
-from deaios.ledger.structs import FinishReason, Offer, Receipt, State
+from deaios.ledger.structs import Cancel, FinishReason, Offer, Receipt, State
 from deaios.market.admission import (
     RefusedPurchase,
     Shelf,
@@ -27,7 +27,7 @@ from deaios.market.channel import ChainState, RefusedDeposit, SellerChannel
 from deaios.market.offers import SignedOffer, sign_offer
 from deaios.market.orders import Papers
 from deaios.market.ports import Generate
-from deaios.market.receipts import FIRST_LINK, Cancel, Delivery, Link, build_receipt
+from deaios.market.receipts import FIRST_LINK, Delivery, Link, build_receipt
 from deaios.market.seller.service.runs import Outcome, Run
 from deaios.market.seller.service.settings import SellerSettings
 from deaios.market.seller.store import CHANNELS_MAX, ChannelRow, PurchaseRow, SellerState, SellerStore
@@ -278,7 +278,7 @@ class Desk:
     async def _generate_into(self, run: Run) -> None:
         papers = run.papers
         async with self._slots:
-            pieces = self._generate(papers.prompt_ids, papers.ask.params, seed_of(papers.ask))
+            pieces = self._generate(papers.prompt_ids, papers.ask.params, seed_of(papers.ask), papers.logprobs)
             try:
                 async for piece in pieces:
                     if len(run.ids) >= papers.ask.params.max_tokens:
@@ -343,9 +343,10 @@ class Desk:
         self._channels[channel_id] = row
         self._last = Link(receipt.counter, hash_struct(receipt), 0)
         await saved
-        run.end(Outcome(delivery.output_ids, self._sign(receipt)))
+        outcome = Outcome(delivery.output_ids, self._sign(receipt))
+        run.end(outcome)
         del self._runs[run.digest]
-        self._keep(run)
+        self._keep(Run.ended(run.papers, run.offer, run.quote, outcome))
 
     def _sign(self, receipt: Receipt) -> SignedReceipt:
         return SignedReceipt(receipt, sign_struct(self._key, self._terms.protocol, receipt))

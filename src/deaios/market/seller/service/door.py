@@ -20,10 +20,10 @@ from deaios.market.wire import (
     CancelBody,
     OfferAnswer,
     ProofAnswer,
-    Tokens,
     build_finished,
     build_outcome,
     build_problem,
+    build_tokens,
     encode_line,
 )
 from deaios.primitives.encoding import decode_decimal, decode_hex, encode_hex
@@ -78,8 +78,8 @@ class Door:
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson", "Cache-Control": "no-store"})
         await response.prepare(request)
         await response.write(encode_line(Admitted()))
-        async for ids in run.follow():
-            await response.write(encode_line(Tokens(ids=list(ids))))
+        async for portion in run.follow():
+            await response.write(encode_line(build_tokens(portion.ids, portion.logprobs)))
         outcome = await run.wait_outcome()
         await response.write(encode_line(build_finished(outcome.entry)))
         await response.write_eof()

@@ -1,13 +1,15 @@
 """One purchase in flight: what was sampled so far, who follows it, how it ended.
 
 A run belongs to the desk, not to a connection: a buyer that loses its connection sends the same papers again and
-follows from the first token, and nothing is computed or billed twice.
+follows from the first token, and nothing is computed or billed twice. Log probabilities live as long as the run does:
+whoever follows it while it runs gets all of them, and a run that is over has none, because no journal keeps them.
 """
 
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
+from deaios.compute.logprobs import Ranking
 from deaios.ledger.structs import FinishReason
 from deaios.market.batches import SignedReceipt
 from deaios.market.offers import SignedOffer
@@ -15,9 +17,16 @@ from deaios.market.orders import Papers
 from deaios.market.ports import Piece
 from deaios.primitives.errors import Unavailable
 
+PORTION_TOKENS_MAX = 1024
+"""Tokens in one line; with 21 log probabilities each that is at most half of what a client takes in one line."""
+
 
 class UnavailableRun(Unavailable):
     """The purchase could not be brought to a receipt; the journal failed."""
+
+
+class UnavailableLogprobs(Unavailable):
+    """The generator cannot say what it was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +35,14 @@ class Outcome:
 
     output_ids: tuple[int, ...]
     entry: SignedReceipt
+
+
+@dataclass(frozen=True, slots=True)
+class Portion:
+    """The next ids of a run, with a ranking for each where there are any."""
+
+    ids: tuple[int, ...]
+    logprobs: tuple[Ranking, ...] | None
 
 
 class Run:
@@ -39,6 +56,7 @@ class Run:
         self.started_at_ms = started_at_ms
         self.first_token_at_ms = 0
         self.ids: list[int] = []
+        self.logprobs: list[Ranking] | None = None if papers.logprobs is None else []
         self.finish: FinishReason | None = None
         self.stop_index = 0
         self.cancel: tuple[int, bytes] | None = None
@@ -54,6 +72,7 @@ class Run:
         receipt = outcome.entry.receipt
         run = cls(papers, receipt.request_digest, offer, quote, receipt.started_at_ms)
         run.ids = list(outcome.output_ids)
+        run.logprobs = None
         run.is_admitted = True
         run.outcome = outcome
         return run
@@ -64,7 +83,15 @@ class Run:
         self._notify()
 
     def push(self, piece: Piece, now_ms: int) -> None:
-        """One more token."""
+        """One more token.
+
+        Raises:
+            UnavailableLogprobs: it came without what was asked for.
+        """
+        if self.logprobs is not None:
+            if piece.logprobs is None:
+                raise UnavailableLogprobs("the generator gives no log probabilities, this purchase asked for them")
+            self.logprobs.append(piece.logprobs)
         if not self.ids:
             self.first_token_at_ms = now_ms
         self.ids.append(piece.token)
@@ -108,8 +135,8 @@ class Run:
             await self._changed.wait()
         return self.outcome
 
-    async def follow(self) -> AsyncIterator[tuple[int, ...]]:
-        """Ids in order, in pieces as large as what came since the last look, until the run has its receipt.
+    async def follow(self) -> AsyncIterator[Portion]:
+        """Ids in order, in bounded portions of what came since the last look, until the run has its receipt.
 
         Raises:
             UnavailableRun: there will be no receipt before a restart.
@@ -118,9 +145,9 @@ class Run:
         while True:
             changed = self._changed
             if len(self.ids) > sent:
-                piece = tuple(self.ids[sent:])
-                sent += len(piece)
-                yield piece
+                first, sent = sent, min(len(self.ids), sent + PORTION_TOKENS_MAX)
+                logprobs = None if self.logprobs is None else tuple(self.logprobs[first:sent])
+                yield Portion(tuple(self.ids[first:sent]), logprobs)
                 continue
             if self.outcome is not None:
                 return
