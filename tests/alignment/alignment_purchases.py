@@ -291,7 +291,7 @@ class Library:
     answers: tuple
 
 
-def build_library(bench):
+def build_library(bench, profile=None):
     chain = PaperChain(bench)
     bodies = (
         body_of("Why do cats purr?", max_tokens=40),
@@ -301,14 +301,14 @@ def build_library(bench):
     )
     sales, openings, link = [], [], FIRST_LINK
     for number, body in enumerate(bodies):
-        sale = sell(bench, body, name=f"sale {number}", link=link)
+        sale = sell(bench, body, name=f"sale {number}", link=link, profile=profile)
         opening = sale.sign()
         link = Link(opening.receipt.counter, opening.receipt_digest, opening.receipt.charged_cumulative)
         sales.append(sale)
         openings.append(opening)
     chain.publish(PROVIDER.address, openings[:3])
     chain.publish(PROVIDER.address, openings[3:])
-    rival = sell(bench, bodies[0], name="rival's", provider=RIVAL)
+    rival = sell(bench, bodies[0], name="rival's", provider=RIVAL, profile=profile)
     sales.append(rival)
     openings.append(rival.sign())
     chain.publish(RIVAL.address, openings[4:])
