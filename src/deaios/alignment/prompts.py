@@ -1,14 +1,18 @@
-"""Questions that auditors ask: ordinary ones, drawn from a large space, so that none can be told from a user's.
+"""Questions that auditors ask: ordinary ones, drawn from a space too large to list.
 
-Pure. The space is the product of openings, subjects and turns; what was drawn before an answer is known only to the
-auditor. A provider that treats these differently must treat users differently.
+Pure. Some 10^10 texts, each under one of some thousand sets of parameters, are the product of openings, subjects,
+clauses and their details; which was drawn is known only to the auditor. What this does not do: the sentences share a
+grammar, and a provider that recognises it can serve it honestly and others not. An auditor with texts of its own is
+harder to tell from a user.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from deaios.primitives.encoding import Json, encode_canonical_json
-from deaios.primitives.hashing import sha256
+from deaios.primitives.hashing import tagged_sha256
+from deaios.primitives.units import MILLI
 
 T = TypeVar("T")
 
@@ -41,8 +45,32 @@ _SUBJECTS = (
     "the telephone", "swimming", "map projections", "time zones", "water towers", "spices", "the alphabet",
     "houseplants", "ferries", "snow", "cats and dogs",
 )  # fmt: skip
-_TEMPERATURES = (0.7, 0.8, 0.9, 1.0)
-_MAX_TOKENS = (64, 96, 128)
+_CLAUSES = (
+    "",
+    "",
+    " Keep it short.",
+    " Use simple words.",
+    " Give an example from {year}.",
+    " Assume I live in {place}.",
+    " I already know a bit about {other}.",
+    " Mention {other} as well.",
+    " End with a question for me.",
+    " My friend in {place} says it is like {other}. Is that so?",
+    " Answer as they would have in {year}.",
+    " Use exactly {number} sentences.",
+    " I have about {number} minutes.",
+    " It is for a class of {number} pupils.",
+)
+_PLACES = (
+    "Lisbon", "Nairobi", "Oslo", "Lima", "Kyoto", "Tunis", "Perth", "Quebec", "Tallinn", "Hanoi", "Cork", "Split",
+    "Porto Alegre", "Tbilisi", "Accra", "Busan", "Leeds", "Graz", "Turin", "Izmir", "Pune", "Cebu", "Dakar", "Bergen",
+)  # fmt: skip
+_YEARS = range(1850, 2025)
+_NUMBERS = range(3, 40)
+_TEMPERATURES_MILLI = range(600, 1201, 50)
+_TOP_P_MILLI = (None, None, 900, 950)
+_MAX_TOKENS = range(56, 129)
+_TAG = "deaios/audit-question/1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,19 +88,35 @@ def draw_question(model: str, dice: bytes) -> AuditQuestion:
         model: the model's public name.
         dice: unpredictable to everybody else.
     """
-    roll = sha256(b"audit question" + dice)
-    text = _pick(_OPENINGS, roll[0:4]).format(_pick(_SUBJECTS, roll[4:8]))
+    roll = _Roll(dice)
+    text = roll.pick(_OPENINGS).format(roll.pick(_SUBJECTS)) + "".join(_draw_clause(roll) for _ in range(2))
+    if roll.pick((False, False, True)):
+        text = text[0].lower() + text[1:].rstrip(".?")
     body: dict[str, Json] = {
         "model": model,
         "messages": [{"role": "user", "content": text}],
-        "max_tokens": _pick(_MAX_TOKENS, roll[8:12]),
+        "max_tokens": roll.pick(_MAX_TOKENS),
     }
-    temperature = _pick(_TEMPERATURES, roll[12:16])
-    data = encode_canonical_json(body)
-    if temperature != 1.0:
-        data = data[:-1] + f',"temperature":{temperature}}}'.encode()
-    return AuditQuestion(data, text)
+    data = encode_canonical_json(body)[:-1] + f',"temperature":{roll.pick(_TEMPERATURES_MILLI) / MILLI}'.encode()
+    top_p = roll.pick(_TOP_P_MILLI)
+    if top_p is not None:
+        data += f',"top_p":{top_p / MILLI}'.encode()
+    return AuditQuestion(data + b"}", text)
 
 
-def _pick(items: tuple[T, ...], dice: bytes) -> T:
-    return items[int.from_bytes(dice) % len(items)]
+def _draw_clause(roll: "_Roll") -> str:
+    return roll.pick(_CLAUSES).format(
+        year=roll.pick(_YEARS), place=roll.pick(_PLACES), other=roll.pick(_SUBJECTS), number=roll.pick(_NUMBERS)
+    )
+
+
+class _Roll:
+    """As many choices as are wanted from one secret."""
+
+    def __init__(self, dice: bytes) -> None:
+        self._dice = dice
+        self._count = 0
+
+    def pick(self, items: Sequence[T]) -> T:
+        self._count += 1
+        return items[int.from_bytes(tagged_sha256(_TAG, self._dice, self._count.to_bytes(4))[:8]) % len(items)]
