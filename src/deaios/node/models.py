@@ -24,6 +24,7 @@ from deaios.compute.records import (
     decode_record,
     encode_record,
 )
+from deaios.compute.records import record_id as compute_record_id
 from deaios.compute.roots import compute_model_root, compute_tensors_root
 from deaios.compute.template import ChatTemplate
 from deaios.compute.tokenizer import Tokenizer
@@ -119,11 +120,14 @@ async def fetch_record(contracts: Contracts, record_id: bytes) -> ModelRecord:
     """A model record from the catalogue on chain.
 
     Raises:
-        UnavailableModelFiles: the catalogue has no such record.
+        UnavailableModelFiles: the catalogue has no such record, or the chain's node made one up.
     """
     data = await contracts.catalogue.record_of(record_id)
     if data is None:
         raise UnavailableModelFiles(f"the catalogue has no model record 0x{record_id.hex()}")
+    found = compute_record_id(data)
+    if found != record_id:
+        raise UnavailableModelFiles(f"asked for model record 0x{record_id.hex()}, the chain gave 0x{found.hex()}")
     return decode_record(data)
 
 
