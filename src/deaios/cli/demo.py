@@ -6,14 +6,21 @@ from pathlib import Path
 
 import click
 
-from deaios.cli.terminal import console, errors, run_async, say
+from deaios.cli.terminal import console, emit_json, errors, run_async, say
 from deaios.node.folder import StateFolder
 
 
 @click.command()
 @click.option("--keep", is_flag=True, help="Keep the scratch folder, with logs, for a look afterwards.")
+@click.option(
+    "--dir",
+    "chosen",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Use this folder, and keep it, instead of a scratch folder.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON value at the end instead of text.")
 @run_async
-async def demo(keep: bool) -> None:
+async def demo(keep: bool, chosen: Path | None, as_json: bool) -> None:
     """Start a network, ask, verify, pay, catch a cheat; about two minutes.
 
     Nothing in it is scripted to succeed: it runs what `up`, `ask` and `verify` run, and fails when a step does not
@@ -21,19 +28,28 @@ async def demo(keep: bool) -> None:
     """
     from deaios.node.demo import Demo, Voice  # noqa: PLC0415 - keeps `--help` quick
 
-    folder = Path(tempfile.mkdtemp(prefix="deaios-demo-"))
-    voice = Voice(
-        heading=lambda text: console.print(f"\n[bold cyan]{text}[/]"),
-        line=say,
-        piece=lambda text: console.print(text, end="", markup=False),
-    )
+    folder = chosen or Path(tempfile.mkdtemp(prefix="deaios-demo-"))
+    if as_json:
+        voice = Voice(heading=lambda _text: None, line=lambda _text: None, piece=lambda _text: None)
+    else:
+        voice = Voice(
+            heading=lambda text: console.print(f"\n[bold cyan]{text}[/]"),
+            line=say,
+            piece=lambda text: console.print(text, end="", markup=False),
+        )
+    run = Demo(StateFolder(folder), voice)
     try:
-        await Demo(StateFolder(folder), voice).run()
+        await run.run()
     except BaseException:
         errors.print(f"the demo did not finish; its folder and logs are kept: {folder}", style="red")
         raise
-    if keep:
-        say(f"kept {folder}")
+    if keep or chosen is not None:
+        run.summary["folder"] = str(folder)
     else:
         shutil.rmtree(folder, ignore_errors=True)
+    if as_json:
+        emit_json(run.summary)
+        return
+    if "folder" in run.summary:
+        say(f"kept {folder}")
     console.print("\n[bold green]done: a question, a verified answer, an honest provider paid, a cheat slashed[/]")

@@ -10,16 +10,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from deaios.alignment.answer import decode_answer, encode_answer
+from deaios.alignment.evidence import EVIDENCE_BYTES_MAX, decode_evidence
 from deaios.alignment.facts import Head, Outcome, Verification
+from deaios.alignment.recheck.service import EngineRecheck
 from deaios.ledger.client.bound import ContractEvent
+from deaios.ledger.phases import Decision
 from deaios.node.accounts import MoneyCount, count_money
 from deaios.node.config import load_config
+from deaios.node.engines import open_checked_engine, serving_engine
 from deaios.node.folder import StateFolder
 from deaios.node.local import CHEATER, LocalNetwork
 from deaios.node.member import Member
+from deaios.node.network import open_default_model, open_storage
 from deaios.node.session import ask_question, open_keystore, open_session
 from deaios.node.verifying import verify_file
-from deaios.primitives.encoding import encode_hex
+from deaios.primitives.encoding import Json, encode_hex
 from deaios.primitives.errors import Unavailable
 from deaios.primitives.keys import Address, checksum_address
 from deaios.primitives.units import format_credit
@@ -30,7 +35,12 @@ QUESTIONS = (
     "Why is the sky dark at night?",
     "Give me three tips for a first camping trip.",
     "Explain what a hash function is to a ten year old.",
+    "Suggest a name for a small bakery and say why.",
+    "How does a heat pump work?",
+    "Write a short poem about the sea in winter.",
 )
+QUESTIONS_MIN = 3
+"""More are asked only while every answer came from the cheat."""
 ANSWER_TOKENS = 96
 PAYMENT_WAIT_S = 60.0
 DISPUTE_WAIT_S = 120.0
@@ -63,6 +73,8 @@ class Demo:
     voice: Voice
     clock: SystemClock = field(default_factory=SystemClock)
     names: dict[Address, str] = field(default_factory=dict)
+    summary: dict[str, Json] = field(default_factory=dict)
+    """What happened, for scripts."""
 
     async def run(self) -> None:
         """Everything, in order; raises where a step does not happen."""
@@ -70,7 +82,9 @@ class Demo:
         network = LocalNetwork(self.folder, load_config(self.folder.root), report=self.voice.line)
         started = self.clock.monotonic_s()
         async with network.running(with_cheater=True):
-            self.voice.line(f"up after {self.clock.monotonic_s() - started:.0f} s; one of three providers is a cheat:")
+            ready_s = round(self.clock.monotonic_s() - started)
+            self.summary["ready_after_s"] = ready_s
+            self.voice.line(f"up after {ready_s} s; one of three providers is a cheat:")
             self.voice.line(f"{CHEATER} sells the F16 model and computes with an 8-bit requantisation of it")
             async with open_session(self.folder) as session:
                 member = session.member
@@ -93,8 +107,11 @@ class Demo:
 
     async def _ask(self) -> list[Path]:
         self.voice.heading("2. Questions through the OpenAI API")
-        saved = []
+        saved: list[Path] = []
+        told_by: list[str] = []
         for number, question in enumerate(QUESTIONS, start=1):
+            if number > QUESTIONS_MIN and set(told_by) != {CHEATER}:
+                break
             self.voice.line(f"? {question}")
             path = self.folder.root / f"answer-{number}.json"
             body: dict[str, object] = {
@@ -113,23 +130,28 @@ class Demo:
                 f"receipt {receipt.counter}, fee {format_credit(receipt.fee)} credit"
             )
             saved.append(path)
+            told_by.append(self._name(told.opening.request.provider))
         return saved
 
     async def _verify(self, saved: list[Path]) -> None:
         self.voice.heading("3. Anybody checks the answers, with the files, the model and the chain")
         honest: Path | None = None
+        checked: list[Json] = []
         for path in saved:
             result = await verify_file(self.folder, path)
             self._show_verification(path, result)
             provider = self._provider_of(path)
+            checked.append({"provider": provider, "outcome": result.outcome.name.lower(), "says": result.headline})
             if result.outcome is Outcome.UNCHECKED:
                 raise UnavailableStep(f"{path.name} {result.headline}")
             if provider != CHEATER:
                 if result.outcome is not Outcome.VERIFIED:
                     raise UnavailableStep(f"an honest answer of {provider} did not verify: {result.headline}")
                 honest = path
-        if honest is not None:
-            await self._forge(honest)
+        self.summary["answers"] = checked
+        if honest is None:
+            raise UnavailableStep(f"all {len(saved)} answers came from {CHEATER}")
+        await self._forge(honest)
 
     def _provider_of(self, path: Path) -> str:
         return self._name(decode_answer(_read(path)).opening.request.provider)
@@ -156,16 +178,20 @@ class Demo:
     async def _show_payments(self, member: Member) -> None:
         self.voice.heading("4. Who was paid")
         channels = member.contracts.channels.contract
+        events: tuple[ContractEvent, ...] = ()
 
-        async def paid() -> list[ContractEvent] | None:
+        async def is_paid() -> bool:
+            nonlocal events
             events = await channels.fetch_events("Settled")
-            return list(events) or None
+            return any(self._name(Address(event.values["receiver"])) != CHEATER for event in events)
 
-        for event in await self._wait("a provider's claim on chain", PAYMENT_WAIT_S, paid):
-            amount, receiver = int(event.values["amount"]), Address(event.values["receiver"])
-            self.voice.line(
-                f"{self._name(receiver)} received {format_credit(amount)} credit, transaction {_hash_of(event)}"
-            )
+        await self._wait("an honest provider's claim on chain", PAYMENT_WAIT_S, is_paid)
+        paid: list[Json] = []
+        for event in events:
+            amount, receiver = int(event.values["amount"]), self._name(Address(event.values["receiver"]))
+            self.voice.line(f"{receiver} received {format_credit(amount)} credit, transaction {_hash_of(event)}")
+            paid.append({"provider": receiver, "credit": format_credit(amount), "transaction": _hash_of(event)})
+        self.summary["payments"] = paid
 
     # -- the cheat ---------------------------------------------------------------------------------------------------
 
@@ -176,21 +202,50 @@ class Demo:
         seen = 0
         closed: ContractEvent | None = None
 
-        async def look() -> bool | None:
+        async def is_convicted() -> bool:
             nonlocal seen, closed
             events = await disputes.fetch_events(_DISPUTE_EVENTS)
             for event in events[seen:]:
                 self._show_dispute_event(event)
-                if event.name == "Closed" and event.values["verdict"] == 2:
+                if event.name == "Opened" and "evidence" not in self.summary:
+                    await self._show_evidence(member, bytes(event.values["evidenceManifest"]))
+                if event.name == "Closed" and event.values["verdict"] == Decision.GUILTY:
                     closed = event
             seen = len(events)
-            return True if closed else None
+            return closed is not None
 
-        await self._wait("the cheat's conviction", DISPUTE_WAIT_S, look)
+        await self._wait("the cheat's conviction", DISPUTE_WAIT_S, is_convicted)
         assert closed is not None
         dispute = await member.contracts.disputes.dispute_of(int(closed.values["id"]))
         if dispute.provider != cheat:
             raise UnavailableStep(f"{self._name(dispute.provider)} was convicted, but the cheat is {CHEATER}")
+        self.summary["conviction"] = {
+            "provider": CHEATER,
+            "accuser": self._name(dispute.accuser),
+            "transaction": _hash_of(closed),
+            "slashed": format_credit(dispute.slashed),
+            "refunded": format_credit(dispute.refunded),
+            "burned": format_credit(dispute.burned),
+        }
+
+    async def _show_evidence(self, member: Member, manifest: bytes) -> None:
+        """Anybody can fetch the evidence and re-execute it; the demo does."""
+        storage = await open_storage(member, self.clock)
+        evidence = decode_evidence(await storage.get_bytes(manifest, EVIDENCE_BYTES_MAX))
+        files = await open_default_model(member, self.folder, self.clock, self.voice.line)
+        engine = await asyncio.to_thread(
+            open_checked_engine, load_config(self.folder.root).engine, files, sequences_max=1
+        )
+        async with serving_engine(engine) as service:
+            report = await EngineRecheck(service, files.record, files.open_tokenizer()).check(evidence)
+        if report.ok:
+            raise UnavailableStep("the evidence of a dispute shows no violation")
+        first = report.violations[0]
+        self.voice.line(
+            f"  the evidence, fetched and re-executed here: {len(report.violations)} of {report.tokens_checked} tokens "
+            f"are not the model's; token {first.position}: {first.detail}"
+        )
+        self.summary["evidence"] = {"violations": len(report.violations), "tokens": report.tokens_checked}
 
     def _show_dispute_event(self, event: ContractEvent) -> None:
         values = event.values
@@ -224,20 +279,20 @@ class Demo:
             f"{money.holders} holders have {format_credit(money.held)}, burned {format_credit(money.burned)}, "
             f"founded with {format_credit(money.founded)}"
         )
+        self.summary["money"] = {
+            "held": format_credit(money.held),
+            "burned": format_credit(money.burned),
+            "founded": format_credit(money.founded),
+        }
         if not money.is_conserved:
             raise UnavailableStep(f"credit is not conserved: {money}")
 
-    async def _wait(
-        self, what: str, seconds: float, look: Callable[[], Awaitable[object | None]]
-    ) -> list[ContractEvent]:
+    async def _wait(self, what: str, seconds: float, has_happened: Callable[[], Awaitable[bool]]) -> None:
         deadline = self.clock.monotonic_s() + seconds
-        while True:
-            found = await look()
-            if found is not None:
-                return found if isinstance(found, list) else []
+        while not await has_happened():
             if self.clock.monotonic_s() > deadline:
                 raise UnavailableStep(f"{what} did not happen within {seconds:.0f} s")
-            await asyncio.sleep(POLL_S)
+            await self.clock.sleep(POLL_S)
 
 
 def _read(path: Path) -> bytes:

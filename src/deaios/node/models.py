@@ -32,7 +32,6 @@ from deaios.ledger.client.contracts import Contracts
 from deaios.node.folder import StateFolder
 from deaios.node.model_package import MODEL_FILE, MODEL_NAME, MODEL_SHA256
 from deaios.primitives.errors import Unavailable
-from deaios.primitives.hashing import sha256
 from deaios.storage.client import StorageClient
 
 SERVING = "f16-expansion/1"
@@ -41,9 +40,8 @@ CONTEXT_TOKENS = 2048
 """What is offered of the model's 8,192: a laptop's share per conversation."""
 LICENCE = "Apache-2.0"
 QUANTISATION = "Q4_1"
-CALIBRATION_TOKENS = 6177
-CALIBRATION_MARGIN_MICRO = 6500
-"""Largest honest margin over AVX2, AVX-512 and NumPy engines (docs/spec/sampling.md)."""
+CALIBRATION = Calibration(2083, 2846, bytes.fromhex("81f010fe29bd03c16fc42906d6dbe52d49f096c826fe3e463227e11f58c05c67"))
+"""Honest tokens across both engines, the largest margin among them, and the digest of docs/spec/calibration.json."""
 
 Report = Callable[[str], None]
 
@@ -107,9 +105,7 @@ def build_default_record(source: Path, served: Path, manifest: bytes, replay_pro
             parents=(),
             noise_class=NoiseClass.FLOAT,
             thresholds=DEFAULT_THRESHOLDS,
-            calibration=Calibration(
-                CALIBRATION_TOKENS, CALIBRATION_MARGIN_MICRO, sha256(b"llama.cpp AVX2, AVX-512; NumPy float32")
-            ),
+            calibration=CALIBRATION,
             context_tokens=CONTEXT_TOKENS,
             replay_profiles=tuple(sorted(replay_profiles)),
         )
