@@ -37,11 +37,15 @@ class ByteTokenizer:
     """Ids 0 to 255 are bytes, 256 ends an answer."""
 
     end_ids = frozenset({END})
+    vocabulary_size = END + 1
 
     def get_bytes(self, token):
         if not 0 <= token <= END:
             raise Invalid(f"token id {token} is outside the vocabulary")
         return b"" if token == END else bytes([token])
+
+    def get_label(self, token):
+        return "<end>" if token == END else self.get_bytes(token).decode("utf-8", "replace")
 
 
 def render(messages):
@@ -71,11 +75,18 @@ def build_record(context_tokens=1000):
 @dataclass(frozen=True)
 class FakeDelta:
     ids: tuple
+    logprobs: tuple | None = None
+
+
+def rank(token, count):
+    """Whatever comes is at an eighth of a nat below even; the end is always at one in a thousand."""
+    top = ((END, -6_907_755), *((letter, -7_000_000 - letter) for letter in b"abcdefghijklmnopqrs"))[:count]
+    return ((token, -818_147), *top) if count == 0 else ((token, -818_147), (token, -818_147), *top[: count - 1])
 
 
 @dataclass
 class Script:
-    """What a purchase does: tuples of ids arrive, events are waited for, exceptions are raised."""
+    """What a purchase does: tuples of ids, or whole deltas, arrive, events are waited for, exceptions are raised."""
 
     steps: list
     finish: FinishReason = FinishReason.STOP_TOKEN
@@ -104,9 +115,14 @@ class FakePurchase:
             elif isinstance(step, BaseException):
                 raise step
             else:
-                self.ids += step
-                yield FakeDelta(step)
+                delta = step if isinstance(step, FakeDelta) else self.build_delta(step)
+                self.ids += delta.ids
+                yield delta
         self.opening = self.build_opening(self.script.state, self.script.finish)
+
+    def build_delta(self, ids):
+        count = self.order.logprobs
+        return FakeDelta(ids, None if count is None else tuple(rank(token, count) for token in ids))
 
     async def wait(self):
         if self.opening is None:
@@ -219,6 +235,8 @@ class World:
     application: web.Application
     say: Callable = say
     script: type = Script
+    delta: type = FakeDelta
+    rank: Callable = rank
 
     @property
     def base_url(self):
@@ -238,11 +256,13 @@ def start_gateway(tmp_path):
     """Makes gateways: `async with start_gateway(reply=..., budget=...) as world`."""
 
     @asynccontextmanager
-    async def start(*, reply=None, budget=None, limits=None, context_tokens=1000, dice=None, models=None, buyer=None):
+    async def start(
+        *, reply=None, budget=None, limits=None, context_tokens=1000, dice=None, models=None, buyer=None, served=None
+    ):
         keys = KeyStore.open(tmp_path / "keys.sqlite", b"p" * 32)
         key, record = keys.create(SystemDice(), 0, name="test", budget=budget, models=models)
         buyer = buyer or (FakeBuyer() if reply is None else FakeBuyer(reply))
-        served = ServedModel(
+        served = served or ServedModel(
             record_id=RECORD_ID,
             record=build_record(context_tokens),
             tokenizer=ByteTokenizer(),

@@ -12,7 +12,7 @@ ONE, TWO = identify("key", None, b"one"), identify("key", None, b"two")
 
 @dataclass(eq=False)
 class FakeAnswer:
-    tokens: int = 1
+    weight: int = 1
     error: object = None
     is_orphan: bool = False
 
@@ -71,13 +71,13 @@ def test_ended_answers_are_forgotten_after_the_window():
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.booleans()), max_size=60))
 def test_the_book_is_bounded_and_never_mixes_identities(steps):
-    book = AnswerBook(window_s=20, answers_max=4, tokens_max=6)
+    book = AnswerBook(window_s=20, answers_max=4, weight_max=6)
     made, running, now = {}, [], 0.0
     for kind, which, fails in steps:
         now += 3
         identity = identify("key", None, bytes([which]))
         if kind == 0:
-            answer = FakeAnswer(tokens=which)
+            answer = FakeAnswer(weight=which)
             made[id(answer)] = (identity, answer)
             running.append((book.add(identity, answer), answer))
         elif kind == 1 and running:
@@ -91,5 +91,5 @@ def test_the_book_is_bounded_and_never_mixes_identities(steps):
             assert found is None or (made[id(found)][0] == identity and found.error is None)
         assert book.running == len(running)
         assert len(book._ended) <= 4
-        assert book._tokens == sum(entry.answer.tokens for entry in book._ended.values() if entry.answer) <= 6
+        assert book._weight == sum(entry.answer.weight for entry in book._ended.values() if entry.answer) <= 6
         assert set(book._entries) == {serial for serials in book._by_identity.values() for serial in serials}

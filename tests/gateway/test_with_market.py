@@ -3,13 +3,25 @@
 import asyncio
 import importlib.util
 import sys
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
+import numpy as np
 import openai
 import pytest
 
+from deaios.compute.engine import Step
+from deaios.compute.engines.llama import LlamaEngine
+from deaios.compute.engines.numpy_llama import NumpyEngine
+from deaios.compute.logprobs import rank_tokens
+from deaios.compute.records import encode_record
+from deaios.compute.records import record_id as compute_record_id
+from deaios.compute.service import EngineService
+from deaios.compute.template import ChatTemplate
+from deaios.compute.tokenizer import Tokenizer
+from deaios.gateway.purchasing import ServedModel
 from deaios.ledger.structs import FinishReason, State
 from deaios.market.buyer.client import Buyer, BuyerSettings
 from deaios.market.opening import Opening
@@ -19,6 +31,8 @@ from deaios.market.seller.service import Seller
 from deaios.runtime.client import HttpClient
 from deaios.runtime.http import serve
 
+NATS_MAX = 0.02
+"""How far two honest engines may be apart."""
 HELLO = [{"role": "user", "content": "hello"}]
 END = 256
 
@@ -43,11 +57,19 @@ class Speaker:
 
     async def __call__(self, prompt_ids, params, seed, logprobs):
         for byte in self.text.encode():
-            yield Piece(byte)
+            yield Piece(byte, logprobs=self.rank(byte, logprobs))
             await asyncio.sleep(0)
         if self.gate is not None:
             await self.gate.wait()
-        yield Piece(END, FinishReason.STOP_TOKEN)
+        yield Piece(END, FinishReason.STOP_TOKEN, logprobs=self.rank(END, logprobs))
+
+    def rank(self, token, count):
+        """Surer of a letter the later it is in the alphabet, and never of the end."""
+        if count is None:
+            return None
+        row = np.arange(END + 1, dtype=np.float32) / 32
+        row[END] = -5.0
+        return rank_tokens(row, token, count)
 
 
 @pytest.fixture
@@ -148,3 +170,86 @@ async def test_what_nobody_offers_is_refused_with_the_reason(market, start_gatew
         assert caught.value.code == "no_provider"
         assert "level 2 is below 4" in caught.value.message
         assert world.spent == 0
+
+
+async def test_log_probabilities_come_through_the_market_streamed_and_whole(market, start_gateway, record_id):
+    speaker = Speaker("Hi wörld")
+    async with (
+        market(speaker, record_id) as buyer,
+        start_gateway(buyer=buyer) as world,
+        openai.AsyncOpenAI(base_url=world.base_url, api_key=world.key) as client,
+    ):
+        ask = {"model": "tiny", "messages": HELLO, "logprobs": True, "top_logprobs": 2, "seed": 1}
+        whole = (await client.chat.completions.create(**ask)).choices[0].logprobs.content
+        stream = await client.chat.completions.create(**ask, stream=True)
+        streamed = [entry async for chunk in stream for entry in getattr(chunk.choices[0].logprobs, "content", ())]
+    assert whole == streamed
+    expected = [speaker.rank(byte, 2) for byte in "Hi wörld".encode()]
+    assert [[entry.logprob, *(top.logprob for top in entry.top_logprobs)] for entry in whole] == [
+        [value / 1_000_000 for _, value in ranking] for ranking in expected
+    ]
+    assert b"".join(bytes(entry.bytes) for entry in whole) == "Hi wörld".encode()
+
+
+@pytest.fixture(scope="session")
+def language(model_files):
+    return Tokenizer.from_gguf(model_files.served), ChatTemplate.from_gguf(model_files.served)
+
+
+def generate_with(service, tokenizer):
+    async def generate(prompt_ids, params, seed, logprobs):
+        async with aclosing(service.generate(prompt_ids, params, seed, tokenizer, logprobs)) as stream:
+            async for sampled in stream:
+                yield Piece(sampled.token, sampled.finish, sampled.stop_index, sampled.logprobs)
+
+    return generate
+
+
+def recompute(model_files, opening, prompt_ids):
+    """The log-softmax before each id of an answer, by the NumPy engine, `(ids, vocabulary) float64`."""
+    engine = NumpyEngine(model_files.served, context_tokens=256, sequences_max=1)
+    ids = opening.output_ids
+    (rows,) = engine.decode([Step(0, 0, (*prompt_ids, *ids[:-1]), len(ids))])
+    engine.close()
+    shifted = rows.astype(np.float64) - rows.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
+async def test_what_the_sdk_shows_is_what_another_engine_computes(
+    model_files, language, market, start_gateway, tiny_record
+):
+    tokenizer, template = language
+    hashes = {"tokenizer_hash": tokenizer.tokenizer_hash, "template_hash": template.template_hash}
+    record = replace(tiny_record, name="smol", **hashes)
+    prices = {"input_price": 1_000_000, "output_price": 4_000_000, "created_s": 0, "owned_by": "tests"}
+    served = ServedModel.build(record, tokenizer, template, **prices)
+    service = EngineService(LlamaEngine(model_files.served, threads=2, context_tokens=256, sequences_max=2))
+    terms = {"vocabulary_size": tokenizer.vocabulary_size, "context_tokens": 256}
+    question = [{"role": "user", "content": "Name three colours and an emoji."}]
+    try:
+        async with (
+            market(generate_with(service, tokenizer), compute_record_id(encode_record(record)), **terms) as buyer,
+            start_gateway(buyer=buyer, served=served) as world,
+            openai.AsyncOpenAI(base_url=world.base_url, api_key=world.key) as client,
+        ):
+            ask = {"model": "smol", "messages": question, "max_tokens": 24, "temperature": 0, "top_p": 0.9}
+            answer = await client.chat.completions.create(**ask, logprobs=True, top_logprobs=4, seed=3)
+    finally:
+        await service.close()
+    opening = Opening.decode_json(answer.model_extra["deaios"]["opening"])
+    table = recompute(model_files, opening, served.render(question))
+    entries = answer.choices[0].logprobs.content
+    places = [place for place, token in enumerate(opening.output_ids) if tokenizer.get_bytes(token)]
+    assert (
+        b"".join(bytes(entry.bytes) for entry in entries).decode("utf-8", "replace")
+        == answer.choices[0].message.content
+    )
+    assert len(entries) == len(places) > 5
+    worst = 0.0
+    for entry, place in zip(entries, places, strict=True):
+        token = opening.output_ids[place]
+        assert (entry.token, bytes(entry.bytes)) == (tokenizer.get_label(token), tokenizer.get_bytes(token))
+        ours = np.sort(table[place])[::-1][:4]
+        theirs = [top.logprob for top in entry.top_logprobs]
+        worst = max(worst, abs(entry.logprob - table[place][token]), *np.abs(ours - theirs))
+    assert 0.0 < worst <= NATS_MAX

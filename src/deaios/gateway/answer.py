@@ -12,8 +12,16 @@ from dataclasses import dataclass
 from deaios.compute.generation import Generation
 from deaios.compute.sampling import SEED_SIZE
 from deaios.gateway.budgets import Budgets, Reservation
-from deaios.gateway.errors import InternalFault, UnavailableAnswer, UnavailableMarket
-from deaios.gateway.purchasing import Purchase, Purchasing, ServedModel
+from deaios.gateway.errors import (
+    InternalFault,
+    InvalidOutput,
+    UnavailableAnswer,
+    UnavailableLogprobs,
+    UnavailableMarket,
+)
+from deaios.gateway.logprobs import ShownTokens
+from deaios.gateway.purchasing import Delta, Purchase, Purchasing, ServedModel
+from deaios.gateway.retries import TOKEN_BYTES
 from deaios.gateway.store import Charge
 from deaios.ledger.structs import FinishReason, State
 from deaios.market.chat import ChatBody
@@ -30,10 +38,6 @@ LAG_PIECES_MAX = 256
 """How far the purchase may run ahead of the fastest streaming reader."""
 CANCEL_S = 10.0
 """A purchase that cannot be cancelled within this time is left to its own deadline."""
-
-
-class InvalidOutput(Invalid):
-    """Tokens that no honest provider sends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +73,14 @@ class Patience:
     grace_s: float = 3.0
 
 
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Text that was released at once, and the entries of the tokens that it newly shows, where they are wanted."""
+
+    text: str
+    logprobs: tuple[bytes, ...] = ()
+
+
 class Reader:
     """One client's place in an answer."""
 
@@ -77,7 +89,7 @@ class Reader:
         self.is_streaming = is_streaming
         self.position = 0
 
-    def take(self) -> list[str]:
+    def take(self) -> list[Piece]:
         """The pieces that are new to this reader."""
         pieces = self._answer.pieces[self.position :]
         self.position = len(self._answer.pieces)
@@ -109,13 +121,14 @@ class Answer:
         patience: Patience,
     ) -> None:
         self.wanted = wanted
-        self.pieces: list[str] = []
+        self.pieces: list[Piece] = []
         self.opening: Opening | None = None
         self.error: DeaiosError | None = None
         self.has_ended = False
         self.is_delivered = False
         self.tokens = 0
         self._text: Generation | None = None
+        self._shown = ShownTokens(wanted.model.tokenizer)
         self._prepare = prepare
         self._buyer = buyer
         self._budgets = budgets
@@ -133,6 +146,11 @@ class Answer:
     def is_orphan(self) -> bool:
         """Nobody follows it, and nobody has had all of it."""
         return not self._readers and not self.is_delivered
+
+    @property
+    def weight(self) -> int:
+        """Memory that keeping it takes, in sampled tokens."""
+        return self.tokens + sum(len(entry) for piece in self.pieces for entry in piece.logprobs) // TOKEN_BYTES
 
     def when_done(self, call: Callable[[], None]) -> None:
         """Have something called when the answer has ended, before its readers know."""
@@ -237,6 +255,9 @@ class Answer:
             log.warning("purchase failed", answer=self.wanted.answer_id, error=str(lie), kind=type(lie).__name__)
             await self._cancel(purchase, prepared)
             return 0, UnavailableAnswer(f"the provider broke the protocol: {lie}")
+        except UnavailableLogprobs as lost:
+            await self._cancel(purchase, prepared)
+            return 0, lost
         except DeaiosError as failure:
             return 0, failure
         return self._judge(prepared.reservation)
@@ -245,8 +266,24 @@ class Answer:
         # The finish rules need ids only; the seed is the sampler's, and nothing is sampled here.
         self._text = Generation(len(order.prompt_ids), order.params, bytes(SEED_SIZE), self.wanted.model.tokenizer)
         async for delta in purchase:
-            self._add("".join(map(self._accept, delta.ids)))
+            self._add(delta)
             await self._wait_for_readers()
+
+    def _add(self, delta: Delta) -> None:
+        """Take more tokens: the text that they release, and entries for those that it shows."""
+        assert self._text is not None
+        text = "".join(map(self._accept, delta.ids))
+        entries: tuple[bytes, ...] = ()
+        if self.wanted.chat.top_logprobs is not None:
+            if delta.logprobs is None:
+                raise UnavailableLogprobs("the provider's stream broke and log probabilities were lost; ask again")
+            shown = delta.logprobs[:-1] if self._text.finish == FinishReason.STOP_TOKEN else delta.logprobs
+            for ranking in shown:
+                self._shown.add(ranking)
+            entries = self._shown.take(self._text.shown_bytes)
+        if text:
+            self.pieces.append(Piece(text, entries))
+            self._notify()
 
     def _accept(self, token: int) -> str:
         """The text that one more token releases."""
@@ -255,11 +292,6 @@ class Answer:
             raise InvalidOutput("the provider sent tokens after the end of the answer")
         self.tokens += 1
         return self._text.accept(token).text_delta
-
-    def _add(self, piece: str) -> None:
-        if piece:
-            self.pieces.append(piece)
-            self._notify()
 
     async def _wait_for_readers(self) -> None:
         """Do not run ahead of those who stream: what they never read should not be bought."""

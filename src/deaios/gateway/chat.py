@@ -2,10 +2,13 @@
 
 Invariants: what is bought is what the exact body says; an answer is charged before its last bytes are sent; a client
 that reads slowly holds back the purchase, and one that goes away ends it.
+
+`logprobs` gives what the provider says the model thought of its tokens: a claim that no signature binds, that is not in
+the answer file and that `deaios verify` does not look at. Tokens, counts and price are bound; these numbers are not.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
@@ -14,7 +17,7 @@ import msgspec
 from aiohttp import web
 
 from deaios.gateway import openai_wire as wire
-from deaios.gateway.answer import Answer, Patience, Prepared, Reader, Wanted
+from deaios.gateway.answer import Answer, Patience, Piece, Prepared, Reader, Wanted
 from deaios.gateway.budgets import Budgets
 from deaios.gateway.errors import InternalFault, RefusedModel, UnavailableBody, build_error, status_of
 from deaios.gateway.keys import Draws, KeyRecord, derive_draws
@@ -149,12 +152,6 @@ class ChatDoor:
         self, identity: bytes, key: KeyRecord, key_text: str, chat: ChatBody, nonce: bytes | None, body: bytes
     ) -> Answer:
         """Begin a purchase; nothing here waits, so that two retries cannot both begin one."""
-        if chat.top_logprobs is not None:
-            raise InvalidParameter(
-                "logprobs",
-                "logprobs is not supported: providers send token ids, and no signature would cover probabilities",
-                "unsupported_parameter",
-            )
         model = self._models.find(chat.model)
         if model is None or not key.may_use(*model.names):
             raise RefusedModel(f"the model {chat.model!r} does not exist or this key may not use it")
@@ -216,6 +213,7 @@ class ChatDoor:
             min_level=chat.min_level,
             audit_policy=chat.audit_policy,
             provider=chat.provider,
+            logprobs=chat.top_logprobs,
         )
         most = compute_fee(len(prompt_ids), params.max_tokens, model.input_price, model.output_price)
         return Prepared(order, self._budgets.reserve(key_id, most))
@@ -228,7 +226,13 @@ class ChatDoor:
             id=wanted.answer_id,
             created=wanted.created_s,
             model=wanted.model.record.name,
-            choices=[wire.Choice(wire.AnswerMessage("".join(answer.pieces)), _finish_of(opening))],
+            choices=[
+                wire.Choice(
+                    wire.AnswerMessage("".join(piece.text for piece in answer.pieces)),
+                    _finish_of(opening),
+                    logprobs=_logprobs_of(wanted, answer.pieces),
+                )
+            ],
             usage=_usage_of(opening),
             system_fingerprint=_fingerprint(wanted.model),
             deaios=self._proof(wanted, opening),
@@ -316,8 +320,8 @@ class _Events:
     def first(self) -> bytes:
         return self._chunk(wire.ChunkDelta(role="assistant", content=""))
 
-    def piece(self, text: str) -> bytes:
-        return self._chunk(wire.ChunkDelta(content=text))
+    def piece(self, piece: Piece) -> bytes:
+        return self._chunk(wire.ChunkDelta(content=piece.text), logprobs=_logprobs_of(self._wanted, [piece]))
 
     def last(self, opening: Opening, proof: wire.Proof) -> bytes:
         """The finish, and the usage where it is wanted; the proof rides on whichever is last."""
@@ -332,8 +336,10 @@ class _Events:
         delta: wire.ChunkDelta,
         finish: str | None = None,
         deaios: wire.Proof | msgspec.UnsetType = msgspec.UNSET,
+        logprobs: wire.ChoiceLogprobs | None = None,
     ) -> bytes:
-        return _event(self._build([wire.ChunkChoice(delta, finish)], usage=self._blank_usage, deaios=deaios))
+        choice = wire.ChunkChoice(delta, finish, logprobs=logprobs)
+        return _event(self._build([choice], usage=self._blank_usage, deaios=deaios))
 
     def _build(
         self,
@@ -351,6 +357,12 @@ class _Events:
             usage=usage,
             deaios=deaios,
         )
+
+
+def _logprobs_of(wanted: Wanted, pieces: Sequence[Piece]) -> wire.ChoiceLogprobs | None:
+    if wanted.chat.top_logprobs is None:
+        return None
+    return wire.ChoiceLogprobs([msgspec.Raw(entry) for piece in pieces for entry in piece.logprobs])
 
 
 def _event(value: object) -> bytes:

@@ -8,7 +8,7 @@ from aiohttp import web
 
 from deaios.gateway.openai_wire import ErrorAnswer, ErrorBody
 from deaios.market.chat import InvalidParameter
-from deaios.primitives.errors import DeaiosError, Refused, Unavailable
+from deaios.primitives.errors import DeaiosError, Invalid, Refused, Unavailable
 from deaios.runtime.errors import InvalidBody, NotFound, RefusedPayment, http_status
 from deaios.runtime.http import json_response
 
@@ -47,6 +47,14 @@ class UnavailableAnswer(Unavailable):
     """The purchase failed on its way; the user was not charged and may try again."""
 
 
+class UnavailableLogprobs(Unavailable):
+    """A provider's stream broke, and with it the log probabilities; the user was not charged and may try again."""
+
+
+class InvalidOutput(Invalid):
+    """Tokens, or log probabilities of tokens, that no honest provider sends."""
+
+
 class UnavailableBody(Unavailable):
     """The request's body did not arrive in time or broke off."""
 
@@ -59,6 +67,7 @@ _OWN: tuple[tuple[type[DeaiosError], int, str], ...] = (
     (RefusedKey, 401, "invalid_api_key"),
     (RefusedModel, 404, "model_not_found"),
     (UnavailableMarket, 503, "no_provider"),
+    (UnavailableLogprobs, 503, "logprobs_lost"),
     (UnavailableBody, 408, "request_timeout"),
     (InvalidBody, 400, "invalid_json"),
 )

@@ -45,13 +45,37 @@ class AnswerMessage(msgspec.Struct, frozen=True):
     refusal: None = None
 
 
+class TopLogprob(msgspec.Struct, frozen=True):
+    """One of the most probable tokens at a place; `bytes` is None for special tokens."""
+
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+
+class TokenLogprob(msgspec.Struct, frozen=True):
+    """One token of the text, with how probable the provider says the model found it, in nats."""
+
+    token: str
+    logprob: float
+    bytes: list[int] | None
+    top_logprobs: list[TopLogprob]
+
+
+class ChoiceLogprobs(msgspec.Struct, frozen=True):
+    """The tokens of a text, each a `TokenLogprob` that was encoded when it came."""
+
+    content: list[msgspec.Raw]
+    refusal: None = None
+
+
 class Choice(msgspec.Struct, frozen=True):
     """The one answer to a request."""
 
     message: AnswerMessage
     finish_reason: str
     index: int = 0
-    logprobs: None = None
+    logprobs: ChoiceLogprobs | None = None
 
 
 class ChatCompletion(msgspec.Struct, frozen=True):
@@ -80,7 +104,7 @@ class ChunkChoice(msgspec.Struct, frozen=True):
     delta: ChunkDelta
     finish_reason: str | None = None
     index: int = 0
-    logprobs: None = None
+    logprobs: ChoiceLogprobs | None = None
 
 
 class ChatChunk(msgspec.Struct, frozen=True):

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from deaios.compute.logprobs import Ranking
 from deaios.compute.records import ModelRecord, encode_record
 from deaios.compute.records import record_id as compute_record_id
 from deaios.compute.template import ChatTemplate
@@ -30,6 +31,10 @@ class Delta(Protocol):
     @property
     def ids(self) -> tuple[int, ...]:
         """At least one id."""
+
+    @property
+    def logprobs(self) -> tuple[Ranking, ...] | None:
+        """A ranking for each id where the order asked for them; None also where they were lost."""
 
 
 class Purchase(Protocol):

@@ -18,14 +18,18 @@ from deaios.primitives.hashing import sha256
 WINDOW_S = 120.0
 """How long an ended answer can be had again: longer than the last retry of any SDK with default settings."""
 ANSWERS_MAX = 1024
-TOKENS_MAX = 1 << 20
-"""Sampled tokens of all ended answers kept; about 40 bytes each with text and papers."""
+WEIGHT_MAX = 1 << 20
+"""Of all ended answers kept."""
+TOKEN_BYTES = 40
+"""What a sampled token takes with its text and papers: the unit of weight."""
 
 
 class Kept(Protocol):
     """What the book needs of an answer."""
 
-    tokens: int
+    @property
+    def weight(self) -> int:
+        """Memory that keeping it takes, in sampled tokens of `TOKEN_BYTES`."""
 
     @property
     def error(self) -> object | None:
@@ -61,16 +65,16 @@ class AnswerBook(Generic[T]):
     """
 
     def __init__(
-        self, *, window_s: float = WINDOW_S, answers_max: int = ANSWERS_MAX, tokens_max: int = TOKENS_MAX
+        self, *, window_s: float = WINDOW_S, answers_max: int = ANSWERS_MAX, weight_max: int = WEIGHT_MAX
     ) -> None:
         self._window_s = window_s
         self._answers_max = answers_max
-        self._tokens_max = tokens_max
+        self._weight_max = weight_max
         self._entries: dict[int, _Entry[T]] = {}
         self._ended: OrderedDict[int, _Entry[T]] = OrderedDict()
         self._by_identity: dict[bytes, list[int]] = {}
         self._serial = 0
-        self._tokens = 0
+        self._weight = 0
 
     @property
     def running(self) -> int:
@@ -88,7 +92,7 @@ class AnswerBook(Generic[T]):
         if entry.answer.error is not None:
             entry.answer = None
         else:
-            self._tokens += entry.answer.tokens
+            self._weight += entry.answer.weight
         entry.ended_s = now_s
         self._ended[serial] = entry
         self._evict(now_s)
@@ -129,7 +133,7 @@ class AnswerBook(Generic[T]):
             serial, entry = next(iter(self._ended.items()))
             assert entry.ended_s is not None
             is_old = now_s - entry.ended_s > self._window_s
-            if not is_old and len(self._ended) <= self._answers_max and self._tokens <= self._tokens_max:
+            if not is_old and len(self._ended) <= self._answers_max and self._weight <= self._weight_max:
                 return
             self._drop(serial)
 
@@ -137,7 +141,7 @@ class AnswerBook(Generic[T]):
         entry = self._entries.pop(serial)
         del self._ended[serial]
         if entry.answer is not None:
-            self._tokens -= entry.answer.tokens
+            self._weight -= entry.answer.weight
         serials = self._by_identity[entry.identity]
         serials.remove(serial)
         if not serials:

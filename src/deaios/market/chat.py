@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from deaios.compute.commitments import Context, encode_context
+from deaios.compute.logprobs import LOGPROBS_MAX
 from deaios.ledger.structs import (
     MAX_TOKENS_LIMIT,
     STOPS_MAX,
@@ -38,8 +39,6 @@ MODEL_CHARS_MAX = 256
 STOP_BYTES_MAX = 256
 TOP_K_MAX = 1 << 20
 """Above every vocabulary known; a larger value would mean the same as no limit."""
-TOP_LOGPROBS_MAX = 20
-"""As the OpenAI API."""
 SEED_BITS = 64
 TEMPERATURE_MILLI_DEFAULT = 1000
 MAX_TOKENS_DEFAULT = 256
@@ -458,7 +457,7 @@ _READERS: Mapping[str, Callable[[str, object], object]] = {
     "stream_options": _read_stream_options,
     "temperature": _thousandths(0, TEMPERATURE_MILLI_MAX),
     "top_k": _integers(TOP_K_OFF, TOP_K_MAX),
-    "top_logprobs": _integers(0, TOP_LOGPROBS_MAX),
+    "top_logprobs": _integers(0, LOGPROBS_MAX),
     "top_p": _thousandths(1, TOP_P_OFF),
 }
 _PLAIN_FIELDS = frozenset({"messages", "model", "seed", "stop", "stream", "top_k"})
