@@ -27,6 +27,8 @@ RESTARTS_MAX = 5
 RESTART_WINDOW_S = 120.0
 BACKOFF_S = (0.5, 1.0, 2.0, 4.0, 8.0)
 TAIL_LINES = 12
+_FRUGAL = {"OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2", "MALLOC_TRIM_THRESHOLD_": "131072"}
+"""Many roles share a machine: BLAS threads that wait for cores, and heaps per thread, cost more than they give."""
 
 
 class UnavailableRole(Unavailable):
@@ -50,7 +52,7 @@ class Supervisor:
     def __init__(self, folder: StateFolder, clock: Clock, environment: dict[str, str] | None = None) -> None:
         self._folder = folder
         self._clock = clock
-        self._environment = {"OPENBLAS_NUM_THREADS": "1", **os.environ, **(environment or {})}
+        self._environment = {**_FRUGAL, **os.environ, **(environment or {})}
         self._children: dict[str, _Child] = {}
         self._log = get_logger("supervisor")
         self.failure = asyncio.Event()
