@@ -102,5 +102,17 @@ def test_one_supervisor_per_folder(tmp_path: Path) -> None:
     with folder.lock(), pytest.raises(RefusedRunning, match="deaios down"), StateFolder(tmp_path).lock():
         pass
     with folder.lock():
-        assert folder.supervisor_pid() == os.getpid()
-    assert folder.supervisor_pid() is None
+        assert folder.supervisors() == {"network": os.getpid()}
+    assert folder.supervisors() == {}
+
+
+def test_single_roles_run_beside_each_other_but_not_beside_a_network(tmp_path: Path) -> None:
+    folder = StateFolder(tmp_path)
+    with folder.lock("provider-1"), folder.lock("storage-1"):
+        assert set(folder.supervisors()) == {"provider-1", "storage-1"}
+        for name in ("provider-1", "network"):
+            with pytest.raises(RefusedRunning, match="already runs"), StateFolder(tmp_path).lock(name):
+                pass
+    with folder.lock(), pytest.raises(RefusedRunning, match="network already runs"), folder.lock("auditor-1"):
+        pass
+    assert folder.supervisors() == {}

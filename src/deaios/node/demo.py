@@ -42,8 +42,8 @@ QUESTIONS = (
 QUESTIONS_MIN = 3
 """More are asked only while every answer came from the cheat."""
 ANSWER_TOKENS = 96
-PAYMENT_WAIT_S = 60.0
-DISPUTE_WAIT_S = 120.0
+PAYMENT_WAIT_S = 90.0
+DISPUTE_WAIT_S = 180.0
 POLL_S = 0.5
 _DISPUTE_EVENTS = ("Opened", "JuryDrawn", "VerdictRevealed", "Tallied", "Closed")
 _VERDICTS = {0: "none", 1: "acquitted", 2: "guilty", 3: "no quorum"}
@@ -86,15 +86,18 @@ class Demo:
             self.summary["ready_after_s"] = ready_s
             self.voice.line(f"up after {ready_s} s; one of three providers is a cheat:")
             self.voice.line(f"{CHEATER} sells the F16 model and computes with an 8-bit requantisation of it")
-            async with open_session(self.folder) as session:
-                member = session.member
-                self._learn_names()
-                saved = await self._ask()
-                await self._verify(saved)
-                await self._show_payments(member)
-                await self._show_dispute(member)
-                await self._show_money(member)
+            await network.unless_stopped(self._steps())
             self.voice.line("stopping everything")
+
+    async def _steps(self) -> None:
+        async with open_session(self.folder) as session:
+            member = session.member
+            self._learn_names()
+            saved = await self._ask()
+            await self._verify(saved)
+            await self._show_payments(member)
+            await self._show_dispute(member)
+            await self._show_money(member)
 
     def _learn_names(self) -> None:
         keystore = open_keystore(self.folder)

@@ -30,6 +30,8 @@ RoleKind = Literal["chain", "storage", "provider", "auditor", "gateway"]
 RoleState = Literal["starting", "running", "restarting", "stopped", "failed"]
 
 
+NETWORK = "network"
+"""Name of the lock of a whole network."""
 CLOCK_SLACK_MS = 5_000
 """Between the kernel's clock and ours."""
 
@@ -180,22 +182,30 @@ class StateFolder:
         write_atomic(self.keys / f"{name}.secret", text.encode(), PRIVATE)
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the folder: one supervisor at a time.
+    def lock(self, name: str = NETWORK) -> Iterator[None]:
+        """Hold the folder for a whole network, or for one role of it; roles may run beside each other.
+
+        Args:
+            name: `NETWORK`, or a role's name.
 
         Raises:
-            RefusedRunning: another one holds it; names its process.
+            RefusedRunning: it runs already, or a network and a single role would meet; names the process.
         """
         (self.root / "run").mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.root / "run" / "supervisor.lock")
-        owner = self.root / "run" / "supervisor.pid"
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            pid = owner.read_text().strip() if owner.exists() else "unknown"
+        lock = FileLock(self.root / "run" / f"{name}.lock")
+        owner = self.root / "run" / f"{name}.pid"
+        running = self.supervisors()
+        held = next((other for other in running if other == name or NETWORK in (other, name)), None)
+        if held is None:
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                held = name
+        if held is not None:
             raise RefusedRunning(
-                f"a network already runs in {self.root} (process {pid}); stop it with `deaios down --dir {self.root}`"
-            ) from error
+                f"{held} already runs in {self.root} (process {running.get(held) or 'unknown'}); "
+                f"stop it with `deaios down --dir {self.root}`, or use another folder"
+            )
         try:
             write_atomic(owner, str(os.getpid()).encode())
             yield
@@ -203,13 +213,21 @@ class StateFolder:
             owner.unlink(missing_ok=True)
             lock.release()
 
-    def supervisor_pid(self) -> int | None:
-        """Process id of the running supervisor, None when there is none."""
-        try:
-            pid = int((self.root / "run" / "supervisor.pid").read_text())
-        except (FileNotFoundError, ValueError):
-            return None
-        return pid if is_process_alive(pid) else None
+    def supervisors(self) -> dict[str, int]:
+        """Process ids of what runs here, by the name that its lock has; the locks decide, not the numbers."""
+        found: dict[str, int] = {}
+        for path in sorted((self.root / "run").glob("*.lock")):
+            probe = FileLock(path)
+            try:
+                probe.acquire(timeout=0)
+            except Timeout:
+                try:
+                    found[path.stem] = int(path.with_suffix(".pid").read_text())
+                except (FileNotFoundError, ValueError):
+                    found[path.stem] = 0
+            else:
+                probe.release()
+        return found
 
 
 def pretty_json(value: object) -> str:

@@ -5,6 +5,7 @@ whether it was done.
 """
 
 import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -63,25 +64,43 @@ class LocalNetwork:
         with self.folder.lock(), _stop_on_signals(self._stop):
             configure_logs("supervisor", self.folder.log("supervisor"), self.config.log_level)
             try:
-                await self._or_stop(self._start(with_cheater=with_cheater))
+                await self.unless_stopped(self._start(with_cheater=with_cheater))
                 yield
             finally:
                 await self.supervisor.stop()
 
     async def wait_until_stopped(self) -> None:
-        """Return on SIGINT, SIGTERM or `deaios down`.
+        """Return on SIGINT, SIGTERM or `deaios down`; a role that fails for good is reported, the others go on."""
+        told: set[str] = set()
+        while not self._stop.is_set():
+            tasks = [asyncio.create_task(self._stop.wait()), asyncio.create_task(self.supervisor.failure.wait())]
+            try:
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+            self.supervisor.failure.clear()
+            for name in self.supervisor.failures.keys() - told:
+                told.add(name)
+                self._report(self._explain_failure(name))
 
-        Raises:
-            UnavailableRole: a role failed for good.
-        """
-        await self._or_stop(self._stop.wait())
+    def _explain_failure(self, name: str) -> str:
+        return f"{name} failed: {self.supervisor.failures[name]}; see {self.folder.log(name)}"
 
     async def status(self) -> Status:
         """What runs now."""
         return await read_status(self.folder)
 
-    async def _or_stop(self, work: Coroutine[Any, Any, object]) -> None:  # Any: what a coroutine yields and is sent
-        """Do work until it ends, a role fails for good, or someone asks to stop."""
+    async def unless_stopped(
+        self, work: Coroutine[Any, Any, object]
+    ) -> None:  # Any: what a coroutine yields and is sent
+        """Do work to its end.
+
+        Raises:
+            UnavailableRole: a role failed for good meanwhile.
+            KeyboardInterrupt: someone asked to stop meanwhile.
+        """
         tasks: list[asyncio.Task[object]] = [
             asyncio.create_task(work),
             asyncio.create_task(self._stop.wait()),
@@ -92,9 +111,8 @@ class LocalNetwork:
             if tasks[0].done():
                 tasks[0].result()
             elif tasks[2].done():
-                name, reason = next(iter(self.supervisor.failures.items()))
-                raise UnavailableRole(f"{name} failed: {reason}; see {self.folder.log(name)}")
-            elif not self.gateway_url:
+                raise UnavailableRole(self._explain_failure(next(iter(self.supervisor.failures))))
+            else:
                 raise KeyboardInterrupt
         finally:
             for task in tasks:
@@ -157,12 +175,13 @@ async def run_single_role(folder: StateFolder, spec: RoleSpec, report: Report) -
     """
     folder.load_descriptor()
     network = LocalNetwork(folder, load_config(folder.root), report)
-    with folder.lock(), _stop_on_signals(network._stop):
+    with folder.lock(spec.name), _stop_on_signals(network._stop):
         configure_logs("supervisor", folder.log("supervisor"), network.config.log_level)
         try:
-            folder.save_roles((spec,))
+            others = tuple(role for role in folder.load_roles() if role.name != spec.name)
+            folder.save_roles((*others, spec))
             report(f"starting {spec.name}")
-            await network._or_stop(_start_one(network, spec))
+            await network.unless_stopped(_start_one(network, spec))
             yield SingleRole(network.gateway_url, network)
         finally:
             await network.supervisor.stop()
@@ -174,22 +193,20 @@ async def _start_one(network: LocalNetwork, spec: RoleSpec) -> None:
 
 
 async def stop_network(folder: StateFolder) -> bool:
-    """Ask the supervisor of a folder to stop and wait until it has; False when none runs.
+    """Ask everything that runs in a folder to stop and wait until it has; False when nothing runs.
 
     Raises:
-        UnavailableRole: it did not end within `STOP_WAIT_S`.
+        UnavailableRole: something did not end within `STOP_WAIT_S`.
     """
-    pid = folder.supervisor_pid()
-    if pid is None:
-        return False
+    running = {name: pid for name, pid in folder.supervisors().items() if pid}
+    for pid in running.values():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
     clock = SystemClock()
-    try:
-        os.kill(pid, signal.SIGTERM)
-    except ProcessLookupError:
-        return False
     deadline = clock.monotonic_s() + STOP_WAIT_S
-    while folder.supervisor_pid() == pid:
+    while left := folder.supervisors().items() & running.items():
         if clock.monotonic_s() > deadline:
-            raise UnavailableRole(f"process {pid} did not stop within {STOP_WAIT_S:.0f} s; end it with `kill -9 {pid}`")
+            name, pid = next(iter(left))
+            raise UnavailableRole(f"{name} did not stop within {STOP_WAIT_S:.0f} s; end it with `kill -9 {pid}`")
         await clock.sleep(0.1)
-    return True
+    return bool(running)
