@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ def test_keys_are_kept_encrypted_and_private(tmp_path: Path) -> None:
     key = keys.open_key("a")
     assert Keystore(tmp_path, SystemDice()).open_key("a").address == key.address
     assert keys.names() == ("a",)
-    for path in tmp_path.iterdir():
+    for path in (tmp_path / "a.json", tmp_path / "password"):
         assert path.stat().st_mode & 0o777 == 0o600
         assert key.secret.hex() not in path.read_text()
 
@@ -31,3 +33,14 @@ def test_a_lost_password_file_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "password").unlink()
     with pytest.raises(ConfigError, match="password is missing"):
         Keystore(tmp_path, SystemDice()).open_key("b")
+
+
+def test_processes_that_want_a_new_key_at_once_get_the_same_one(tmp_path: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path; from deaios.node.keystore import Keystore; "
+        "from deaios.runtime.dice import SystemDice; "
+        "print(Keystore(Path(sys.argv[1]), SystemDice()).open_key('a').address.hex())"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "new")]
+    started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    assert len({process.communicate(timeout=60)[0] for process in started}) == 1

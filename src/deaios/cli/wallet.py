@@ -31,8 +31,8 @@ async def wallet(folder: StateFolder, as_json: bool, name: str, recipient: str |
         return
     for entry in entries:
         say(
-            f"{entry.name:12} {entry.address}  {format_credit(entry.credit):>12} credit  {entry.gas_ether:>10} gas",
+            f"{entry.name:16} {entry.address}  {format_credit(entry.credit):>12} credit  {entry.gas_ether:>10} gas",
             style=None,
         )
         if entry.stake:
-            say(f"{'':12} {'stake':42}  {format_credit(entry.stake):>12} credit")
+            say(f"{'':16} {'stake':42}  {format_credit(entry.stake):>12} credit")

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 from eth_keyfile.keyfile import create_keyfile_json, decode_keyfile_json
+from filelock import FileLock
 
 from deaios.primitives.errors import ConfigError
 from deaios.primitives.keys import PrivateKey
@@ -32,6 +33,7 @@ class Keystore:
         self._folder = folder
         self._dice = dice
         self._given = password
+        self._lock = FileLock(folder / ".lock")
 
     def path(self, name: str) -> Path:
         """Where a key lies."""
@@ -49,10 +51,13 @@ class Keystore:
         """
         path = self.path(name)
         if not path.exists():
-            key = PrivateKey(self._dice.token_bytes(32))
-            content = create_keyfile_json(key.secret, self._password(), kdf="scrypt", iterations=SCRYPT_N)
-            write_atomic(path, json.dumps(content).encode(), PRIVATE)
-            return key
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with self._lock:  # several processes may want a new key, or a new folder's password, at once
+                if not path.exists():
+                    key = PrivateKey(self._dice.token_bytes(32))
+                    content = create_keyfile_json(key.secret, self._password(), kdf="scrypt", iterations=SCRYPT_N)
+                    write_atomic(path, json.dumps(content).encode(), PRIVATE)
+                    return key
         try:
             if path.stat().st_size > KEYFILE_BYTES_MAX:
                 raise ValueError("file too large")
