@@ -26,15 +26,6 @@ def load_module(path: Path):
 load_module(HERE / "chain_values.py")
 
 
-@pytest.fixture(scope="session")
-def peers():
-    module = load_module(HERE.parent / "peers" / "peers.py")
-    try:
-        return module.install_peers()
-    except module.AbsentPeers as reason:
-        pytest.skip(f"test peers are absent: {reason}")
-
-
 @dataclass
 class Running:
     """A server in a process of its own."""

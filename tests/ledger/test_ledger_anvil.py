@@ -1,13 +1,10 @@
 """The same client against a foreign node (anvil): any EVM network by URL, and what its real pool does."""
 
 import asyncio
-import importlib.util
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,7 +19,6 @@ from deaios.ledger.suite import COMPUTE
 from deaios.primitives.keys import Address, PrivateKey
 from deaios.primitives.units import CREDIT
 
-PEERS = Path(__file__).resolve().parents[1] / "peers" / "peers.py"
 RICH = PrivateKey(bytes.fromhex("ac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80"))
 """anvil's first well-known account."""
 TO = Address(b"\x42" * 20)
@@ -30,23 +26,9 @@ CHAIN_ID = 31337
 HASTE = Patience(poll_min_s=0.01, rebroadcast_s=0.1, replace_s=0.2, inclusion_s=30)
 
 
-def load_peers() -> Any:
-    spec = importlib.util.spec_from_file_location("peers", PEERS)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["peers"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
-def anvil() -> Iterator[str]:
-    module = load_peers()
-    try:
-        program = module.install_peers().anvil
-    except module.AbsentPeers as reason:
-        pytest.skip(f"anvil is absent: {reason}")
+def anvil(peers: Any) -> Iterator[str]:
+    program = peers.anvil
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

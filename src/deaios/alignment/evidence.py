@@ -115,7 +115,7 @@ def build_evidence_root(salt: bytes, margins: Sequence[float]) -> bytes:
 
 
 def judge(*, margins_hold: bool, replay_equal: bool | None) -> Judgement:
-    """The verdict of PROTOCOL §4: a violated margin convicts only when exact replay fails too.
+    """The verdict of docs/spec/protocol.md §4: a violated margin convicts only when exact replay fails too.
 
     Args:
         margins_hold: no token broke its rule.

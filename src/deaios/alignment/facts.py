@@ -1,4 +1,4 @@
-"""Statements that a check makes, each under the head that it rests on (PROTOCOL §7).
+"""Statements that a check makes, each under the head that it rests on (docs/spec/protocol.md §7).
 
 Pure. A fact says no more than what was computed; what nobody computed is no fact.
 """

@@ -1,8 +1,8 @@
 """The check of an answer: finish, one prefill, the margin of every token; and exact replay.
 
 Invariant: the verdict is a function of ids, params, seed, thresholds and the checker's own logits; nothing a provider
-says about itself enters it. One violation is a reason to replay, not yet guilt (PROTOCOL section 4). Knows nothing of
-receipts, money or juries.
+says about itself enters it. One violation is a reason to replay, not yet guilt (docs/spec/protocol.md §4). Knows
+nothing of receipts, money or juries.
 """
 
 from collections.abc import Iterator, Sequence

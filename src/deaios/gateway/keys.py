@@ -78,7 +78,7 @@ class Draws:
 
 
 def derive_draws(key_text: str, seed: int, body: bytes) -> Draws:
-    """Draws that are the same for the same key, seed and body, and unpredictable without the key (PROTOCOL §2)."""
+    """Draws that are the same for the same key, seed and body, and unpredictable without the key."""
     secret = sha256(key_text.encode(errors="replace"))
     base = seed.to_bytes(8, signed=True) + sha256(body)
     names = (b"client-nonce", b"nonce", b"salt")

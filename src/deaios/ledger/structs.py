@@ -1,7 +1,7 @@
 """What strangers sign: every EIP-712 struct of the protocol, its enumerations and its domains.
 
-Field names and order are the wire format (PROTOCOL §§1-5); a change is a new version and a decision. Money is in the
-token's smallest unit, sampling parameters in milli-units, times in milliseconds since the epoch unless named seconds.
+Field names and order are the wire format (docs/spec/protocol.md); a change is a new version and a decision. Money is
+in the token's smallest unit, sampling parameters in milli-units, times in milliseconds since the epoch unless named seconds.
 """
 
 from enum import IntEnum
@@ -34,7 +34,7 @@ STOPS_MAX = 16
 
 
 class Level(IntEnum):
-    """What a receipt lets a stranger check (DESIGN §6)."""
+    """What a receipt lets a stranger check (docs/spec/protocol.md §7)."""
 
     SIGNED = 0
     GREEDY = 1
