@@ -1,7 +1,8 @@
 """What strangers sign: every EIP-712 struct of the protocol, its enumerations and its domains.
 
 Field names and order are the wire format (docs/spec/protocol.md); a change is a new version and a decision. Money is
-in the token's smallest unit, sampling parameters in milli-units, times in milliseconds since the epoch unless named seconds.
+in the token's smallest unit, sampling parameters in milli-units, times in milliseconds since the epoch unless named
+seconds.
 """
 
 from enum import IntEnum
