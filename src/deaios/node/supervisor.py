@@ -19,7 +19,7 @@ from deaios.runtime.clock import Clock
 from deaios.runtime.disk import UnavailableDisk
 from deaios.runtime.logs import get_logger
 
-READY_TIMEOUT_S = 120.0
+READY_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 20.0
 POLL_S = 0.05
 RESTARTS_MAX = 5
