@@ -40,7 +40,7 @@ async def demo(keep: bool, chosen: Path | None, as_json: bool) -> None:
     run = Demo(StateFolder(folder), voice)
     try:
         await run.run()
-    except BaseException:
+    except BaseException:  # Ctrl-C too: whoever stops the demo wants to know where its logs are
         errors.print(f"the demo did not finish; its folder and logs are kept: {folder}", style="red")
         raise
     if keep or chosen is not None:

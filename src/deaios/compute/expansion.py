@@ -90,9 +90,8 @@ def _rewrite(source: Path, target: Path, encoding: TensorType, progress: Progres
             os.fsync(file.fileno())
             part.chmod(0o644)
             part.replace(target)
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
+        finally:
+            part.unlink(missing_ok=True)  # gone already when it became the target
     _sync_directory(target.parent)
 
 

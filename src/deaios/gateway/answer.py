@@ -223,7 +223,7 @@ class Answer:
         """Purchase, charge or release, end; on no path does money stay set aside."""
         try:
             amount, error = await self._purchase(prepared)
-        except BaseException:
+        except BaseException:  # cancellation too: reserved money must never stay set aside
             self._budgets.release(prepared.reservation)
             raise
         self._is_closing = True

@@ -88,7 +88,7 @@ class Budgets:
                 for _, written in group:
                     if not written.done():
                         written.set_exception(UnavailableLedger(f"the charge could not be written: {error}"))
-            except BaseException:
+            except BaseException:  # cancelled or a fault of ours: whoever waits must not wait for ever
                 for _, written in group:
                     written.cancel()
                 self._writer = None

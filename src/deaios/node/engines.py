@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
 from deaios.compute.engine import Engine, RefusedEngine
@@ -57,11 +57,10 @@ def open_checked_engine(
             f"no known answers of {files.record.name} to test an engine with; it cannot be verified here"
         )
     engine = open_configured_engine(config, files.served, sequences_max=sequences_max, sharing=sharing, kind=kind)
-    try:
+    with ExitStack() as stack:
+        stack.callback(engine.close)
         run_selftest(engine, answers)
-    except BaseException:
-        engine.close()
-        raise
+        stack.pop_all()
     return engine
 
 

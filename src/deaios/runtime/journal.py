@@ -59,7 +59,7 @@ def transaction(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
     try:
         yield connection
         connection.execute("COMMIT")
-    except BaseException:
+    except BaseException:  # whatever ended the block, cancellation too: half a transaction must not stay open
         if connection.in_transaction:  # SQLite has rolled back by itself on some failures, such as a full disk
             connection.execute("ROLLBACK")
         raise

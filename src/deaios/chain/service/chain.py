@@ -11,6 +11,7 @@ import contextlib
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import Executor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -139,7 +140,8 @@ class ChainService:
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(executor, run_selftest)
         store = await loop.run_in_executor(executor, ChainStore, path)
-        try:
+        with ExitStack() as stack:
+            stack.callback(store.close)
             kept = await loop.run_in_executor(executor, _settle_genesis, store, genesis, path)
             if kept.operator != key.address:
                 raise ConfigError(
@@ -148,9 +150,7 @@ class ChainService:
                 )
             service = cls(store, kept, key, executor, clock, deadline, limits or Limits())
             await service._load()
-        except BaseException:
-            store.close()
-            raise
+            stack.pop_all()
         return service
 
     @property

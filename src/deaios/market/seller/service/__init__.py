@@ -5,6 +5,7 @@ last batch and the last claim go out after the last purchase ended.
 """
 
 import asyncio
+from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -59,14 +60,13 @@ class Seller:
 
     async def __aenter__(self) -> Self:
         state = await self._store.open()
-        try:
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(self._store.close)
             await self.publisher.validate_journal(state.last.counter)
             await self._view.fetch_head()
             await self.desk.open(state)
             await self.desk.fetch_current_offer()
-        except BaseException:
-            await self._store.close()
-            raise
+            stack.pop_all()
         self._loops = [
             asyncio.create_task(self.publisher.run(), name="publisher"),
             asyncio.create_task(self.collector.run(), name="collector"),
