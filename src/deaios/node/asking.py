@@ -6,6 +6,7 @@ The nonce is drawn here, so that the saved answer shows that the gateway bought 
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from http import HTTPStatus
 
 import msgspec
 
@@ -15,7 +16,7 @@ from deaios.market.opening import Opening
 from deaios.primitives.encoding import decode_hex, encode_hex
 from deaios.primitives.errors import Unavailable
 from deaios.primitives.keys import checksum_address
-from deaios.runtime.client import HttpClient, InvalidResponse
+from deaios.runtime.client import HttpClient, InvalidResponse, RefusedByPeer, UnavailablePeer
 from deaios.runtime.clock import Clock
 from deaios.runtime.dice import Dice
 
@@ -130,8 +131,8 @@ async def complete_answer(http: HttpClient, gateway_url: str, api_key: str, told
     while True:
         try:
             proof = await http.get_json(url, _Proof, {"Authorization": f"Bearer {api_key}"})
-        except Exception as error:
-            if not isinstance(error, Unavailable) and getattr(error, "status", 0) not in (404, 425):
+        except (UnavailablePeer, RefusedByPeer) as error:
+            if isinstance(error, RefusedByPeer) and error.status != HTTPStatus.NOT_FOUND:
                 raise
             if clock.monotonic_s() > deadline:
                 raise UnavailableProof(
