@@ -49,7 +49,7 @@ bench: .venv/ready ## measure beside peers; writes bench/results/
 	@$(BIN)/python -m bench
 
 soak: .venv/ready ## long searches; stop with Ctrl-C
-	@$(BIN)/python -m bench.soak
+	@$(BIN)/python -m soak
 
 wheel: .venv/ready ## build dist/*.whl
 	@$(BIN)/python -m build --wheel --no-isolation --outdir dist . >/dev/null && ls dist

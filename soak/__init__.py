@@ -1,0 +1,1 @@
+"""Long searches that `make soak` runs until Ctrl-C or a finding."""
