@@ -1,6 +1,7 @@
 """`make soak`: every search in turn, round after round, until Ctrl-C or a finding.
 
-Usage: python -m soak [NAME ...] [--seconds S] [--seed N] [--rounds R]. A finding prints the one command that repeats it and exits with 1.
+Usage: python -m soak [NAME ...] [--seconds S] [--seed N] [--rounds R]
+A finding prints the one command that repeats it and exits with 1.
 """
 
 import argparse
