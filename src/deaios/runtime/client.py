@@ -180,12 +180,16 @@ async def _read_bounded(url: str, response: aiohttp.ClientResponse, bytes_max: i
 
 
 async def _failure(url: str, response: aiohttp.ClientResponse) -> Exception:
-    body = await response.content.read(65536)
+    return read_failure(url, response.status, await response.content.read(65536))
+
+
+def read_failure(url: str, status: int, body: bytes) -> Exception:
+    """The typed error that an answer of status 400 or above stands for."""
     try:
         validate_json_depth(body)
         problem = msgspec.json.decode(body, type=_Problem)
     except (msgspec.DecodeError, InvalidEncoding):
         problem = _Problem(detail=body[:200].decode(errors="replace"))
-    if response.status >= 500 and response.status != 507:
-        return UnavailablePeer(f"{url}: {response.status} {problem.title}: {problem.detail}")
-    return RefusedByPeer(url, response.status, problem.title, problem.detail, body)
+    if status >= 500 and status != 507:
+        return UnavailablePeer(f"{url}: {status} {problem.title}: {problem.detail}")
+    return RefusedByPeer(url, status, problem.title, problem.detail, body)

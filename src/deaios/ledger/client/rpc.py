@@ -117,6 +117,7 @@ class Rpc:
     ) -> None:
         self.url = url
         self.clock: Clock = clock or SystemClock()
+        self.total_s = total_s
         self._attempts = attempts
         self._timeout = aiohttp.ClientTimeout(total=total_s, connect=CONNECT_S)
         self._session: aiohttp.ClientSession | None = None
@@ -165,7 +166,7 @@ class Rpc:
             {"jsonrpc": "2.0", "id": first + i, "method": method, "params": params}
             for i, (method, params) in enumerate(calls)
         ]
-        status, body = await self._post(msgspec.json.encode(requests if len(calls) > 1 else requests[0]))
+        status, body = await self.post(msgspec.json.encode(requests if len(calls) > 1 else requests[0]))
         if status == 429 or status >= 500:
             raise UnavailableChain(f"{self.url}: HTTP status {status}")
         try:
@@ -191,7 +192,13 @@ class Rpc:
             results.append(reply.result)
         return results
 
-    async def _post(self, body: bytes) -> tuple[int, bytes]:
+    async def post(self, body: bytes) -> tuple[int, bytes]:
+        """One HTTP exchange with the node, as (status, body); a simulated world has another one.
+
+        Raises:
+            UnavailableChain: the node cannot be reached, hung, or broke off.
+            InvalidAnswer: the answer is larger than `RESPONSE_BYTES_MAX`.
+        """
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 timeout=self._timeout,

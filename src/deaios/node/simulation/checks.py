@@ -1,0 +1,255 @@
+"""What must hold after every event of a history, and what must have come true at its end.
+
+Safety is checked at each block and at each write of a provider's journal: money is conserved, counters have no gaps
+and never fork, what was acknowledged is kept, claims stay within receipts (within a window where the claimer cheats),
+the honest are not slashed. Sources: docs/spec/protocol.md §§2, 4, 5; docs/contracts.md.
+"""
+
+import json
+import sqlite3
+from collections import Counter
+from dataclasses import dataclass, field
+
+from deaios.chain.blocks import Block
+from deaios.ledger.abi import Value
+from deaios.ledger.artifacts import load_artifact
+from deaios.ledger.phases import Decision
+from deaios.ledger.suite import SuiteAddresses
+from deaios.node.simulation.town import CHAIN, GATEWAY, NEIGHBOUR, PEOPLE, PROVIDERS, SETTINGS, key_of
+from deaios.node.simulation.world import Role, Violation, World
+from deaios.primitives.hashing import keccak256
+from deaios.primitives.keys import ZERO_ADDRESS, Address
+
+_NAMES = {"credit": "Credit", "channels": "Channels", "staking": "SharedStaking", "disputes": "Disputes",
+          "forks": "Forks", "receipts": "Receipts", "beacon": "Beacon"}  # fmt: skip
+NAME_OF = {key_of(name).address: name for name in (CHAIN, *PEOPLE)}
+SLOTS_SEARCHED = 32
+
+
+@dataclass(frozen=True, slots=True)
+class ChainEvent:
+    """One event of a contract of the suite."""
+
+    contract: str
+    name: str
+    values: dict[str, Value]
+
+
+@dataclass(slots=True)
+class Acknowledged:
+    """What was told to a user, and so must never be lost: receipts by (provider, counter)."""
+
+    receipts: dict[tuple[Address, int], bytes] = field(default_factory=dict)
+    fees: Counter[Address] = field(default_factory=Counter)
+
+
+class Checks:
+    """Watches one world.
+
+    Attributes:
+        events: every contract event so far, by name.
+        honest: providers that keep to the protocol.
+    """
+
+    def __init__(self, world: World, honest: frozenset[str]) -> None:
+        self.world = world
+        self.honest = honest
+        self.events: Counter[str] = Counter()
+        self.history: list[ChainEvent] = []
+        self.claimed: dict[bytes, int] = {}
+        self.receiver_of: dict[bytes, Address] = {}
+        self.payer_of: dict[bytes, Address] = {}
+        self.acknowledged = Acknowledged()
+        self.refunded: Counter[bytes] = Counter()
+        addresses = world.town.descriptor.contracts
+        self._contract_of = {getattr(addresses, field): name for field, name in _NAMES.items()}
+        self._abis = {name: load_artifact(name).abi for name in _NAMES.values()}
+        self._height = -1
+        self._hashes: dict[int, bytes] = {}
+        self._counters: Counter[str] = Counter()
+        self._readers: dict[str, tuple[object, sqlite3.Connection]] = {}
+        self._balance_slots, self._supply_slot = _find_slots(world, addresses)
+        world.on_job = self.look_at_job
+        world.on_step = self.look_at_chain
+
+    # The chain
+
+    def look_at_chain(self) -> None:
+        """Check every block that came since the last look."""
+        chain = self.world.chain
+        if chain is None or not chain.recent or chain.head.number == self._height:
+            return
+        head = chain.head.number
+        if self._height < 0:
+            self._height = head
+            return
+        if head < self._height:
+            raise Violation(f"the chain went back from block {self._height} to {head}")
+        for number in range(self._height + 1, head + 1):
+            block = chain.recent.get(number)
+            if block is not None:
+                self._take_block(block)
+        self._height = head
+        self._check_money()
+
+    def _take_block(self, block: Block) -> None:
+        for receipt in block.receipts:
+            for log in receipt.logs:
+                contract = self._contract_of.get(log.address)
+                if contract is None or contract == "Credit":
+                    continue
+                event = self._abis[contract].by_topic.get(log.topics[0])
+                if event is not None:
+                    self._take_event(ChainEvent(contract, event.name, event.decode(log.topics, log.data)))
+
+    def _take_event(self, event: ChainEvent) -> None:
+        self.events[f"{event.contract}.{event.name}"] += 1
+        self.history.append(event)
+        self.world.note(f"{event.contract}.{event.name} {_show(event.values)}")
+        match (event.contract, event.name):
+            case ("Channels", "ChannelCreated"):
+                payer, _, receiver, *_ = event.values["config"]
+                self.payer_of[event.values["channelId"]] = payer
+                self.receiver_of[event.values["channelId"]] = receiver
+            case ("Channels", "Claimed"):
+                self.claimed[event.values["channelId"]] = event.values["newTotalClaimed"]
+                self._check_claim(event.values["channelId"])
+            case ("SharedStaking", "Slashed"):
+                self._check_slash(event)
+            case ("Disputes", "Tallied"):
+                self.events[f"verdict {Decision(event.values['verdict']).name.lower()}"] += 1
+
+    def _check_money(self) -> None:
+        """All Credit is somewhere: balances of everybody add up to the supply."""
+        chain = self.world.chain
+        assert chain is not None, "a block came from it"
+        slots = chain.state.slots[self.world.town.descriptor.contracts.credit]
+        total = sum(slots.get(slot, 0) for slot in self._balance_slots)
+        supply = slots.get(self._supply_slot, 0)
+        if total != supply:
+            raise Violation(f"balances add up to {total}, the supply is {supply}")
+
+    def _check_slash(self, event: ChainEvent) -> None:
+        name = NAME_OF.get(event.values["operator"], "?")
+        if name in self.honest and name in PROVIDERS:
+            raise Violation(f"honest {name} was slashed by {self._contract_of.get(event.values['judge'])}")
+        judge = self._contract_of.get(event.values["judge"], "?")
+        self.events[f"slash of {name.split('-')[0]} by {judge}"] += 1
+
+    def _check_claim(self, channel_id: bytes) -> None:
+        """A claim of an honest provider has receipts behind it; of any other, at most a window has none."""
+        name = NAME_OF.get(self.receiver_of.get(channel_id, ZERO_ADDRESS), "?")
+        claimed = self.claimed[channel_id]
+        charged = self._charged(name, channel_id)
+        if name in self.honest and charged is not None and claimed > charged:
+            raise Violation(f"{name} claimed {claimed}, its receipts charge {charged}")
+        settled = self._settled(channel_id)
+        if settled is not None and claimed - settled > SETTINGS.voucher_window:
+            raise Violation(f"{name} took {claimed - settled} beyond accepted receipts, more than a window")
+
+    def _charged(self, name: str, channel_id: bytes) -> int | None:
+        role = self.world.roles.get(name)
+        if role is None:
+            return None
+        row = self._reader(role).execute("SELECT charged FROM channels WHERE channel_id = ?", (channel_id,)).fetchone()
+        return int(row[0]) if row else 0
+
+    def _settled(self, channel_id: bytes) -> int | None:
+        """What the buyer has accepted on a channel, where the buyer lives and is the gateway's."""
+        role = self.world.roles.get(GATEWAY)
+        if role is None or not role.process.is_alive or self.world.buyer is None:
+            return None
+        for row in self.world.buyer.accounts:
+            if row.channel_id == channel_id:
+                return row.state.settled
+        return None
+
+    # Providers' journals
+
+    def look_at_job(self, role: Role) -> None:
+        """Check a provider's counters after each write."""
+        if role.name not in self.honest:
+            return
+        count, last = self._reader(role).execute("SELECT count(*), coalesce(max(counter), 0) FROM receipts").fetchone()
+        if count != last:
+            raise Violation(f"{role.name} has {count} receipts, the last counter is {last}")
+        if last < self._counters[role.name]:
+            raise Violation(f"{role.name} lost receipts: the last counter was {self._counters[role.name]}, now {last}")
+        self._counters[role.name] = last
+
+    def _reader(self, role: Role) -> sqlite3.Connection:
+        kept = self._readers.get(role.name)
+        if kept is not None and kept[0] is role.process:
+            return kept[1]
+        connection = sqlite3.connect(role.disk.folder / "seller.db", isolation_level=None)
+        self._readers[role.name] = (role.process, connection)
+        return connection
+
+    def acknowledge(self, provider: Address, counter: int, digest: bytes, fee: int) -> None:
+        """A user was shown this receipt."""
+        known = self.acknowledged.receipts.setdefault((provider, counter), digest)
+        if known != digest:
+            name = NAME_OF.get(provider, "?")
+            if name in self.honest:
+                raise Violation(f"{name} showed two receipts with counter {counter}")
+            self.events["fork seen"] += 1
+        else:
+            self.acknowledged.fees[provider] += fee
+
+    def check_kept(self) -> None:
+        """Every receipt that a user was shown is in its provider's journal, and nobody was shown more than there is."""
+        for (provider, counter), digest in self.acknowledged.receipts.items():
+            name = NAME_OF[provider]
+            if name not in self.honest:
+                continue
+            row = self._reader(self.world.roles[name]).execute(
+                "SELECT digest FROM receipts WHERE counter = ?", (counter,)
+            ).fetchone()
+            if row is None or row[0] != digest:
+                raise Violation(f"receipt {counter} of {name} was acknowledged and is not in its journal")
+
+    def close(self) -> None:
+        """Close the readers."""
+        for _, connection in self._readers.values():
+            connection.close()
+
+    def sum_receipts(self, name: str) -> tuple[int, int]:
+        """(fees, receipts) of a provider's journal, recounted from its receipts."""
+        rows = self._reader(self.world.roles[name]).execute("SELECT receipt FROM receipts").fetchall()
+        return sum(int(json.loads(row[0])["fee"]) for row in rows), len(rows)
+
+
+def _find_slots(world: World, addresses: SuiteAddresses) -> tuple[list[int], int]:
+    """Where Credit keeps balances and supply: found by their founding values."""
+    slots = _load_slots(world, addresses.credit)
+    supply_slot = next(place for place in range(SLOTS_SEARCHED) if slots.get(place) == SETTINGS.credit_supply)
+    holders = [*NAME_OF, *addresses.by_field().values(), ZERO_ADDRESS]
+    neighbour = key_of(NEIGHBOUR).address
+    for place in range(SLOTS_SEARCHED):
+        if slots.get(_slot_of(place, neighbour)) == SETTINGS.faucet_credit:
+            return [_slot_of(place, holder) for holder in holders], supply_slot
+    raise AssertionError("Credit keeps balances in one mapping")
+
+
+def _slot_of(place: int, holder: Address) -> int:
+    # Vyper hashes the mapping's place before the key.
+    return int.from_bytes(keccak256(place.to_bytes(32) + bytes(12) + holder))
+
+
+def _load_slots(world: World, credit: Address) -> dict[int, int]:
+    path = world.roles[CHAIN].disk.folder / "chain.db"
+    connection = sqlite3.connect(path)
+    try:
+        rows = connection.execute("SELECT slot, value FROM slots WHERE address = ?", (credit,)).fetchall()
+    finally:
+        connection.close()
+    return {int.from_bytes(slot): int.from_bytes(value) for slot, value in rows}
+
+
+def _show(values: dict[str, Value]) -> str:
+    parts = []
+    for name, value in values.items():
+        shown = NAME_OF.get(value, value.hex()[:8]) if isinstance(value, bytes) else value
+        parts.append(f"{name}={shown}")
+    return " ".join(parts)
+
