@@ -3,7 +3,7 @@
 Sources: Yellow Paper appendix G, EIP-2028, EIP-2930, EIP-3860. Knows no prices and no state.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from deaios.ledger.transactions import AccessList
 
@@ -27,20 +27,22 @@ def compute_intrinsic_gas(is_creation: bool, data: bytes, access_list: AccessLis
     return gas + sum(ACCESS_ADDRESS_GAS + ACCESS_KEY_GAS * len(keys) for _, keys in access_list)
 
 
-def search_gas(succeeds: Callable[[int], bool], low: int, high: int, guess: int) -> int:
+def search_gas(succeeds: Callable[[int], bool], low: int, high: int, guesses: Sequence[int]) -> int:
     """The least gas with which a message succeeds.
 
     Args:
         succeeds: runs the message with a gas limit.
         low: known or assumed to fail.
         high: known to succeed.
-        guess: tried first, because it usually halves the search many times over.
+        guesses: tried first, because a good one ends the search or halves it many times over.
     """
-    for _ in range(SEARCH_STEPS_MAX):
+    left = list(guesses)
+    for _ in range(SEARCH_STEPS_MAX + len(guesses)):
         if high - low <= 1:
             break
-        middle = guess if low < guess < high else (low + high) // 2
-        guess = 0
+        middle = left.pop(0) if left else (low + high) // 2
+        if not low < middle < high:
+            continue
         if succeeds(middle):
             high = middle
         else:

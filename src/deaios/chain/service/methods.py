@@ -414,16 +414,20 @@ def _message(request: CallRequest, gas: int, price: int) -> Message:
 
 
 def _search(request: CallRequest, high: int, outcome: Outcome, run: Callable[[Message], Outcome]) -> int:
-    """The least gas that succeeds; the guess is geth's: what was spent, plus a stipend, over 63/64."""
+    """The least gas that succeeds.
+
+    Guessed first: what was spent, which is enough where no call keeps 1/64 back; one less; and geth's guess, what was
+    spent plus a stipend, over 63/64.
+    """
     spent = outcome.gas_used + outcome.gas_refunded
-    guess = (spent + CALL_STIPEND) * 64 // 63
+    guesses = (spent, spent - 1, (spent + CALL_STIPEND) * 64 // 63)
 
     def succeeds(gas: int) -> bool:
         return run(_message(request, gas, 0)).status is Status.SUCCESS
 
     intrinsic = compute_intrinsic_gas(request.to is None, request.data, request.access_list)
     low = max(outcome.gas_used, intrinsic) - 1
-    return search_gas(succeeds, low, high, guess)
+    return search_gas(succeeds, low, high, guesses)
 
 
 def _refuse_overrides(value: object) -> None:

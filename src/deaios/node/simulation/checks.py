@@ -168,7 +168,8 @@ class Checks:
 
     def look_at_job(self, role: Role) -> None:
         """Check a provider's counters after each write."""
-        if role.name not in self.honest:
+        seller = self.world.sellers.get(role.name)
+        if role.name not in self.honest or seller is None or seller.desk.last_counter == self._counters[role.name]:
             return
         count, last = self._reader(role).execute("SELECT count(*), coalesce(max(counter), 0) FROM receipts").fetchone()
         if count != last:
@@ -202,9 +203,11 @@ class Checks:
             name = NAME_OF[provider]
             if name not in self.honest:
                 continue
-            row = self._reader(self.world.roles[name]).execute(
-                "SELECT digest FROM receipts WHERE counter = ?", (counter,)
-            ).fetchone()
+            row = (
+                self._reader(self.world.roles[name])
+                .execute("SELECT digest FROM receipts WHERE counter = ?", (counter,))
+                .fetchone()
+            )
             if row is None or row[0] != digest:
                 raise Violation(f"receipt {counter} of {name} was acknowledged and is not in its journal")
 
@@ -252,4 +255,3 @@ def _show(values: dict[str, Value]) -> str:
         shown = NAME_OF.get(value, value.hex()[:8]) if isinstance(value, bytes) else value
         parts.append(f"{name}={shown}")
     return " ".join(parts)
-

@@ -32,8 +32,10 @@ class Disk:
         """Where the present life keeps its files."""
         return self._root / str(self._life)
 
-    def begin_job(self) -> None:
+    def begin_job(self, *, may_tear: bool) -> None:
         """Note how far the logs reach, and let no file grow beyond it where the disk is full."""
+        if not (may_tear or self.is_full):
+            return
         self._sizes = {path.name: path.stat().st_size for path in self.folder.iterdir()}
         if self.is_full:
             self.refused_jobs += 1

@@ -6,7 +6,6 @@ are in `cheats`.
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +41,7 @@ from deaios.node.network import terms_of
 from deaios.node.simulation import model
 from deaios.node.simulation.loop import Process, SimulatedClock, SimulatedDice
 from deaios.node.simulation.network import Network, SimulatedHttp, SimulatedRpc
-from deaios.node.simulation.town import CHAIN, CHAIN_URL, LIMITS, SHELF_URL, key_of, url_of
+from deaios.node.simulation.town import CHAIN, CHAIN_URL, EXECUTOR, LIMITS, SHELF_URL, key_of, url_of
 from deaios.primitives.encoding import decode_hex
 from deaios.primitives.hashing import sha256, tagged_sha256
 from deaios.primitives.keys import Address
@@ -54,8 +53,6 @@ from deaios.runtime.metrics import Metrics
 INPUT_PRICE = 300 * CREDIT
 OUTPUT_PRICE = 1_500 * CREDIT
 """Per million tokens: some six answers fill a window, so that windows matter."""
-EXECUTOR = ThreadPoolExecutor(1)
-"""Never used: the simulated loop runs jobs itself."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +172,7 @@ async def live_provider(
     *,
     generate: Generate | None = None,
     with_defender: bool = False,
-    alter: Callable[[Seller, Member], None] | None = None,
+    on_start: Callable[[Seller, Member], None] | None = None,
     chain_of: Callable[[LedgerChain, Member], SellerChain] | None = None,
 ) -> None:
     """A provider: seller, publisher, collector, defender."""
@@ -194,8 +191,8 @@ async def live_provider(
         clock=life.clock,
         metrics=Metrics("provider"),
     )
-    if alter is not None:
-        alter(seller, member)
+    if on_start is not None:
+        on_start(seller, member)
     async with seller:
         life.listen(seller.application)
         work: list[asyncio.Task[None]] = [asyncio.create_task(seller.watch())]

@@ -8,10 +8,11 @@ import asyncio
 import functools
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 
+from deaios.chain.evm import State
 from deaios.chain.genesis import ETHER, Allocation, Genesis
 from deaios.chain.service import ChainService, Limits, build_application
 from deaios.ledger.client.contracts import Contracts
@@ -40,6 +41,9 @@ NEIGHBOUR = "neighbour"
 """Somebody with money and no role: challenges, transfers, accuses falsely."""
 PEOPLE = (*PROVIDERS, *AUDITORS, GATEWAY, NEIGHBOUR, *(f"{name}-purse" for name in AUDITORS))
 PURSE = 40 * CREDIT
+SEED = sha256(b"town")
+EXECUTOR = ThreadPoolExecutor(1)
+"""Never used: the simulated loop runs jobs itself."""
 LIMITS = Limits(block_ms=500, gather_ms=100)
 
 SETTINGS = NetworkSettings(
@@ -92,8 +96,8 @@ class Town:
     """A founded network.
 
     Attributes:
-        chain_file: the chain's SQLite file.
-        start_s: virtual time at which it was founded; worlds begin then.
+        chain_file: an SQLite file of a chain whose block 0 holds all that the founding wrote.
+        start_s: virtual time of that block; worlds begin then.
     """
 
     descriptor: NetworkDescriptor
@@ -106,25 +110,37 @@ def found_town() -> Town:
     """The town, founded at the first call."""
     loop = SimulatedLoop(Random(0))
     with tempfile.TemporaryDirectory() as name:
-        path = Path(name) / "chain.db"
+        folder = Path(name)
         try:
-            descriptor = loop.run_until_complete(_found(loop, path))
-            town = Town(descriptor, path.read_bytes(), loop.time() + 1)
+            descriptor, state = loop.run_until_complete(_found(loop, folder / "founding.db"))
+            start_s = float(int(loop.time()) + 2)
+            network_id = loop.run_until_complete(_begin_again(loop, folder / "chain.db", state, start_s))
+            town = Town(replace(descriptor, network_id=network_id), (folder / "chain.db").read_bytes(), start_s)
         finally:
             loop.close()
     assert not loop.faults, loop.faults
     return town
 
 
-async def _found(loop: SimulatedLoop, path: Path) -> NetworkDescriptor:
+async def _begin_again(loop: SimulatedLoop, path: Path, state: State, start_s: float) -> bytes:
+    """A chain of the same id whose genesis holds a state, so that worlds do not begin with the blocks that made it."""
+    allocations = tuple(
+        Allocation(address, account.balance, account.nonce, account.code, tuple(state.slots.get(address, {}).items()))
+        for address, account in state.accounts.items()
+    )
+    genesis = Genesis(SEED, key_of(CHAIN).address, EPOCH_MS // 1000 + int(start_s), allocations)
+    clock = SimulatedClock(loop, current_process())
+    chain = await ChainService.start(path, key_of(CHAIN), genesis, executor=EXECUTOR, clock=clock, limits=LIMITS)
+    await chain.close()
+    return chain.genesis_hash
+
+
+async def _found(loop: SimulatedLoop, path: Path) -> tuple[NetworkDescriptor, State]:
     clock = SimulatedClock(loop, current_process())
     network = Network(loop, Random(0))
     operator = key_of(CHAIN)
-    genesis = Genesis(
-        sha256(b"town"), operator.address, EPOCH_MS // 1000, (Allocation(operator.address, 10**9 * ETHER),)
-    )
-    executor = ThreadPoolExecutor(1)  # never used: the loop runs jobs itself
-    chain = await ChainService.start(path, operator, genesis, executor=executor, clock=clock, limits=LIMITS)
+    genesis = Genesis(SEED, operator.address, EPOCH_MS // 1000, (Allocation(operator.address, 10**9 * ETHER),))
+    chain = await ChainService.start(path, operator, genesis, executor=EXECUTOR, clock=clock, limits=LIMITS)
     running = asyncio.create_task(chain.run())
     network.listen(CHAIN, current_process(), build_application(chain))
     rpc = SimulatedRpc(network, CHAIN_URL, clock)
@@ -146,22 +162,13 @@ async def _found(loop: SimulatedLoop, path: Path) -> NetworkDescriptor:
         await sender.send(key_of(name).address, value=SETTINGS.faucet_native)
         await contracts.credit.transfer(sender, key_of(name).address, SETTINGS.faucet_credit)
     for name in (*PROVIDERS, *AUDITORS, GATEWAY):
-        await _settle_in(
-            Member(descriptor, key_of(name), SimulatedHttp(network), rpc, contracts, _sender(rpc, name)), name
-        )
+        member_sender = Sender(rpc, key_of(name), chain.chain_id)
+        await _settle_in(Member(descriptor, key_of(name), SimulatedHttp(network), rpc, contracts, member_sender), name)
     await sender.close()
     running.cancel()
     await asyncio.wait({running})
     await chain.close()
-    return descriptor
-
-
-def _sender(rpc: SimulatedRpc, name: str) -> Sender:
-    return Sender(rpc, key_of(name), _chain_id())
-
-
-def _chain_id() -> int:
-    return Genesis(sha256(b"town"), key_of(CHAIN).address, 0).chain_id
+    return descriptor, chain.state
 
 
 async def _settle_in(member: Member, name: str) -> None:

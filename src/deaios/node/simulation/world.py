@@ -18,10 +18,12 @@ from random import Random
 from deaios.chain.service import ChainService
 from deaios.gateway.store import KeyStore
 from deaios.market.buyer.client import Buyer
+from deaios.market.seller.service import Seller
+from deaios.node.member import Member
 from deaios.node.simulation.disk import Disk
 from deaios.node.simulation.loop import Process, SimulatedClock, SimulatedDice, SimulatedLoop
 from deaios.node.simulation.network import Network, Weather
-from deaios.node.simulation.roles import Life, live_chain, live_gateway, live_shelf
+from deaios.node.simulation.roles import Life, live_chain, live_gateway, live_provider, live_shelf
 from deaios.node.simulation.town import CHAIN, GATEWAY, SHELF, Town, found_town
 from deaios.primitives.errors import DeaiosError
 
@@ -85,6 +87,7 @@ class World:
         self.buyer: Buyer | None = None
         self.keys: KeyStore | None = None
         self.api_key = ""
+        self.sellers: dict[str, Seller] = {}
         self.shelf: dict[bytes, bytes] = {}
         self.log: list[str] = []
         self.violation: BaseException | None = None
@@ -132,6 +135,14 @@ class World:
     def add_gateway(self) -> None:
         """The gateway with its buyer."""
         self.add(GATEWAY, lambda life: live_gateway(life, self._meet_gateway))
+
+    def add_provider(self, name: str, run: Callable[[Life], Awaitable[None]] | None = None) -> None:
+        """A provider, honest unless another way to live is given."""
+
+        def meet(seller: Seller, _member: Member) -> None:
+            self.sellers[name] = seller
+
+        self.add(name, run or (lambda life: live_provider(life, on_start=meet)))
 
     def _meet_chain(self, chain: ChainService) -> None:
         self.chain = chain
@@ -200,7 +211,7 @@ class World:
             if self._is_due(role, JOB_MOMENTS[0], role.jobs):
                 self.kill(role.name, is_torn=False)
                 return
-            role.disk.begin_job()
+            role.disk.begin_job(may_tear=bool(role.triggers))
             return
         role.disk.end_job()
         if self._is_due(role, JOB_MOMENTS[1], role.jobs):

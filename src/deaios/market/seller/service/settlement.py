@@ -94,8 +94,10 @@ class Publisher:
         last = await self._store.fetch_last_batch()
         first = 1 if last is None else last.batch.last_counter + 1
         waiting, oldest = await self._store.fetch_waiting(first)
+        if oldest is None:
+            return False
         head = await self._view.fetch_head(fresh=True)
-        return oldest is not None and is_batch_due(
+        return is_batch_due(
             waiting,
             self._clock.now_ms() - oldest.finished_at_ms,
             int(self._settings.batch_interval_s * 1000),
