@@ -14,6 +14,7 @@ from deaios.chain.blocks import Block
 from deaios.ledger.abi import Value
 from deaios.ledger.artifacts import load_artifact
 from deaios.ledger.phases import Decision
+from deaios.ledger.structs import ChannelConfig
 from deaios.ledger.suite import SuiteAddresses
 from deaios.node.simulation.town import CHAIN, GATEWAY, NEIGHBOUR, PEOPLE, PROVIDERS, SETTINGS, key_of
 from deaios.node.simulation.world import Role, Violation, World
@@ -57,10 +58,10 @@ class Checks:
         self.events: Counter[str] = Counter()
         self.history: list[ChainEvent] = []
         self.claimed: dict[bytes, int] = {}
-        self.receiver_of: dict[bytes, Address] = {}
-        self.payer_of: dict[bytes, Address] = {}
+        self.config_of: dict[bytes, ChannelConfig] = {}
+        self.balance_of: Counter[bytes] = Counter()
+        self.published: Counter[str] = Counter()
         self.acknowledged = Acknowledged()
-        self.refunded: Counter[bytes] = Counter()
         addresses = world.town.descriptor.contracts
         self._contract_of = {getattr(addresses, field): name for field, name in _NAMES.items()}
         self._abis = {name: load_artifact(name).abi for name in _NAMES.values()}
@@ -108,9 +109,13 @@ class Checks:
         self.world.note(f"{event.contract}.{event.name} {_show(event.values)}")
         match (event.contract, event.name):
             case ("Channels", "ChannelCreated"):
-                payer, _, receiver, *_ = event.values["config"]
-                self.payer_of[event.values["channelId"]] = payer
-                self.receiver_of[event.values["channelId"]] = receiver
+                self.config_of[event.values["channelId"]] = ChannelConfig(*event.values["config"])
+            case ("Channels", "Deposited"):
+                self.balance_of[event.values["channelId"]] = event.values["newBalance"]
+            case ("Channels", "WithdrawFinalized"):
+                self.balance_of[event.values["channelId"]] -= event.values["amount"]
+            case ("Receipts", "BatchPublished"):
+                self._take_batch(NAME_OF.get(event.values["provider"], "?"), event.values)
             case ("Channels", "Claimed"):
                 self.claimed[event.values["channelId"]] = event.values["newTotalClaimed"]
                 self._check_claim(event.values["channelId"])
@@ -138,7 +143,7 @@ class Checks:
 
     def _check_claim(self, channel_id: bytes) -> None:
         """A claim of an honest provider has receipts behind it; of any other, at most a window has none."""
-        name = NAME_OF.get(self.receiver_of.get(channel_id, ZERO_ADDRESS), "?")
+        name = self._receiver_of(channel_id)
         claimed = self.claimed[channel_id]
         charged = self._charged(name, channel_id)
         if name in self.honest and charged is not None and claimed > charged:
@@ -146,6 +151,75 @@ class Checks:
         settled = self._settled(channel_id)
         if settled is not None and claimed - settled > SETTINGS.voucher_window:
             raise Violation(f"{name} took {claimed - settled} beyond accepted receipts, more than a window")
+
+    def _take_batch(self, name: str, values: dict[str, Value]) -> None:
+        """Batches follow each other without a gap."""
+        if values["firstCounter"] != self.published[name] + 1 or values["lastCounter"] < values["firstCounter"]:
+            raise Violation(
+                f"{name} published counters {values['firstCounter']} to {values['lastCounter']} after {self.published[name]}"
+            )
+        self.published[name] = values["lastCounter"]
+
+    def _receiver_of(self, channel_id: bytes) -> str:
+        config = self.config_of.get(channel_id)
+        return "?" if config is None else NAME_OF.get(config.receiver, "?")
+
+    def claimed_by(self, name: str) -> int:
+        """All that a provider has claimed on chain."""
+        return sum(total for channel_id, total in self.claimed.items() if self._receiver_of(channel_id) == name)
+
+    def was_bought_from(self, name: str) -> bool:
+        """Whether any of its receipts was shown to a user."""
+        return any(NAME_OF[provider] == name for provider, _ in self.acknowledged.receipts)
+
+    def list_doubtful_claims(self, *, greedy: bool) -> set[bytes]:
+        """Channels whose claims exceed the receipts that their buyers accepted; all channels for the greedy."""
+        return {
+            channel_id
+            for channel_id, total in self.claimed.items()
+            if greedy or ((settled := self._settled(channel_id)) is not None and total > settled)
+        }
+
+    def check_books(self, honest: tuple[str, ...]) -> None:
+        """At rest: fees of receipts, charges, claims, the buyer's books and what users were told are one sum.
+
+        Raises:
+            Violation: they are not.
+        """
+        for name in honest:
+            fees, count = self.sum_receipts(name)
+            claimed = self.claimed_by(name)
+            settled = self._sum_settled(name)
+            if not fees == claimed == settled:
+                raise Violation(f"{name}: receipts {fees}, claimed {claimed}, accepted {settled} (of {count} receipts)")
+            told = self.acknowledged.fees[key_of(name).address]
+            if told > fees:
+                raise Violation(f"{name}: users were shown fees of {told}, its receipts have {fees}")
+        self._check_keys()
+
+    def _sum_settled(self, name: str) -> int:
+        buyer = self.world.buyer
+        if buyer is None:
+            return 0
+        return sum(row.state.settled for row in buyer.accounts if row.provider == key_of(name).address)
+
+    def _check_keys(self) -> None:
+        """What the gateway charged its users is what it accepted, receipt by receipt, and none twice."""
+        role = self.world.roles[GATEWAY]
+        connection = sqlite3.connect(role.disk.folder / "keys.db")
+        try:
+            rows = connection.execute(
+                "SELECT provider, counter, amount FROM charges WHERE provider NOT NULL"
+            ).fetchall()
+            (spent,) = connection.execute("SELECT sum(spent) FROM keys").fetchone()
+            (charged,) = connection.execute("SELECT coalesce(sum(amount), 0) FROM charges").fetchone()
+        finally:
+            connection.close()
+        if spent != charged:
+            raise Violation(f"the gateway's keys spent {spent}, its charges are {charged}")
+        seen = Counter((bytes(provider), counter) for provider, counter, _ in rows)
+        if seen and max(seen.values()) > 1:
+            raise Violation(f"a receipt was charged to users more than once: {seen.most_common(1)}")
 
     def _charged(self, name: str, channel_id: bytes) -> int | None:
         role = self.world.roles.get(name)

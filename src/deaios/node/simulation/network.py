@@ -122,6 +122,8 @@ class Network:
         self._loop = loop
         self._random = random
         self._cuts: set[str] = set()
+        self._sent = 0
+        self._arrived: dict[tuple[str, str], int] = {}
 
     def listen(self, name: str, process: Process, application: web.Application) -> None:
         """Put an application on the network."""
@@ -187,10 +189,16 @@ class Network:
             self.counts["cut"] += 1
             await asyncio.sleep(silence_s)
             raise BrokenConnection(f"{source} does not reach {target}")
-        delay_s = self._random.expovariate(1 / self.weather.delay_s)
+        delay_s = min(self._random.expovariate(1 / self.weather.delay_s), silence_s)
         if delay_s > SLOW_S:
             self.counts["delayed"] += 1
-        await asyncio.sleep(min(delay_s, silence_s))
+        self._sent += 1
+        number, way = self._sent, (source, target)
+        await asyncio.sleep(delay_s)
+        if number < self._arrived.get(way, 0):
+            self.counts["reordered"] += 1
+        else:
+            self._arrived[way] = number
         if self._random.random() < self.weather.loss:
             self.counts["lost"] += 1
             if self._random.random() < SILENT_SHARE:

@@ -48,7 +48,7 @@ LIMITS = Limits(block_ms=500, gather_ms=100)
 
 SETTINGS = NetworkSettings(
     credit_supply=1_000_000 * CREDIT,
-    unbonding_s=400,
+    unbonding_s=500,
     compute_stake_min=50 * CREDIT,
     audit_stake_min=20 * CREDIT,
     beacon_commit_s=6,
@@ -66,14 +66,14 @@ SETTINGS = NetworkSettings(
     juror_penalty=1 * CREDIT,
     withdraw_delay_min_s=30,
     withdraw_delay_max_s=2_592_000,
-    claim_challenge_s=12,
+    claim_challenge_s=30,
     claim_bond=1 * CREDIT,
     fork_penalty=10 * CREDIT,
     opening_retention_s=60,
     request_blocks=10_000,
     batch_blocks=10_000,
     voucher_window=CREDIT // 4,
-    channel_deposit=CREDIT,
+    channel_deposit=CREDIT // 4,
     faucet_native=10 * ETHER,
     faucet_credit=100 * CREDIT,
 )

@@ -20,6 +20,7 @@ from deaios.gateway.store import KeyStore
 from deaios.market.buyer.client import Buyer
 from deaios.market.seller.service import Seller
 from deaios.node.member import Member
+from deaios.node.network import terms_of
 from deaios.node.simulation.disk import Disk
 from deaios.node.simulation.loop import Process, SimulatedClock, SimulatedDice, SimulatedLoop
 from deaios.node.simulation.network import Network, Weather
@@ -89,6 +90,7 @@ class World:
         self.api_key = ""
         self.sellers: dict[str, Seller] = {}
         self.shelf: dict[bytes, bytes] = {}
+        self.terms = terms_of(self.town.descriptor)
         self.log: list[str] = []
         self.violation: BaseException | None = None
         self.on_job: Callable[[Role], None] | None = None
@@ -136,13 +138,13 @@ class World:
         """The gateway with its buyer."""
         self.add(GATEWAY, lambda life: live_gateway(life, self._meet_gateway))
 
-    def add_provider(self, name: str, run: Callable[[Life], Awaitable[None]] | None = None) -> None:
-        """A provider, honest unless another way to live is given."""
+    def add_provider(self, name: str, *, with_defender: bool = False) -> None:
+        """An honest provider."""
 
         def meet(seller: Seller, _member: Member) -> None:
             self.sellers[name] = seller
 
-        self.add(name, run or (lambda life: live_provider(life, on_start=meet)))
+        self.add(name, lambda life: live_provider(life, on_start=meet, with_defender=with_defender))
 
     def _meet_chain(self, chain: ChainService) -> None:
         self.chain = chain
