@@ -41,6 +41,7 @@ class Journal:
         self._group: list[tuple[Change[Any], asyncio.Future[Any]]] = []
         self._drainer: asyncio.Task[None] | None = None
         self._fault: str | None = None
+        self._failed = asyncio.Event()
 
     async def open(self) -> None:
         """Open the file.
@@ -78,6 +79,15 @@ class Journal:
             self._drainer.add_done_callback(self._drained)
         return future
 
+    async def watch(self) -> None:
+        """Return only by raising: when a write has failed, so that the role ends and is started again.
+
+        Raises:
+            UnavailableJournal: what failed.
+        """
+        await self._failed.wait()
+        raise UnavailableJournal(f"journal {self._path} failed: {self._fault}; this role must be started again")
+
     async def read(self, query: Change[T]) -> T:
         """Run a query on the journal's thread, after the writes already queued."""
         return await self.write(query)
@@ -105,6 +115,7 @@ class Journal:
             return
         self._drainer = None
         self._fault = repr(error)
+        self._failed.set()
         for _, future in [*self._group, *self._waiting]:
             if not future.done():
                 future.set_exception(UnavailableJournal(f"journal {self._path} cannot write: {error!r}"))

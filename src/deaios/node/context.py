@@ -2,8 +2,10 @@
 
 import asyncio
 import os
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from deaios.node.config import Config
 from deaios.node.folder import RoleSpec, RunState, StateFolder
@@ -50,3 +52,21 @@ class RoleContext:
         self.folder.save_run_state(
             RunState(self.spec.name, self.spec.kind, os.getpid(), "running", url, "", self.clock.now_ms())
         )
+
+    async def work_until_stopped(self, *work: Coroutine[Any, Any, None]) -> None:
+        """Run a role's loops until it shall end.
+
+        Raises:
+            Exception: whatever ended one of them, so that the role ends and is started again.
+        """  # Any: what a coroutine yields and is sent
+        stopping: asyncio.Task[object] = asyncio.create_task(self.stopping.wait())
+        working: list[asyncio.Task[object]] = [asyncio.create_task(item) for item in work]
+        try:
+            await asyncio.wait([stopping, *working], return_when=asyncio.FIRST_COMPLETED)
+            for task in working:
+                if task.done():
+                    task.result()
+        finally:
+            for task in (stopping, *working):
+                task.cancel()
+            await asyncio.gather(stopping, *working, return_exceptions=True)

@@ -5,7 +5,6 @@ whoever bought with such a key would be served honestly and say nothing about ho
 """
 
 import asyncio
-import contextlib
 from collections.abc import Sequence
 
 from aiohttp import web
@@ -16,6 +15,7 @@ from deaios.alignment.evidence import Evidence
 from deaios.alignment.recheck.service import EngineRecheck
 from deaios.compute.tokenizer import Tokenizer
 from deaios.ledger.suite import AUDIT
+from deaios.market.buyer.client import Buyer
 from deaios.market.chat import context_of, read_chat_body
 from deaios.market.orders import Order
 from deaios.node.context import RoleContext
@@ -74,12 +74,12 @@ async def run(context: RoleContext) -> None:
                     metrics=context.metrics,
                     settings=AuditorSettings(float(context.config.network.audit_interval_s)),
                 )
-                await _serve(context, member, auditor, store)
+                await _serve(context, member, auditor, store, trade.buyer)
         finally:
             store.close()
 
 
-async def _serve(context: RoleContext, member: Member, auditor: Auditor, store: AuditorStore) -> None:
+async def _serve(context: RoleContext, member: Member, auditor: Auditor, store: AuditorStore, buyer: Buyer) -> None:
     async def audits(_request: web.Request) -> web.Response:
         rows = [
             {"provider": encode_hex(provider), "audits": count, "tokens": tokens, "violations": violations}
@@ -92,15 +92,7 @@ async def _serve(context: RoleContext, member: Member, auditor: Auditor, store: 
     async with serve(application, HOST, keep_port(context.data, context.spec.port)) as url:
         await member.contracts.identities.ensure_registered(member.sender, url, "auditor")
         context.report_ready(url)
-        stopping = asyncio.create_task(context.stopping.wait())
-        working = asyncio.create_task(auditor.run())
-        await asyncio.wait([stopping, working], return_when=asyncio.FIRST_COMPLETED)
-        stopping.cancel()
-        if working.done():
-            working.result()
-        working.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await working
+        await context.work_until_stopped(auditor.run(), buyer.watch())
 
 
 async def _join_auditors(member: Member) -> None:

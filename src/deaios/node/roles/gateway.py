@@ -7,6 +7,7 @@ from aiohttp import web
 from deaios.gateway.purchasing import ServedModel, ServedModels
 from deaios.gateway.service import build_gateway_application
 from deaios.gateway.store import KeyStore
+from deaios.market.buyer.client import Buyer
 from deaios.node.context import RoleContext
 from deaios.node.member import Member, open_member
 from deaios.node.network import open_default_model, open_trade
@@ -56,17 +57,17 @@ async def run(context: RoleContext) -> None:
                     clock=context.clock,
                     dice=context.dice,
                 )
-                await _serve(context, member, application)
+                await _serve(context, member, application, trade.buyer)
         finally:
             keys.close()
 
 
-async def _serve(context: RoleContext, member: Member, application: web.Application) -> None:
+async def _serve(context: RoleContext, member: Member, application: web.Application, buyer: Buyer) -> None:
     host = context.config.gateway.host
     async with serve(application, host, keep_port(context.data, context.spec.port, host)) as url:
         await member.contracts.identities.ensure_registered(member.sender, url, "gateway")
         context.report_ready(url)
-        await context.stopping.wait()
+        await context.work_until_stopped(buyer.watch())
 
 
 def _ensure_user_key(context: RoleContext, keys: KeyStore) -> None:

@@ -76,7 +76,7 @@ async def run(context: RoleContext) -> None:
             async with seller, serve(seller.application, HOST, port) as bound:
                 await member.contracts.identities.ensure_registered(member.sender, bound, "provider")
                 context.report_ready(bound)
-                await _until_stopped(context, seller, defender)
+                await context.work_until_stopped(seller.watch(), defender.run())
 
 
 async def _join_providers(member: Member) -> None:
@@ -112,17 +112,3 @@ def _generate_with(service: EngineService, tokenizer: Tokenizer) -> Generate:
                 yield Piece(sampled.token, sampled.finish, sampled.stop_index, sampled.logprobs)
 
     return generate
-
-
-async def _until_stopped(context: RoleContext, seller: Seller, defender: Defender) -> None:
-    stopping: asyncio.Task[object] = asyncio.create_task(context.stopping.wait())
-    working: list[asyncio.Task[object]] = [asyncio.create_task(seller.watch()), asyncio.create_task(defender.run())]
-    try:
-        await asyncio.wait([stopping, *working], return_when=asyncio.FIRST_COMPLETED)
-        for task in working:
-            if task.done():
-                task.result()
-    finally:
-        for task in (stopping, *working):
-            task.cancel()
-        await asyncio.gather(stopping, *working, return_exceptions=True)

@@ -187,7 +187,9 @@ class OverclaimingChain(LedgerChain):
 class ForgetfulChain(LedgerChain):
     """Publishes batches whose last leaf is not the receipt it signed."""
 
-    def __init__(self, member: Member, world: World, sellers: Mapping[str, Seller], name: str, proofs: list[Proof]):
+    def __init__(
+        self, member: Member, world: World, sellers: Mapping[str, Seller], name: str, proofs: list[Proof]
+    ) -> None:
         super().__init__(member.contracts, member.sender)
         self._member = member
         self._world = world

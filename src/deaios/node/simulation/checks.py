@@ -155,9 +155,8 @@ class Checks:
     def _take_batch(self, name: str, values: dict[str, Value]) -> None:
         """Batches follow each other without a gap."""
         if values["firstCounter"] != self.published[name] + 1 or values["lastCounter"] < values["firstCounter"]:
-            raise Violation(
-                f"{name} published counters {values['firstCounter']} to {values['lastCounter']} after {self.published[name]}"
-            )
+            first, last = values["firstCounter"], values["lastCounter"]
+            raise Violation(f"{name} published counters {first} to {last} after {self.published[name]}")
         self.published[name] = values["lastCounter"]
 
     def _receiver_of(self, channel_id: bytes) -> str:

@@ -10,7 +10,6 @@ import shutil
 from pathlib import Path
 from random import Random
 
-
 LOG_SUFFIX = "-wal"
 
 

@@ -16,7 +16,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from itertools import count
 from random import Random
-from typing import Any, TypeVar, TypeVarTuple, Unpack
+from typing import Any, TypeVar, TypeVarTuple
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -144,8 +144,7 @@ class SimulatedLoop(base_events.BaseEventLoop):
         """Start work inside a process."""  # Any: what a coroutine yields and is sent
         context = contextvars.copy_context()
         context.run(_PROCESS.set, process)
-        task = self.create_task(work, name=name or process.name, context=context)
-        return task
+        return self.create_task(work, name=name or process.name, context=context)
 
     def later(self, delay_s: float, callback: Callable[..., object], *arguments: Any) -> None:
         """Call something after a while, whatever dies meanwhile."""  # Any: the callback's own
@@ -207,7 +206,7 @@ class SimulatedLoop(base_events.BaseEventLoop):
         return timer
 
     def run_in_executor(  # type: ignore[override] # returns a ready-made future, as asyncio allows
-        self, _executor: Executor | None, job: Callable[[Unpack[Ts]], T], *arguments: Unpack[Ts]
+        self, _executor: Executor | None, job: Callable[[*Ts], T], *arguments: *Ts
     ) -> "asyncio.Future[T]":
         """Run a job at once; its result arrives after a drawn delay, if its process lives to see it."""
         process = _PROCESS.get()

@@ -119,6 +119,7 @@ class Network:
         self.hosts: dict[str, Host] = {}
         self.counts: Counter[str] = Counter()
         self.on_send: Callable[[Process, str], None] | None = None
+        self.on_request: Callable[[str, str, str, Mapping[str, str], bytes], None] | None = None
         self._loop = loop
         self._random = random
         self._cuts: set[str] = set()
@@ -163,10 +164,11 @@ class Network:
         self.counts["messages"] += 1
         await self._travel(client.name, name, silence_s)
         path = (target.path or "/") + (f"?{target.query}" if target.query else "")
+        if self.on_request is not None:
+            self.on_request(name, method, path, headers, body)
         if self._random.random() < self.weather.doubling:
             self.counts["doubled"] += 1
-            later_s = self._random.random() * RESEND_S_MAX
-            self._loop.later(later_s, self._deliver, name, method, path, headers, body)
+            self.deliver_later(self._random.random() * RESEND_S_MAX, name, method, path, headers, body)
         exchange = self._deliver(name, method, path, headers, body)
         if exchange is None:
             raise BrokenConnection(f"{name} refuses connections")
@@ -182,6 +184,12 @@ class Network:
             exchange.cut()
             raise
         return status, self._read(exchange, name, client.name, silence_s)
+
+    def deliver_later(
+        self, delay_s: float, name: str, method: str, path: str, headers: Mapping[str, str], body: bytes
+    ) -> None:
+        """Send a request whose answer nobody waits for."""
+        self._loop.later(delay_s, self._deliver, name, method, path, headers, body)
 
     async def _travel(self, source: str, target: str, silence_s: float) -> None:
         """One message on its way."""

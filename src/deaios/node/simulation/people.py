@@ -6,14 +6,17 @@ from random import Random
 
 import msgspec
 
-from deaios.ledger.eip712 import decode_json, hash_struct
-from deaios.ledger.structs import Receipt
+from deaios.compute.commitments import commit_prompt, hash_client
+from deaios.gateway.chat import NONCE_HEADER
+from deaios.market.chat import read_chat_body
+from deaios.market.opening import Opening, decode_opening
+from deaios.node.simulation import model
 from deaios.node.simulation.checks import Checks
 from deaios.node.simulation.model import MODEL_NAME
 from deaios.node.simulation.network import SimulatedHttp
 from deaios.node.simulation.town import GATEWAY_URL
-from deaios.node.simulation.world import World
-from deaios.primitives.encoding import decode_hex
+from deaios.node.simulation.world import Violation, World
+from deaios.primitives.encoding import encode_hex
 from deaios.primitives.errors import Invalid, Refused, Unavailable
 
 PAUSE_S_MEAN = 2.0
@@ -27,7 +30,10 @@ RETRY_HEADER = "x-stainless-retry-count"
 class User:
     """One user with one key."""
 
-    def __init__(self, world: World, checks: Checks, name: str, random: Random) -> None:
+    def __init__(
+        self, world: World, checks: Checks, name: str, random: Random, *, expects_altered: str | None = None
+    ) -> None:
+        self._expects_altered = expects_altered
         self.name = name
         self.answers = 0
         self.failures = 0
@@ -55,12 +61,17 @@ class User:
             "temperature": self._random.choice((0, 0.7, 1)),
             "stream": self._random.random() < 0.5,
         }
+        data, nonce = msgspec.json.encode(body), self._random.randbytes(32)
         for attempt in range(1 + RETRIES_MAX):
-            headers = {"Authorization": f"Bearer {self._world.api_key}", "Content-Type": "application/json"}
+            headers = {
+                "Authorization": f"Bearer {self._world.api_key}",
+                "Content-Type": "application/json",
+                NONCE_HEADER: encode_hex(nonce),
+            }
             if attempt:
                 headers[RETRY_HEADER] = str(attempt)
             try:
-                await self._send(msgspec.json.encode(body), headers, is_stream=bool(body["stream"]))
+                await self._send(data, nonce, headers, is_stream=bool(body["stream"]))
             except (Unavailable, Refused, Invalid) as error:
                 self._world.note(f"{text} failed: {error}")
                 self.failures += 1
@@ -70,20 +81,22 @@ class User:
             return True
         return False
 
-    async def _send(self, body: bytes, headers: dict[str, str], *, is_stream: bool) -> None:
+    async def _send(self, body: bytes, nonce: bytes, headers: dict[str, str], *, is_stream: bool) -> None:
         url = f"{GATEWAY_URL}/v1/chat/completions"
         if not is_stream:
             answer = json.loads(await self._http.request("POST", url, body=body, headers=headers))
-            self._remember(answer)
+            self._remember(answer, body, nonce)
             return
         leaves = self._random.random() < LEAVING
         lines = self._http.stream_lines(url, body, headers)
         try:
             async for line in lines:
+                if line.startswith(b":"):
+                    continue  # a comment that keeps the connection alive
                 data = line.removeprefix(b"data: ")
                 if data == b"[DONE]":
                     return
-                self._remember(json.loads(data))
+                self._remember(json.loads(data), body, nonce)
                 if leaves:
                     self._world.counts["readers gone"] += 1
                     return
@@ -91,16 +104,35 @@ class User:
             await lines.aclose()
         raise Unavailable("the stream ended before its end")
 
-    def _remember(self, answer: dict[str, dict[str, dict[str, object]]]) -> None:
-        """Note the receipt that came with an answer."""
+    def _remember(self, answer: dict[str, dict[str, object]], body: bytes, nonce: bytes) -> None:
+        """Note the receipt that came with an answer, and hold the papers against what was asked."""
         if "error" in answer:
             raise Unavailable(str(answer["error"]))
         extra = answer.get("deaios")
         if not extra or "opening" not in extra:
             return
-        opening = extra["opening"]
-        receipt = decode_json(Receipt, opening["receipt"])
-        request = opening["request"]
-        assert isinstance(request, dict), "an opening holds its request as an object"
-        provider = decode_hex(str(request["provider"]), 20)
-        self._checks.acknowledge(provider, receipt.counter, hash_struct(receipt), receipt.fee)  # type: ignore[arg-type] # 20 bytes
+        opening = decode_opening(extra["opening"])
+        self._checks.acknowledge(
+            opening.request.provider, opening.receipt.counter, opening.receipt_digest, opening.receipt.fee
+        )
+        self._compare(opening, body, nonce)
+
+    def _compare(self, opening: Opening, body: bytes, nonce: bytes) -> None:
+        """What `verify` finds first: was this bought for exactly this body, nonce, prompt and parameters?"""
+        ask, chat = opening.ask, read_chat_body(body)
+        prompt_ids = model.render(chat.message_objects())
+        wrong = [
+            name
+            for name, found, expected in (
+                ("client digest", ask.client_digest, hash_client(nonce, body)),
+                ("prompt", ask.prompt_commitment, commit_prompt(prompt_ids, opening.salt)),
+                ("parameters", ask.params, chat.params(model.CONTEXT_TOKENS, len(prompt_ids))),
+            )
+            if found != expected
+        ]
+        if wrong and self._expects_altered is None:
+            raise Violation(f"an honest gateway bought something else: {wrong}")
+        if not wrong and self._expects_altered is not None:
+            raise Violation(f"{self._expects_altered}, and the user did not notice")
+        if wrong:
+            self._world.counts["user noticed an altered order"] += 1

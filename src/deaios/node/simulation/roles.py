@@ -18,7 +18,8 @@ from deaios.alignment.defence.service import Defender
 from deaios.alignment.evidence import Evidence
 from deaios.alignment.ports import Recheck
 from deaios.alignment.recheck.service import EngineRecheck
-from deaios.chain.service import ChainService, build_application as build_chain_application
+from deaios.chain.service import ChainService
+from deaios.chain.service import build_application as build_chain_application
 from deaios.compute.service import EngineService
 from deaios.gateway.purchasing import ServedModel, ServedModels
 from deaios.gateway.service import build_gateway_application
@@ -27,14 +28,14 @@ from deaios.ledger.client.contracts import Contracts
 from deaios.ledger.client.deadlines import fetch_deadline
 from deaios.ledger.client.sender import Sender
 from deaios.ledger.descriptor import NetworkDescriptor
-from deaios.ledger.structs import Level
+from deaios.ledger.structs import Level, Params
 from deaios.market.buyer.client import Buyer
 from deaios.market.buyer.client.settings import BuyerSettings
 from deaios.market.chat import context_of, read_chat_body
 from deaios.market.client import LedgerChain
 from deaios.market.directory.client import Directory
 from deaios.market.orders import Order
-from deaios.market.ports import Generate, SellerChain
+from deaios.market.ports import Generate, Piece, SellerChain
 from deaios.market.seller.service import Seller, SellerSettings
 from deaios.node.member import Member
 from deaios.node.network import terms_of
@@ -218,7 +219,10 @@ def _build_defender(life: Life, member: Member) -> Defender:
 def generate_with(weights: model.Weights, token_s: float = model.TOKEN_S) -> Generate:
     """A generator over some weights."""
 
-    def generate(prompt_ids, params, seed, _logprobs):  # type: ignore[no-untyped-def] # as the protocol says
+    def generate(
+        prompt_ids: tuple[int, ...], params: Params, seed: bytes, logprobs: int | None
+    ) -> AsyncIterator[Piece]:
+        assert logprobs is None, "nobody asks a toy for log probabilities"
         return model.generate(prompt_ids, params, seed, weights=weights, token_s=token_s)
 
     return generate
@@ -295,7 +299,7 @@ async def live_gateway(life: Life, on_start: Callable[[Buyer, KeyStore, str], No
         )
         on_start(trade.buyer, keys, text_path.read_text())
         life.listen(application)
-        await asyncio.Event().wait()
+        await trade.buyer.watch()
 
 
 class Shop:
@@ -353,4 +357,6 @@ async def live_auditor(
         )
         if alter is not None:
             alter(auditor)
-        await auditor.run()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(auditor.run())
+            group.create_task(trade.buyer.watch())

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from functools import partial
 from random import Random
 
+from deaios.alignment.auditor.service import Auditor
+from deaios.alignment.ports import Recheck
 from deaios.ledger.phases import Decision
-from deaios.node.simulation.checks import Checks
 from deaios.node.simulation.cheats import (
     FORKS,
     GENERATION_CHEATS,
@@ -25,7 +26,9 @@ from deaios.node.simulation.cheats import (
     live_cheating_provider,
     prove_all,
 )
+from deaios.node.simulation.checks import Checks
 from deaios.node.simulation.faults import count_faults, lay_faults
+from deaios.node.simulation.mischief import GATEWAY_CHEATS, MISCHIEF
 from deaios.node.simulation.people import User
 from deaios.node.simulation.roles import live_auditor
 from deaios.node.simulation.town import AUDITORS, CHAIN, GATEWAY, NEIGHBOUR, PROVIDERS, SHELF, key_of
@@ -80,12 +83,8 @@ def tell(seed: int, kind: str | None = None) -> Outcome:
         name = "trade" if court is None else f"court-{court}"
         try:
             world.add_infrastructure()
-            story: Callable[[], Awaitable[None]]
-            if court is None:
-                story = _Trade(world).run
-            else:
-                story = _Court(world, *COURTS[court]).run
-            world.run(story())
+            story = _Trade(world) if court is None else _Court(world, *COURTS[court])
+            world.run(story.run())
         except BaseException as error:
             error.add_note("\n".join(world.log[-400:]))
             raise
@@ -126,6 +125,7 @@ class _Trade(_Story):
         self.has_two = self.cheat is not None or random.random() < 0.4
         self.withdraws = random.random() < 0.25
         self.challenges = random.random() < 0.15
+        self.mischief = random.choice(list(MISCHIEF)) if random.random() < 0.4 else None
         honest = frozenset(PROVIDERS[:1] if self.cheat or not self.has_two else PROVIDERS)
         super().__init__(world, honest)
         self.honest = tuple(sorted(honest))
@@ -138,10 +138,13 @@ class _Trade(_Story):
             world.add(CHEAT, live_cheating_provider(world, CHEAT, self.cheat, self.proofs))
         elif self.has_two:
             world.add_provider(CHEAT)
+        if self.mischief is not None:
+            MISCHIEF[self.mischief](world, self.random, HONEST, LOAD_S)
+        altered = self.mischief if self.mischief in GATEWAY_CHEATS else None
         world.add_gateway()
         world.add(NEIGHBOUR, lambda life: prove_all(world, life, self.proofs, self.checks, greedy=self.challenges))
         users = [
-            User(world, self.checks, f"user-{number}", Random(self.random.random()))
+            User(world, self.checks, f"user-{number}", Random(self.random.random()), expects_altered=altered)
             for number in range(1 + (self.random.random() < 0.3))
         ]
         names = (CHAIN, SHELF, GATEWAY, *self.honest, *self.honest)
@@ -194,7 +197,7 @@ class _Trade(_Story):
             if all(row.provider != provider for row in buyer.accounts):
                 continue
             amount = await _patiently(lambda provider=provider: buyer.wallet.initiate_withdraw(provider))  # type: ignore[misc] # bound now
-            if not amount:
+            if not amount and not self.world.counts["cheat: withdrawal while buying"]:
                 continue
             await asyncio.sleep(world.town.descriptor.windows.withdraw_delay_min_s + 1)
             await _patiently(lambda provider=provider: buyer.wallet.finalize_withdraw(provider))  # type: ignore[misc] # bound now
@@ -231,8 +234,8 @@ class _Court(_Story):
 
     def _add_auditor(self, number: int, name: str) -> None:
         world = self.world
-        recheck = None
-        alter = None
+        recheck: Recheck | None = None
+        alter: Callable[[Auditor], None] | None = None
         interval_s = 2.0 if number == 0 else NEVER_S
         if number == 0 and self.cheat in ("false accusation", "exact replay acquits"):
             recheck = AlwaysGuilty(world, self.cheat, replays=self.cheat == "exact replay acquits")
@@ -245,7 +248,18 @@ class _Court(_Story):
             alter = fall_silent(world)
         if number == 1 and self.jury == "copied verdict":
             alter = copy_verdicts(world)
+        if number == 0:
+            alter = self._stop_when_accused
         world.add(name, lambda life: live_auditor(life, interval_s=interval_s, recheck=recheck, alter=alter))
+
+    def _stop_when_accused(self, auditor: Auditor) -> None:
+        """One dispute is enough for one history."""
+        audit_once = auditor.audit_once
+
+        async def audit() -> bool | None:
+            return None if self.checks.events["Disputes.EvidenceCommitted"] else await audit_once()
+
+        auditor.audit_once = audit  # type: ignore[method-assign] # the story's end, not the role's
 
     async def _has_begun(self) -> bool:
         if self.cheat == "exact replay acquits":

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
+from typing import Self
 
 from deaios.chain.service import ChainService
 from deaios.gateway.store import KeyStore
@@ -95,10 +96,11 @@ class World:
         self.violation: BaseException | None = None
         self.on_job: Callable[[Role], None] | None = None
         self.on_step: Callable[[], None] | None = None
+        self.on_gateway: Callable[[Buyer], None] | None = None
         self._root = Path(tempfile.mkdtemp(prefix="deaios-sim-", dir=SCRATCH))
         self._dead: list[Process] = []
 
-    def __enter__(self) -> "World":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_error: object) -> None:
@@ -151,6 +153,8 @@ class World:
 
     def _meet_gateway(self, buyer: Buyer, keys: KeyStore, api_key: str) -> None:
         self.buyer, self.keys, self.api_key = buyer, keys, api_key
+        if self.on_gateway is not None:
+            self.on_gateway(buyer)
 
     def make_life(self, role: Role) -> Life:
         """What the role's present life is given."""

@@ -143,6 +143,14 @@ class Buyer:
             await asyncio.wait(self._watchers)
         await self._store.close()
 
+    async def watch(self) -> None:
+        """Return only by raising: when the journal has failed, after which nothing can be bought before a restart.
+
+        Raises:
+            UnavailableJournal: what failed.
+        """
+        await self._store.watch()
+
     @property
     def accounts(self) -> tuple[AccountRow, ...]:
         """Every channel: deposit, signed, charged and reserved, per provider."""

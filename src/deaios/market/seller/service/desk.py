@@ -77,6 +77,7 @@ class Desk:
         self._generate = generate
         self._clock = clock
         self._channels: dict[bytes, ChannelRow] = {}
+        self._charged: dict[bytes, int] = {}
         self._last: Link = FIRST_LINK
         self._runs: dict[bytes, Run] = {}
         self._ended: OrderedDict[bytes, Run] = OrderedDict()
@@ -97,12 +98,16 @@ class Desk:
 
     @property
     def channels(self) -> dict[bytes, ChannelRow]:
-        """Every channel this provider was paid on."""
-        return dict(self._channels)
+        """Every channel this provider was paid on, charged with what journalled receipts charge and no more."""
+        return {
+            channel_id: replace(row, state=replace(row.state, charged=self._charged.get(channel_id, 0)))
+            for channel_id, row in self._channels.items()
+        }
 
     async def open(self, state: SellerState) -> None:
         """Take over what the journal holds: purchases that a crash cut off fail, with receipts and without a fee."""
         self._channels = dict(state.channels)
+        self._charged = {channel_id: row.state.charged for channel_id, row in state.channels.items()}
         self._last = state.last
         for row in state.open_purchases:
             assert row.papers is not None, "an open purchase is never pruned"
@@ -343,6 +348,8 @@ class Desk:
         self._channels[channel_id] = row
         self._last = Link(receipt.counter, hash_struct(receipt), 0)
         await saved
+        # Only now may it be claimed: a claim without a receipt on disk could not be answered for after a crash.
+        self._charged[channel_id] = max(self._charged.get(channel_id, 0), receipt.charged_cumulative)
         outcome = Outcome(delivery.output_ids, self._sign(receipt))
         run.end(outcome)
         del self._runs[run.digest]

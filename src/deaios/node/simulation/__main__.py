@@ -1,0 +1,116 @@
+"""Run simulated histories: `python -m deaios.node.simulation --help`."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from deaios.node.simulation.runs import Failure, Tally, find_missing, run_histories, silence_logs
+from deaios.node.simulation.stories import COURTS, tell
+
+CHUNK = 20
+"""Histories per task of a worker."""
+TASKS_PER_WORKER = 50
+"""After so many tasks a worker is replaced, so that whatever dead processes leave behind cannot pile up."""
+FAILURES_MAX = 20
+
+_console = Console(stderr=True)
+
+
+def main() -> int:
+    """Parse, run, report; 1 where a history broke a promise, 2 where something never happened."""
+    parser = argparse.ArgumentParser(prog="python -m deaios.node.simulation", description=__doc__)
+    parser.add_argument("--seed", type=int, help="tell one history, event by event")
+    parser.add_argument("--seeds", type=int, nargs=2, metavar=("FROM", "TO"), help="run histories FROM to TO - 1")
+    kinds = ", ".join(f"court-{number} = {cheat}, {jury}" for number, (cheat, jury) in enumerate(COURTS))
+    parser.add_argument("--kind", help=f"trade, or {kinds}; what the seed says by default")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    parser.add_argument("--least", type=int, default=0, help="every fault and cheat must happen in so many histories")
+    parser.add_argument("--json", action="store_true", help="print the counts as JSON")
+    options = parser.parse_args()
+    silence_logs()
+    if options.seed is not None:
+        return _tell_one(options.seed, options.kind)
+    if options.seeds is None:
+        parser.error("give --seed N or --seeds FROM TO")
+    tally = _run_many(range(*options.seeds), options.kind, options.workers)
+    missing = find_missing(tally.happened, options.least) if options.least else []
+    _report(tally, missing, as_json=options.json)
+    return 1 if tally.failures else 2 if missing else 0
+
+
+def _tell_one(seed: int, kind: str | None) -> int:
+    try:
+        outcome = tell(seed, kind)
+    except Exception as error:
+        for note in getattr(error, "__notes__", ()):
+            sys.stdout.write(note + "\n")
+        error.__notes__ = []
+        raise
+    sys.stdout.write(
+        "\n".join([*outcome.log, f"{outcome.kind}: {outcome.seconds:.0f} simulated seconds, all held"]) + "\n"
+    )
+    for name, count in sorted(outcome.counts.items()):
+        sys.stdout.write(f"{count:8} {name}\n")
+    return 0
+
+
+def _run_many(seeds: range, kind: str | None, workers: int) -> Tally:
+    tally = Tally()
+    columns = (TextColumn("histories"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with (
+        ProcessPoolExecutor(workers, initializer=silence_logs, max_tasks_per_child=TASKS_PER_WORKER) as pool,
+        Progress(*columns, console=_console) as progress,
+    ):
+        task = progress.add_task("histories", total=len(seeds))
+        futures = {pool.submit(run_histories, list(chunk), kind): chunk for chunk in _cut(seeds)}
+        try:
+            for future in as_completed(futures):
+                part = future.result()
+                tally.add(part)
+                progress.advance(task, part.histories)
+                for failure in part.failures:
+                    _show(failure)
+                if len(tally.failures) >= FAILURES_MAX:
+                    break
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+    return tally
+
+
+def _cut(seeds: range) -> Iterator[range]:
+    for start in range(0, len(seeds), CHUNK):
+        yield seeds[start : start + CHUNK]
+
+
+def _show(failure: Failure) -> None:
+    _console.print(f"seed {failure.seed}: {failure.error[:500]}\n  repeat with: {failure.command}", markup=False)
+
+
+def _report(tally: Tally, missing: list[str], *, as_json: bool) -> None:
+    if as_json:
+        document = {
+            "histories": tally.histories,
+            "failures": [{"seed": failure.seed, "error": failure.error} for failure in tally.failures],
+            "happened": dict(sorted(tally.happened.items())),
+            "missing": missing,
+        }
+        sys.stdout.write(json.dumps(document, indent=1) + "\n")
+        return
+    for name, count in sorted(tally.happened.items()):
+        sys.stdout.write(f"{count:8} {name}\n")
+    sys.stdout.write(f"{tally.histories} histories, {len(tally.failures)} failed\n")
+    for item in missing:
+        sys.stdout.write(f"too rare: {item}\n")
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)
