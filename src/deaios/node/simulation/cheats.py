@@ -38,33 +38,38 @@ Live = Callable[[Life], Awaitable[None]]
 # Providers that give another model's tokens: found by re-execution
 
 
-def _hide_prompt(prompt_ids: tuple[int, ...], params: Params, seed: bytes, _: int | None) -> AsyncIterator[Piece]:
-    return model.generate(prompt_ids, params, seed, hidden_ids=HIDDEN_IDS)
+Give = Callable[[tuple[int, ...], Params, bytes], AsyncIterator[Piece]]
 
 
-def _warm_up(prompt_ids: tuple[int, ...], params: Params, seed: bytes, _: int | None) -> AsyncIterator[Piece]:
-    return model.generate(prompt_ids, replace(params, temperature_milli=2 * params.temperature_milli + 1), seed)
+def _giving(give: Give) -> Generate:
+    def generate(
+        prompt_ids: tuple[int, ...], params: Params, seed: bytes, logprobs: int | None
+    ) -> AsyncIterator[Piece]:
+        assert logprobs is None, "nobody asks a cheat for log probabilities"
+        return give(prompt_ids, params, seed)
+
+    return generate
 
 
-def _grind_seed(prompt_ids: tuple[int, ...], params: Params, seed: bytes, _: int | None) -> AsyncIterator[Piece]:
-    return model.generate(prompt_ids, params, sha256(seed))
-
-
-async def _invent(_prompt: tuple[int, ...], params: Params, seed: bytes, _: int | None) -> AsyncIterator[Piece]:
+async def _invent(_prompt: tuple[int, ...], params: Params, seed: bytes) -> AsyncIterator[Piece]:
     for place in range(params.max_tokens):
         await asyncio.sleep(model.TOKEN_S / 10)
         last = place == params.max_tokens - 1
         yield Piece(sha256(seed + place.to_bytes(4))[0], FinishReason.LENGTH if last else None)
 
 
+def _warm(params: Params) -> Params:
+    return replace(params, temperature_milli=2 * params.temperature_milli + 1)
+
+
 GENERATION_CHEATS: Mapping[str, Generate] = {
     "smaller model": generate_with(model.SMALLER),
     "stale model": generate_with(model.STALE),
     "requantised model": generate_with(model.REQUANTISED),
-    "other prompt": _hide_prompt,
-    "other temperature": _warm_up,
-    "other seed": _grind_seed,
-    "invented tokens": _invent,
+    "other prompt": _giving(lambda ids, params, seed: model.generate(ids, params, seed, hidden_ids=HIDDEN_IDS)),
+    "other temperature": _giving(lambda ids, params, seed: model.generate(ids, _warm(params), seed)),
+    "other seed": _giving(lambda ids, params, seed: model.generate(ids, params, sha256(seed))),
+    "invented tokens": _giving(_invent),
 }
 
 

@@ -123,6 +123,8 @@ class Checks:
                 self._check_slash(event)
             case ("Disputes", "Tallied"):
                 self.events[f"verdict {Decision(event.values['verdict']).name.lower()}"] += 1
+            case _:
+                pass
 
     def _check_money(self) -> None:
         """All Credit is somewhere: balances of everybody add up to the supply."""
@@ -325,6 +327,6 @@ def _load_slots(world: World, credit: Address) -> dict[int, int]:
 def _show(values: dict[str, Value]) -> str:
     parts = []
     for name, value in values.items():
-        shown = NAME_OF.get(value, value.hex()[:8]) if isinstance(value, bytes) else value
+        shown = NAME_OF.get(Address(value), value.hex()[:8]) if isinstance(value, bytes) else value
         parts.append(f"{name}={shown}")
     return " ".join(parts)

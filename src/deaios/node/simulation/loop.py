@@ -70,7 +70,7 @@ class _Handle(events.Handle):
 
     def _run(self) -> None:
         if self._context.get(_PROCESS, _WORLD).is_alive:  # type: ignore[attr-defined] # private slot of Handle
-            super()._run()  # type: ignore[misc] # private method of Handle
+            super()._run()
 
 
 class _TimerHandle(events.TimerHandle):
@@ -80,7 +80,7 @@ class _TimerHandle(events.TimerHandle):
 
     def _run(self) -> None:
         if self._context.get(_PROCESS, _WORLD).is_alive:  # type: ignore[attr-defined] # private slot of Handle
-            super()._run()  # type: ignore[misc] # private method of Handle
+            super()._run()
 
 
 class _Task(asyncio.Task[T]):
@@ -112,7 +112,7 @@ class SimulatedLoop(base_events.BaseEventLoop):
         self.after_step: Callable[[], None] | None = None
         self._outside = contextvars.copy_context()
         self._outside.run(_PROCESS.set, _WORLD)
-        self.set_task_factory(self._make_task)
+        self.set_task_factory(self._make_task)  # type: ignore[arg-type] # its protocol is private to typeshed
         self.set_exception_handler(self._note_fault)
 
     # What BaseEventLoop asks of its selector and of its platform
@@ -161,7 +161,7 @@ class SimulatedLoop(base_events.BaseEventLoop):
         for task in process.tasks:
             if not task.done():
                 with contextlib.suppress(BaseException):
-                    task.get_coro().close()  # type: ignore[union-attr] # tasks of ours run coroutines
+                    task.get_coro().close()
         process.tasks.clear()
 
     def call_soon_threadsafe(  # type: ignore[override] # as call_soon
@@ -205,7 +205,7 @@ class SimulatedLoop(base_events.BaseEventLoop):
         timer._scheduled = True  # type: ignore[attr-defined] # private flag of TimerHandle
         return timer
 
-    def run_in_executor(  # type: ignore[override] # returns a ready-made future, as asyncio allows
+    def run_in_executor(
         self, _executor: Executor | None, job: Callable[[*Ts], T], *arguments: *Ts
     ) -> "asyncio.Future[T]":
         """Run a job at once; its result arrives after a drawn delay, if its process lives to see it."""

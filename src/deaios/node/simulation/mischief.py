@@ -1,4 +1,4 @@
-"""Cheats around trade: a gateway that alters orders, a buyer that replays or withdraws, an operator that censors or forks.
+"""Cheats around trade: gateways that alter orders, buyers that replay or withdraw, operators that censor or fork.
 
 Each does its mischief on the real role of the present history and counts it when it happens. Who notices is the user
 (by what it was sent), the provider (which is paid all the same), or anybody who holds two signed headers.
@@ -76,7 +76,7 @@ def _withdraw(world: World, random: Random, provider: str, span_s: float) -> Non
     def begin() -> None:
         role = world.roles[GATEWAY]
         if role.process.is_alive:
-            world.loop.run_in(role.process, withdraw(), "withdraw")
+            _ = world.loop.run_in(role.process, withdraw(), "withdraw")
 
     world.at(span_s * random.uniform(0.3, 1.0), begin)
 

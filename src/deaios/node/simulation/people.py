@@ -9,7 +9,7 @@ import msgspec
 from deaios.compute.commitments import commit_prompt, hash_client
 from deaios.gateway.chat import NONCE_HEADER
 from deaios.market.chat import read_chat_body
-from deaios.market.opening import Opening, decode_opening
+from deaios.market.opening import Opening
 from deaios.node.simulation import model
 from deaios.node.simulation.checks import Checks
 from deaios.node.simulation.model import MODEL_NAME
@@ -111,7 +111,7 @@ class User:
         extra = answer.get("deaios")
         if not extra or "opening" not in extra:
             return
-        opening = decode_opening(extra["opening"])
+        opening = Opening.decode_json(extra["opening"])
         self._checks.acknowledge(
             opening.request.provider, opening.receipt.counter, opening.receipt_digest, opening.receipt.fee
         )

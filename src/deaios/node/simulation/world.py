@@ -174,7 +174,7 @@ class World:
             return
         role.lives += 1
         role.process = Process(role.name, skew_ms=role.skew_ms, on_thread=self._note_job)
-        self.loop.run_in(role.process, self._live(role), role.name)
+        _ = self.loop.run_in(role.process, self._live(role), role.name)
 
     async def _live(self, role: Role) -> None:
         """One life, to its end by a fault that a restart may mend, or by one that is a bug."""
