@@ -9,6 +9,7 @@ import contextvars
 import shutil
 import sqlite3
 import tempfile
+import warnings
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -104,9 +105,12 @@ class World:
         return self
 
     def __exit__(self, *_error: object) -> None:
-        for process in [*self._dead, *(role.process for role in self.roles.values())]:
-            process.is_alive = False
-            self.loop.bury(process)
+        with warnings.catch_warnings():
+            # What a dead process was about to start when it died is never awaited.
+            warnings.simplefilter("ignore", RuntimeWarning)
+            for process in [*self._dead, *(role.process for role in self.roles.values())]:
+                process.is_alive = False
+                self.loop.bury(process)
         self.loop.close()
         shutil.rmtree(self._root, ignore_errors=True)
 
