@@ -32,6 +32,10 @@ BUYER_MIGRATIONS = (
     CREATE INDEX openings_by_counter ON openings (provider, counter);
     CREATE TABLE excluded (provider BLOB PRIMARY KEY, reason TEXT NOT NULL, at_ms INTEGER NOT NULL)
     """,
+    """
+    CREATE TABLE released (request_digest BLOB PRIMARY KEY, at_ms INTEGER NOT NULL);
+    CREATE INDEX released_by_time ON released (at_ms)
+    """,
 )
 
 
@@ -142,11 +146,12 @@ class BuyerStore:
 
         return self._journal.write(change)
 
-    def release(self, account: AccountRow, request_digest: bytes) -> "asyncio.Future[None]":
-        """Close a purchase that was never admitted."""
+    def release(self, account: AccountRow, request_digest: bytes, now_ms: int) -> "asyncio.Future[None]":
+        """Close a purchase that was never admitted; its digest is kept, because it must not be asked for again."""
 
         def change(connection: sqlite3.Connection) -> None:
             _save_account(connection, account)
+            connection.execute("INSERT OR IGNORE INTO released VALUES (?, ?)", (request_digest, now_ms))
             connection.execute("DELETE FROM open_purchases WHERE request_digest = ?", (request_digest,))
 
         return self._journal.write(change)
@@ -174,7 +179,7 @@ class BuyerStore:
         """Whether a request was sent before, open or ended."""
 
         def query(connection: sqlite3.Connection) -> bool:
-            tables = ("open_purchases", "openings")
+            tables = ("open_purchases", "openings", "released")
             return any(
                 connection.execute(f"SELECT 1 FROM {table} WHERE request_digest = ?", (request_digest,)).fetchone()  # noqa: S608 # names are literals above
                 for table in tables
@@ -183,10 +188,13 @@ class BuyerStore:
         return await self._journal.read(query)
 
     def prune(self, before_ms: int) -> "asyncio.Future[int]":
-        """Forget openings kept before a time."""
-        return self._journal.write(
-            lambda connection: connection.execute("DELETE FROM openings WHERE kept_at_ms < ?", (before_ms,)).rowcount
-        )
+        """Forget openings and voided requests kept before a time; says how many openings."""
+
+        def change(connection: sqlite3.Connection) -> int:
+            connection.execute("DELETE FROM released WHERE at_ms < ?", (before_ms,))
+            return connection.execute("DELETE FROM openings WHERE kept_at_ms < ?", (before_ms,)).rowcount
+
+        return self._journal.write(change)
 
 
 def _save_account(connection: sqlite3.Connection, account: AccountRow) -> None:

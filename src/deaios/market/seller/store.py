@@ -21,6 +21,7 @@ from deaios.market.offers import SignedOffer
 from deaios.market.receipts import FIRST_LINK, Link
 from deaios.market.store import Journal
 from deaios.primitives.encoding import encode_canonical_json
+from deaios.primitives.keys import Address
 
 SELLER_MIGRATIONS = (
     """
@@ -37,7 +38,13 @@ SELLER_MIGRATIONS = (
     CREATE TABLE batches (first_counter INTEGER PRIMARY KEY, last_counter INTEGER NOT NULL UNIQUE,
                           batch TEXT NOT NULL, chain_index INTEGER UNIQUE, transaction_hash BLOB)
     """,
+    """
+    CREATE TABLE voided (number INTEGER PRIMARY KEY AUTOINCREMENT, request_digest BLOB NOT NULL,
+                         signer BLOB NOT NULL, UNIQUE (request_digest, signer))
+    """,
 )
+VOIDED_MAX = 16_384
+"""Cancels of requests that had not come, kept so that these requests are refused when they come after all."""
 CHANNELS_MAX = 65_536
 """Channels one provider tracks, all in memory; new ones are refused beyond it."""
 
@@ -80,6 +87,8 @@ class SellerState:
     channels: dict[bytes, ChannelRow]
     open_purchases: tuple[PurchaseRow, ...]
     last: Link
+    voided: tuple[tuple[bytes, Address], ...]
+    """(request digest, signer) of each cancel that came before its request, oldest first."""
 
 
 def _encode_ids(ids: Sequence[int]) -> bytes:
@@ -161,6 +170,17 @@ class SellerStore:
                     purchase.admitted_at_ms,
                 ),
             )
+
+        return self._journal.write(change)
+
+    def void(self, request_digest: bytes, signer: Address) -> "asyncio.Future[None]":
+        """Keep the cancel of a request that has not come; the oldest make room."""
+
+        def change(connection: sqlite3.Connection) -> None:
+            connection.execute(
+                "INSERT OR IGNORE INTO voided (request_digest, signer) VALUES (?, ?)", (request_digest, signer)
+            )
+            connection.execute("DELETE FROM voided WHERE number <= (SELECT max(number) FROM voided) - ?", (VOIDED_MAX,))
 
         return self._journal.write(change)
 
@@ -357,4 +377,8 @@ def _load(connection: sqlite3.Connection) -> SellerState:
     }
     row = connection.execute("SELECT counter, digest FROM receipts ORDER BY counter DESC LIMIT 1").fetchone()
     last = FIRST_LINK if row is None else Link(counter=row[0], digest=row[1], charged=0)
-    return SellerState(channels=channels, open_purchases=open_purchases, last=last)
+    voided = tuple(
+        (digest, Address(signer))
+        for digest, signer in connection.execute("SELECT request_digest, signer FROM voided ORDER BY number")
+    )
+    return SellerState(channels=channels, open_purchases=open_purchases, last=last, voided=voided)

@@ -20,6 +20,7 @@ from deaios.market.buyer.client.purchase import (
     Purchase,
     build_opening,
     check_receipt,
+    is_unknown_purchase,
     send_cancel,
 )
 from deaios.market.buyer.client.settings import BuyerSettings
@@ -47,7 +48,6 @@ from deaios.primitives.keys import Address, PrivateKey
 from deaios.runtime.client import HttpClient, RefusedByPeer
 from deaios.runtime.clock import Clock, SystemClock
 from deaios.runtime.dice import Dice, SystemDice
-from deaios.runtime.errors import NotFound
 from deaios.runtime.logs import get_logger
 
 RESOLVE_WAIT_S_MAX = 60.0
@@ -385,7 +385,7 @@ class Buyer:
         try:
             ids, entry = await send_cancel(self._desk, row.offer, row.request_digest, acknowledged)
         except RefusedByPeer as refusal:
-            if refusal.status != 404 or refusal.title != NotFound.__name__:
+            if not is_unknown_purchase(refusal):
                 raise
             await self.wallet.release(account, row.request_digest)
             return

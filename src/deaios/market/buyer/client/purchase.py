@@ -43,10 +43,15 @@ from deaios.primitives.errors import DeaiosError, Invalid, Refused, Unavailable
 from deaios.primitives.keys import Address, PrivateKey
 from deaios.runtime.client import HttpClient, RefusedByPeer, UnavailablePeer
 from deaios.runtime.clock import Clock
+from deaios.runtime.errors import NotFound
+from deaios.runtime.logs import get_logger
 
 RESUME_WAIT_S = 0.2
 RAISES_MAX = 2
 """How often a provider may ask for a higher voucher before one purchase."""
+
+
+_log = get_logger("buyer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,7 +293,7 @@ class Purchase:
                 needed = read_needed(refusal.body) if refusal.status == 402 else None
                 if needed is None or raises >= RAISES_MAX or self._ids:
                     if not self._ids:
-                        await desk.wallet.release(self._account, self.request_digest)
+                        await self._give_up()
                     raise
                 raises += 1
                 await self._raise(refusal, needed)
@@ -310,8 +315,21 @@ class Purchase:
                     self._account, self.request_digest, self._quote, self.offer, self._build, needed
                 )
         except Refused:
-            await desk.wallet.release(self._account, self.request_digest)
+            await self._give_up()
             raise
+
+    async def _give_up(self) -> None:
+        """Release refused papers once the provider promises never to admit them; otherwise they stay in doubt.
+
+        Without that promise a copy that comes late, or that somebody on the way sends again, would be charged.
+        """
+        try:
+            await send_cancel(self._desk, self.offer, self.request_digest, 0)
+        except RefusedByPeer as refusal:
+            if is_unknown_purchase(refusal):
+                await self._desk.wallet.release(self._account, self.request_digest)
+        except (Unavailable, Invalid) as error:
+            _log.info("refused papers stay in doubt", request=self.request_digest.hex(), error=str(error))
 
     async def _read_stream(self, *, is_resumed: bool) -> SignedReceipt | None:
         desk = self._desk
@@ -409,6 +427,11 @@ def check_receipt(terms: Terms, opening: Opening, acknowledged: int | None, *, c
     validate_receipt(terms.protocol, opening, -1 if acknowledged is None else acknowledged)
     if complete and opening.receipt.state == State.SERVED and received != opening.receipt.completion_tokens:
         raise InvalidStream(f"{received} ids were sent, the receipt counts {opening.receipt.completion_tokens}")
+
+
+def is_unknown_purchase(refusal: RefusedByPeer) -> bool:
+    """Does the provider say that it never admitted this purchase, and never will?"""
+    return refusal.status == 404 and refusal.title == NotFound.__name__
 
 
 async def send_cancel(

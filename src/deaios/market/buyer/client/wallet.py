@@ -231,13 +231,13 @@ class Wallet:
         _ = self._store.settle(account.row, opening, self._clock.now_ms())
 
     async def release(self, account: Account, digest: bytes) -> None:
-        """Give back the room of a purchase that was never admitted.
+        """Give back the room of a purchase that was never admitted, and that its provider will not admit any more.
 
         Raises:
             InvalidCharge: it was charged nevertheless.
         """
         account.step(account.state.release(digest))
-        await self._store.release(account.row, digest)
+        await self._store.release(account.row, digest, self._clock.now_ms())
 
     async def initiate_withdraw(self, provider: Address) -> int:
         """Ask for everything back that the provider does not claim within the delay; nothing is bought there meanwhile.

@@ -30,12 +30,12 @@ from deaios.market.ports import Generate
 from deaios.market.receipts import FIRST_LINK, Delivery, Link, build_receipt
 from deaios.market.seller.service.runs import Outcome, Run
 from deaios.market.seller.service.settings import SellerSettings
-from deaios.market.seller.store import CHANNELS_MAX, ChannelRow, PurchaseRow, SellerState, SellerStore
+from deaios.market.seller.store import CHANNELS_MAX, VOIDED_MAX, ChannelRow, PurchaseRow, SellerState, SellerStore
 from deaios.market.terms import Terms
 from deaios.market.view import ChainView
 from deaios.market.wire import decode_papers
 from deaios.primitives.errors import DeaiosError, Invalid, Refused, Unavailable
-from deaios.primitives.keys import PrivateKey
+from deaios.primitives.keys import Address, PrivateKey
 from deaios.runtime.clock import Clock
 from deaios.runtime.errors import NotFound, RefusedBusy
 from deaios.runtime.logs import get_logger
@@ -81,6 +81,7 @@ class Desk:
         self._last: Link = FIRST_LINK
         self._runs: dict[bytes, Run] = {}
         self._ended: OrderedDict[bytes, Run] = OrderedDict()
+        self._voided: OrderedDict[tuple[bytes, Address], None] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
         self._slots = asyncio.Semaphore(settings.streams_max)
         self._offer: SignedOffer | None = None
@@ -109,6 +110,7 @@ class Desk:
         self._channels = dict(state.channels)
         self._charged = {channel_id: row.state.charged for channel_id, row in state.channels.items()}
         self._last = state.last
+        self._voided = OrderedDict.fromkeys(state.voided)
         for row in state.open_purchases:
             assert row.papers is not None, "an open purchase is never pruned"
             papers = decode_papers(row.papers)
@@ -189,6 +191,8 @@ class Desk:
         known = self._runs.get(digest) or self._ended.get(digest)
         if known is not None:
             return known
+        if (digest, papers.ask.buyer) in self._voided:
+            raise RefusedPurchase("the buyer cancelled this request before it came")
         settings = self._settings
         if self._is_closing or len(self._runs) >= settings.streams_max + settings.queue_max:
             raise RefusedBusy(f"{len(self._runs)} purchases are open here; try another provider, or again later")
@@ -243,13 +247,15 @@ class Desk:
             The outcome; that of an ordinary end when the cancel came too late.
 
         Raises:
-            NotFound: no such purchase.
+            NotFound: no such purchase, and a promise on disk: papers of this request are not admitted later either.
+            InvalidSignature: malformed.
             InvalidCancel: not signed by the buyer, or more tokens acknowledged than sampled.
         """
+        signer = recover_signer(self._terms.protocol, Cancel(request_digest=digest, tokens=tokens), signature)
         run = await self._find(digest)
         if run is None:
-            raise NotFound("no purchase with this request digest was admitted here")
-        signer = recover_signer(self._terms.protocol, Cancel(request_digest=digest, tokens=tokens), signature)
+            await self._void(digest, signer)
+            raise NotFound("no purchase with this request digest was admitted here, and none will be")
         if signer != run.papers.ask.buyer:
             raise InvalidCancel(f"cancel is signed by 0x{signer.hex()}, the buyer is 0x{run.papers.ask.buyer.hex()}")
         if run.outcome is None and run.cancel is None:
@@ -258,6 +264,16 @@ class Desk:
             run.cancel = (tokens, signature)
             run.stopped.set()
         return await run.wait_outcome()
+
+    async def _void(self, digest: bytes, signer: Address) -> None:
+        """Keep a cancel that came before its request: papers may be late, or sent again by somebody on the way.
+
+        Who signed it is not known to be the buyer before the papers come; they are then refused to that signer alone.
+        """
+        self._voided[digest, signer] = None
+        if len(self._voided) > VOIDED_MAX:
+            self._voided.popitem(last=False)
+        await self._store.void(digest, signer)
 
     async def fetch_last_receipt(self, channel_id: bytes) -> SignedReceipt | None:
         """The receipt that charges most on a channel."""
