@@ -72,6 +72,22 @@ class ShiftedClock(SystemClock):
         return super().monotonic_s() + self.shift_s
 
 
+@dataclass
+class DutyClock:
+    """The same time for who only waits between two looks: its pauses are over at once."""
+
+    clock: ShiftedClock
+
+    def now_ms(self):
+        return self.clock.now_ms()
+
+    def monotonic_s(self):
+        return self.clock.monotonic_s()
+
+    async def sleep(self, seconds):
+        await asyncio.sleep(0)
+
+
 class UnavailableShelf(Unavailable):
     """Nobody stored this."""
 
@@ -245,8 +261,11 @@ class World:
         await c.staking.opt_in(person.sender, service, 10_000)
 
     @asynccontextmanager
-    async def selling(self, name, generate, *, put_bytes=None, chain=None, **settings):
-        """A provider with the least stake that counts, who sells until the block ends."""
+    async def selling(self, name, generate, *, front=None, **settings):
+        """A provider with the least stake that counts, who sells until the block ends.
+
+        A cheat may put a `front` of its own before the real seller's door: (key, url of the real door) to application.
+        """
         person = await self.join(name, PURSE + LOCAL.compute_stake_min)
         await self.stake(person, COMPUTE, LOCAL.compute_stake_min)
         journal = self.folder / f"{person.address.hex()}.db"
@@ -270,16 +289,18 @@ class World:
                 self.terms,
                 SellerSettings(**(fields | settings)),
                 journal,
-                chain(own) if chain else own,
+                own,
                 generate,
-                put_bytes or self.shelf.put_bytes,
+                self.shelf.put_bytes,
                 clock=self.clock,
             )
             await stack.enter_async_context(seller)
-            await stack.enter_async_context(serve(seller.application, port=port))
+            door = await stack.enter_async_context(serve(seller.application, port=0 if front else port))
+            if front:
+                await stack.enter_async_context(serve(front(person.key, door), port=port))
             self.market.urls[person.address] = fields["url"]
+            stack.callback(self.market.urls.pop, person.address)
             yield Provider(person.key, person.sender, seller, own, fields["url"], journal)
-            del self.market.urls[person.address]
 
     @asynccontextmanager
     async def buying(self, name, credit=PURSE, **settings):
@@ -316,7 +337,7 @@ class World:
             shelf=self.shelf,
             recheck=(machine or self.machine).recheck,
             model=AuditedModel(RECORD_ID, NAME, CONTEXT_TOKENS, render_body),
-            clock=self.clock,
+            clock=DutyClock(self.clock),
             dice=SystemDice(),
             metrics=Metrics("auditor"),
             settings=AuditorSettings(),
@@ -335,7 +356,7 @@ class World:
             model_record_id=RECORD_ID,
             shelf=self.shelf,
             recheck=(machine or self.machine).recheck,
-            clock=self.clock,
+            clock=DutyClock(self.clock),
         )
 
     async def pass_time(self, seconds):
