@@ -52,6 +52,8 @@ PURSE = 20 * CREDIT
 """What each newcomer has beside its stake."""
 AUDITORS = 4
 TURNS_MAX = 400
+TURN_S = 4
+"""Shorter than any window here, so that whoever is willing is always in time."""
 FAST = Patience(poll_min_s=0.005, poll_max_s=0.05)
 _names = itertools.count()
 
@@ -365,9 +367,9 @@ class World:
         await self.operator.send(self.operator.address)
 
     async def turn(self, *others):
-        """Whoever has a duty does it; a second passes."""
+        """Whoever has a duty does it; then `TURN_S` pass."""
         await asyncio.gather(*(person.tend() for person in (*self.watchers, *others)))
-        await self.pass_time(1)
+        await self.pass_time(TURN_S)
 
     async def run_until_closed(self, dispute_id, *others):
         """Let the dispute run to its end."""
