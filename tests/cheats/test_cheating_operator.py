@@ -1,7 +1,7 @@
 """What the operator of the embedded chain can do alone, and who sees it: README, "what you still trust".
 
-It has no stake, so nothing of it can be slashed. What it signs twice anybody can show; what it leaves out of blocks only
-the one who sent it knows.
+It has no stake, so nothing of it can be slashed. What it signs twice anybody can show; what it leaves out of
+blocks only the one who sent it knows.
 """
 
 from dataclasses import replace
