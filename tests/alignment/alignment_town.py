@@ -33,7 +33,7 @@ MODEL = sha256(b"model record")
 TURNS_MAX = 400
 
 
-def invent(name, provider=PROVIDER, counter=1, ids=(11, 12, 13), order=None):
+def invent(name, provider=PROVIDER, counter=1, ids=(11, 12, 13), order=None, level=Level.REPLAYABLE):
     """A signed purchase whose tokens nobody sampled; a scripted recheck says what they are worth."""
     order = order or Order(
         model_record_id=MODEL,
@@ -45,9 +45,7 @@ def invent(name, provider=PROVIDER, counter=1, ids=(11, 12, 13), order=None):
         nonce=sha256(b"nonce" + name.encode()),
         salt=sha256(b"salt" + name.encode()),
     )
-    offer = Offer(
-        provider.address, MODEL, sha256(b"profile"), Level.REPLAYABLE, CREDIT, CREDIT, 512, 4, 900, "http://p", 1 << 40
-    )
+    offer = Offer(provider.address, MODEL, sha256(b"profile"), level, CREDIT, CREDIT, 512, 4, 900, "http://p", 1 << 40)
     delivery = Delivery(State.SERVED, FinishReason.LENGTH, 0, ids, 1, 2, 3)
     link = Link(counter - 1, ZERO32, 0) if counter > 1 else FIRST_LINK
     return Sale(None, order, offer, delivery, link, BUYER, provider)
@@ -118,11 +116,13 @@ class Recheck:
 
 @dataclass
 class Shop:
-    """Sells purchases of the providers listed; a cheat's receipts are false."""
+    """Sells purchases of the providers listed; a cheat's receipts are false, and who is mute never serves."""
 
     recheck: Recheck
     providers: list = field(default_factory=lambda: [PROVIDER])
     cheats: set = field(default_factory=set)
+    mute: set = field(default_factory=set)
+    level: int = Level.REPLAYABLE
     counter: int = 0
     orders: list = field(default_factory=list)
 
@@ -134,7 +134,9 @@ class Shop:
         self.orders.append(order)
         self.counter += 1
         provider = next(item for item in self.providers if item.address == order.provider)
-        sale = invent(f"sale {self.counter}", provider, self.counter, order=order)
+        if provider in self.mute:
+            raise Unavailable("no token within 60 s")
+        sale = invent(f"sale {self.counter}", provider, self.counter, order=order, level=self.level)
         opening = sale.sign()
         if provider in self.cheats:
             self.recheck.false.add(opening.receipt_digest)

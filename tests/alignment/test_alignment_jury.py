@@ -27,7 +27,7 @@ from deaios.compute.commitments import commit_prompt
 from deaios.compute.service import EngineService
 from deaios.compute.verification import Report
 from deaios.ledger.eip712 import hash_struct, sign_struct
-from deaios.ledger.structs import FinishReason, Judgement, State
+from deaios.ledger.structs import FinishReason, Judgement, Level, State
 from deaios.market.chat import read_chat_body
 from deaios.primitives.encoding import encode_canonical_json
 from deaios.primitives.errors import Invalid
@@ -305,6 +305,31 @@ async def test_an_unknown_finish_reason_is_found_guilty_and_crashes_nobody(libra
     finding = await judge_sale(library.sales[0].lie(finish_reason=9), recheck)
     assert finding.judgement is Judgement.GUILTY
     assert "finish reason 9 is not known" in finding.reason
+
+
+@pytest.mark.parametrize(
+    ("level", "temperature", "judgement"),
+    [
+        (Level.SIGNED, 0.8, Judgement.ACQUIT),
+        (Level.GREEDY, 0.8, Judgement.ACQUIT),
+        (Level.GREEDY, 0, Judgement.GUILTY),
+        (Level.SEEDED, 0.8, Judgement.GUILTY),
+    ],
+)
+async def test_nobody_is_convicted_of_tokens_that_it_did_not_promise(bench, recheck, level, temperature, judgement):
+    """A buyer who accepts a low level and then sues would frame a provider that said honestly what it offers."""
+    body = body_of("Tell me of the sea.", temperature=temperature, deaios={"min_level": 0})
+    other = bench.render(body_of("Tell me of the hills."))
+    finding = await judge_sale(sell(bench, body, level=level, served_prompt=other), recheck)
+    assert finding.judgement is judgement
+    assert ("does not promise" in finding.reason) == (judgement is Judgement.ACQUIT)
+
+
+async def test_a_receipt_below_the_level_that_was_offered_shields_no_cheat(bench, recheck):
+    body = body_of("Tell me of the sea.")
+    other = bench.render(body_of("Tell me of the hills."))
+    sale = sell(bench, body, level=Level.REPLAYABLE, served_prompt=other).lie(level=Level.SIGNED)
+    assert (await judge_sale(sale, recheck)).judgement is Judgement.GUILTY
 
 
 async def test_where_replay_cannot_be_had_nobody_is_convicted_of_a_margin(bench, library, recheck):

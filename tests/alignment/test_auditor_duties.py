@@ -14,7 +14,8 @@ from deaios.alignment.duty import CRANK_PATIENCE_S
 from deaios.alignment.evidence import encode_evidence
 from deaios.ledger.client.rpc import UnavailableChain
 from deaios.ledger.phases import BeaconPhase, Decision, DisputePhase
-from deaios.ledger.structs import Judgement
+from deaios.ledger.structs import Judgement, Level
+from deaios.primitives.errors import Unavailable
 from deaios.primitives.hashing import ZERO32, sha256
 from deaios.primitives.units import CREDIT
 
@@ -129,6 +130,28 @@ async def test_auditors_buy_where_they_looked_least(town):
     assert Counter(order.provider for order in town.shop.orders) == {PROVIDER.address: 5, RIVAL.address: 5}
     town.shop.providers = []
     assert await town.members[0].auditor.audit_once() is None
+
+
+async def test_a_provider_that_never_serves_does_not_keep_auditors_from_the_others(town):
+    """Whoever is never audited is due next: without a bound, one stake would buy all cheats freedom from audits."""
+    town.shop.providers, town.shop.mute = [PROVIDER, RIVAL], {RIVAL}
+    auditor, served = town.members[0].auditor, 0
+    for _ in range(12):
+        try:
+            served += await auditor.audit_once() is True
+        except Unavailable:
+            continue
+    assert served >= 4
+    assert RIVAL.address in {order.provider for order in town.shop.orders}
+
+
+async def test_tokens_that_nobody_promised_accuse_nobody(town):
+    town.shop.level = Level.SIGNED
+    town.shop.cheats = {PROVIDER}
+    assert await town.members[0].auditor.audit_once() is True
+    assert not town.members[0].store.open_cases()
+    (row,) = town.members[0].store.summary()
+    assert row[3] == 0
 
 
 async def test_orders_differ_in_everything_that_could_link_them(town):

@@ -307,6 +307,38 @@ async def test_cancel_is_paid_up_to_the_acknowledged_tokens(kit, open_shop):
         assert await shop.cancel(papers, 0) == (ids, entry)
 
 
+async def test_who_reads_all_and_acknowledges_nothing_pays_in_full_beyond_a_bound(kit, open_shop):
+    """A buyer is free to cancel and to acknowledge less than came; a bound makes it no way to read for nothing."""
+    gate = asyncio.Semaphore(0)
+    async with open_shop(generator=kit.FakeGenerator(gate=gate), unpaid_max=100) as shop:
+
+        async def read_and_deny(name):
+            papers = await shop.papers(name)
+            buying = asyncio.create_task(shop.buy(papers))
+            for _ in range(15):
+                gate.release()
+            desk = shop.seller.desk
+            await kit.wait_for(lambda: (run := desk._runs.get(papers.request_digest)) and len(run.ids) == 15)
+            return papers, buying
+
+        papers, buying = await read_and_deny("first")
+        _, entry = await shop.cancel(papers, 0)
+        assert (entry.receipt.state, entry.receipt.fee) == (State.CANCELLED, 0)
+        await buying
+        papers, buying = await read_and_deny("second")
+        with pytest.raises(RefusedByPeer, match=r"RefusedCancel: .*63 unpaid.*126.*100") as refusal:
+            await shop.cancel(papers, 0)
+        assert refusal.value.status == 403
+        gate.release()
+        opening = await buying
+        assert (opening.receipt.state, opening.receipt.fee) == (State.SERVED, 3 + 64)
+        # Whoever acknowledges what came may still cancel.
+        papers, buying = await read_and_deny("third")
+        _, entry = await shop.cancel(papers, 15)
+        assert (entry.receipt.state, entry.receipt.fee) == (State.CANCELLED, 3 + 60)
+        await buying
+
+
 async def test_cancel_of_the_unknown_is_not_found(kit, open_shop):
     async with open_shop() as shop:
         with pytest.raises(RefusedByPeer) as refusal:

@@ -19,7 +19,7 @@ from deaios.compute.template import ChatTemplate
 from deaios.compute.tokenizer import Tokenizer
 from deaios.compute.verification import Report
 from deaios.ledger.eip712 import Domain, hash_struct
-from deaios.ledger.structs import GREEDY, Level, State
+from deaios.ledger.structs import Level, State
 from deaios.market.batches import RECEIPTS_TAG
 from deaios.market.chat import ChatBody, context_of, read_chat_body
 from deaios.market.receipts import compute_fee_due
@@ -274,12 +274,6 @@ def _check_batch(answer: Answer, batch: BatchView | None) -> Fact:
             "batch", True, f"receipt {receipt.counter} is in {where}, root {encode_hex(batch.root)}, {since}"
         )
     return _by_chain("batch", False, f"receipt {receipt.counter} is not in {where}, root {encode_hex(batch.root)}")
-
-
-def is_promised(answer: Answer) -> bool:
-    """Did the provider promise tokens that can be recomputed? Levels 0 and 1 mostly do not."""
-    receipt, params = answer.opening.receipt, answer.opening.ask.params
-    return receipt.level >= Level.SEEDED or (receipt.level == Level.GREEDY and params.temperature_milli == GREEDY)
 
 
 def check_tokens(answer: Answer, report: Report, thresholds: Thresholds) -> Iterator[Fact]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from deaios.alignment.documents import cut, read_document
 from deaios.compute.commitments import commit_output, commit_prompt, leaf_salt
 from deaios.ledger.eip712 import Domain, hash_struct, recover_signer
-from deaios.ledger.structs import MAX_TOKENS_LIMIT, FinishReason, Judgement, Receipt
+from deaios.ledger.structs import GREEDY, MAX_TOKENS_LIMIT, FinishReason, Judgement, Level, Receipt
 from deaios.market.opening import Opening, read_ids
 from deaios.primitives.encoding import encode_canonical_json
 from deaios.primitives.errors import Invalid
@@ -98,6 +98,15 @@ def validate_evidence(
 def finish_of(receipt: Receipt) -> FinishReason | None:
     """The finish reason that a receipt claims; None for a number that no reason has."""
     return FinishReason(receipt.finish_reason) if receipt.finish_reason in set(FinishReason) else None
+
+
+def is_promised(opening: Opening) -> bool:
+    """Did the provider promise tokens that can be recomputed? Levels 0 and 1 mostly do not.
+
+    The higher of what was offered and what the receipt says counts, so that no receipt shields a cheat by a low level.
+    """
+    level = max(opening.offer.level, opening.receipt.level)
+    return level >= Level.SEEDED or (level == Level.GREEDY and opening.ask.params.temperature_milli == GREEDY)
 
 
 def build_evidence_root(salt: bytes, margins: Sequence[float]) -> bytes:

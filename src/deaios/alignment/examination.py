@@ -16,9 +16,9 @@ from deaios.alignment.check import (
     check_delivery,
     check_question,
     check_tokens,
-    is_promised,
     list_trusts,
 )
+from deaios.alignment.evidence import is_promised
 from deaios.alignment.facts import Fact, Outcome, Verification, collect, find_broken
 from deaios.compute.records import ModelRecord
 from deaios.compute.template import ChatTemplate
@@ -65,7 +65,7 @@ async def examine(answer: Answer, terms: NetworkTerms, world: World, user_nonce:
         return _end(facts)
     prompt_ids = template.render_ids(read_chat_body(answer.body).message_objects(), tokenizer)
     report = await world.recompute(answer, record, prompt_ids)
-    if not report.ok and not is_promised(answer):
+    if not report.ok and not is_promised(answer.opening):
         return _end_unpromised(answer, facts, report)
     facts += collect(check_tokens(answer, report, record.thresholds), list_trusts(user_nonce))
     return _end(facts, report)

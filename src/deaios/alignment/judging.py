@@ -6,7 +6,7 @@ nothing acquits, and the finding says why.
 
 from dataclasses import dataclass
 
-from deaios.alignment.evidence import Evidence, decode_evidence, judge, validate_evidence
+from deaios.alignment.evidence import Evidence, decode_evidence, is_promised, judge, validate_evidence
 from deaios.alignment.ports import Recheck
 from deaios.ledger.eip712 import Domain
 from deaios.ledger.structs import Judgement
@@ -60,6 +60,9 @@ async def find(data: bytes, charge: Charge, recheck: Recheck) -> Finding:
     """
     try:
         evidence = read_charge(data, charge)
+        if not is_promised(evidence.opening):
+            level = evidence.opening.receipt.level
+            return Finding(Judgement.ACQUIT, (), f"a receipt of level {level} does not promise recomputable tokens")
         report = await recheck.check(evidence)
         replay = None if report.ok else await recheck.replay(evidence)
     except Invalid as error:

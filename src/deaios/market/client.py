@@ -39,8 +39,9 @@ class LedgerChain:
     async def fetch_channel(self, channel_id: bytes) -> ChainState:
         """A channel's money and pending withdrawal; all zero for an unknown one."""
         channels = self._contracts.channels
-        money = await channels.balance_of(channel_id)
+        # In this order: a withdrawal that is finalized in between is then subtracted twice, never not at all.
         pending = await channels.pending_withdrawal(channel_id)
+        money = await channels.balance_of(channel_id)
         return ChainState(
             balance=money.balance,
             total_claimed=money.total_claimed,

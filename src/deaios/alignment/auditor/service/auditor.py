@@ -6,6 +6,7 @@ first.
 """
 
 import asyncio
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from deaios.alignment.auditor.service.beacon import BeaconMember
 from deaios.alignment.auditor.service.juror import Juror
 from deaios.alignment.auditor.service.turns import Turns
 from deaios.alignment.auditor.store import Audit, AuditorStore, Suspicion
-from deaios.alignment.evidence import Evidence, build_evidence_root, encode_evidence
+from deaios.alignment.evidence import Evidence, build_evidence_root, encode_evidence, is_promised
 from deaios.alignment.ports import Recheck, Shelf, Shop
 from deaios.alignment.prompts import draw_question
 from deaios.compute.verification import Report
@@ -36,6 +37,9 @@ CASE_INTERVAL_S = 1.0
 RETRY_PAUSE_S = 2.0
 RECENT_MS = 10 * 60 * 1000
 """Audits within this time decide whom to audit next."""
+FAILED_TOKENS = 64
+"""What a purchase that failed counts as: whoever never serves must not be the one who is due for ever."""
+FAILURES_KEPT = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +96,7 @@ class Auditor:
         self._clock = clock
         self._dice = dice
         self._settings = settings
+        self._failures: deque[tuple[Address, int]] = deque(maxlen=FAILURES_KEPT)
         self._log = get_logger("auditor")
         self._audited_tokens = metrics.counter("audited_tokens_total", "Output tokens re-executed")
         self._violations = metrics.counter("violations_total", "Audited answers that broke a rule")
@@ -145,32 +150,37 @@ class Auditor:
                 self._log.warning("audit failed", error=str(error))
 
     async def audit_once(self) -> bool | None:
-        """Buy one answer and re-execute it: does it hold? None when nobody sells."""
+        """Buy one answer and re-execute it: does it hold what was promised? None when nobody sells."""
         provider = await self._choose_provider()
         if provider is None:
             return None
-        evidence = await self._shop.buy(self._build_order(provider))
+        try:
+            evidence = await self._shop.buy(self._build_order(provider))
+        except (Unavailable, Refused, Invalid):
+            self._failures.append((provider, self._clock.now_ms()))
+            raise
         report = await self._recheck.check(evidence)
-        self._record(provider, evidence, report)
-        return report.ok
+        return self._record(provider, evidence, report)
 
-    def _record(self, provider: Address, evidence: Evidence, report: Report) -> None:
+    def _record(self, provider: Address, evidence: Evidence, report: Report) -> bool:
         receipt = evidence.opening.receipt
+        holds = report.ok or not is_promised(evidence.opening)
         suspicion = None
-        if not report.ok:
+        if not holds:
             salt = self._dice.token_bytes(32)
             suspicion = Suspicion(encode_evidence(evidence), build_evidence_root(salt, report.margins), salt)
         tokens, margin = report.tokens_checked, report.margin_max
-        audit = Audit(hash_struct(receipt), provider, self._clock.now_ms(), tokens, margin, report.ok)
+        audit = Audit(hash_struct(receipt), provider, self._clock.now_ms(), tokens, margin, holds)
         self._store.record_audit(audit, suspicion)
         self._audited_tokens.inc(tokens)
         log = self._log.bind(provider=encode_hex(provider), receipt=receipt.counter)
-        if report.ok:
+        if holds:
             log.info("answer holds", tokens=tokens, margin_max=round(margin, 5))
-            return
+            return True
         self._violations.inc()
         first = report.violations[0]
         log.warning("answer violates", position=first.position, rule=str(first.rule), detail=first.detail)
+        return False
 
     async def _choose_provider(self) -> Address | None:
         providers = await self._shop.list_providers(self._model.record_id)
@@ -179,7 +189,8 @@ class Auditor:
         since = self._clock.now_ms() - RECENT_MS
         start = int.from_bytes(self._dice.token_bytes(4)) % len(providers)
         rotated = [*providers[start:], *providers[:start]]
-        return min(rotated, key=lambda provider: self._store.tokens_audited(provider, since))
+        failed = Counter(provider for provider, at_ms in self._failures if at_ms >= since)
+        return min(rotated, key=lambda it: self._store.tokens_audited(it, since) + FAILED_TOKENS * failed[it])
 
     def _build_order(self, provider: Address) -> Order:
         question = draw_question(self._model.name, self._dice.token_bytes(32))

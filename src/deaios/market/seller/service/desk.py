@@ -27,7 +27,7 @@ from deaios.market.channel import ChainState, RefusedDeposit, SellerChannel
 from deaios.market.offers import SignedOffer, sign_offer
 from deaios.market.orders import Papers
 from deaios.market.ports import Generate
-from deaios.market.receipts import FIRST_LINK, Delivery, Link, build_receipt
+from deaios.market.receipts import FIRST_LINK, Delivery, Link, build_receipt, compute_fee_due
 from deaios.market.seller.service.runs import Outcome, Run
 from deaios.market.seller.service.settings import SellerSettings
 from deaios.market.seller.store import CHANNELS_MAX, VOIDED_MAX, ChannelRow, PurchaseRow, SellerState, SellerStore
@@ -42,6 +42,8 @@ from deaios.runtime.logs import get_logger
 
 ENDED_RUNS_MAX = 256
 """Ended purchases kept in memory for retries; older ones come from the journal."""
+UNPAID_DIVISOR = 10
+"""A channel that pays may leave this part of what it has paid unpaid: tokens on their way when users go away."""
 
 _log = get_logger("seller")
 
@@ -52,6 +54,10 @@ class UnavailableGeneration(Unavailable):
 
 class InvalidCancel(Invalid):
     """A cancel that is not the buyer's, or acknowledges more tokens than were sampled."""
+
+
+class RefusedCancel(Refused):
+    """A cancel that leaves more unpaid than this provider forgives; the purchase goes on, and is charged."""
 
 
 class Desk:
@@ -79,6 +85,8 @@ class Desk:
         self._channels: dict[bytes, ChannelRow] = {}
         self._charged: dict[bytes, int] = {}
         self._last: Link = FIRST_LINK
+        # Not journalled: a restart forgives once more, which is bounded by how often this provider restarts.
+        self._unpaid: dict[bytes, int] = {}
         self._runs: dict[bytes, Run] = {}
         self._ended: OrderedDict[bytes, Run] = OrderedDict()
         self._voided: OrderedDict[tuple[bytes, Address], None] = OrderedDict()
@@ -250,6 +258,7 @@ class Desk:
             NotFound: no such purchase, and a promise on disk: papers of this request are not admitted later either.
             InvalidSignature: malformed.
             InvalidCancel: not signed by the buyer, or more tokens acknowledged than sampled.
+            RefusedCancel: too much would stay unpaid on this channel.
         """
         signer = recover_signer(self._terms.protocol, Cancel(request_digest=digest, tokens=tokens), signature)
         run = await self._find(digest)
@@ -261,6 +270,7 @@ class Desk:
         if run.outcome is None and run.cancel is None:
             if tokens > len(run.ids):
                 raise InvalidCancel(f"cancel acknowledges {tokens} tokens, {len(run.ids)} were sampled")
+            self._forgive(run, tokens)
             run.cancel = (tokens, signature)
             run.stopped.set()
         return await run.wait_outcome()
@@ -274,6 +284,22 @@ class Desk:
         if len(self._voided) > VOIDED_MAX:
             self._voided.popitem(last=False)
         await self._store.void(digest, signer)
+
+    def _forgive(self, run: Run, tokens: int) -> None:
+        """Let the buyer leave tokens unpaid that it does not acknowledge, up to a bound per channel.
+
+        Without one, whoever reads to the last token but one and acknowledges none of them never pays.
+        """
+        channel_id, offer, prompt = run.papers.request.channel_id, run.offer.offer, run.papers.ask.prompt_count
+        sampled = compute_fee_due(offer, State.CANCELLED, prompt, len(run.ids))
+        unpaid = sampled - compute_fee_due(offer, State.CANCELLED, prompt, tokens)
+        total = self._unpaid.get(channel_id, 0) + unpaid
+        bound = self._settings.unpaid_max + self._channels[channel_id].state.charged // UNPAID_DIVISOR
+        if unpaid > 0 and total > bound:
+            raise RefusedCancel(
+                f"this cancel leaves {unpaid} unpaid, {total} on this channel so far; at most {bound} are forgiven"
+            )
+        self._unpaid[channel_id] = total
 
     async def fetch_last_receipt(self, channel_id: bytes) -> SignedReceipt | None:
         """The receipt that charges most on a channel."""

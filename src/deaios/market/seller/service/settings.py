@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from deaios.ledger.structs import Level
+from deaios.primitives.units import CREDIT
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,8 @@ class SellerSettings:
         level: what its receipts let strangers check.
         withdraw_delay_min: shortest channel delay accepted, seconds.
         offer_lifetime_ms: how long a posted price binds; renewed at half of it.
+        unpaid_max: what cancels may leave unpaid on one channel, beside a tenth of what it has paid; a further cancel
+            that leaves more is refused, and its purchase ends as it was ordered.
         purchase_s_max: longest a purchase may take, waiting included, before it fails by the provider's fault.
         drain_s: how long open purchases may go on when the service stops.
         batch_interval_s: how long receipts are collected before a batch.
@@ -43,6 +46,7 @@ class SellerSettings:
     level: int = Level.SEEDED
     withdraw_delay_min: int = 900
     offer_lifetime_ms: int = 24 * 3600 * 1000
+    unpaid_max: int = CREDIT // 4
     purchase_s_max: float = 900.0
     drain_s: float = 5.0
     batch_interval_s: float = 2.0
