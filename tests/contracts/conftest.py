@@ -26,7 +26,8 @@ def load_module(path: Path) -> ModuleType:
     return module
 
 
-load_module(HERE / "contracts_world.py")
+for _helper in ("contracts_world", "contracts_calls"):
+    load_module(HERE / f"{_helper}.py")
 
 from contracts_world import DeploymentReverted, World, deploy  # noqa: E402 - loaded by its path just above
 
