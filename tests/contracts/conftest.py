@@ -26,7 +26,7 @@ def load_module(path: Path) -> ModuleType:
     return module
 
 
-for _helper in ("contracts_world", "contracts_calls", "contracts_model", "contracts_machine"):
+for _helper in ("contracts_world", "contracts_calls", "contracts_gas", "contracts_model", "contracts_machine"):
     load_module(HERE / f"{_helper}.py")
 
 from contracts_world import DeploymentReverted, World, deploy  # noqa: E402 - loaded by its path just above

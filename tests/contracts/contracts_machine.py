@@ -147,7 +147,7 @@ class Suite(RuleBasedStateMachine):
         """A voucher's claim may be repeated without effect; everything else that was used up is refused."""
         function, arguments, sender = data.draw(st.sampled_from(self.history))
         self.call(function, *arguments, sender=sender, expected=function is self.world.channels.claim)
-        self.seen["repeated"] += 1
+        self.seen["call repeated"] += 1
 
     # Channels
 
@@ -456,7 +456,7 @@ class Suite(RuleBasedStateMachine):
         if world.disputes.phaseOf(dispute_id) == BEACON:
             assert (verdict, dispute.redrawn) == (3, False)
             dispute.redrawn = True
-            self.seen["redrawn"] += 1
+            self.seen["jury drawn anew"] += 1
         else:
             dispute.verdict = verdict
             self.seen[f"verdict {verdict}{' on appeal' if dispute.appellant else ''}"] += 1
@@ -482,7 +482,7 @@ class Suite(RuleBasedStateMachine):
             self.model.finalize(dispute_id)
             slashed = operator.lost_ever > lost
             self.seen["slashed while unbonding"] += slashed and operator.unbonding > 0
-            self.seen["slashed"] += slashed
+            self.seen["slash by a jury"] += slashed
 
     @rule(seconds=st.sampled_from([1, 1, 10, 10, 30, 60, 60, 900, UNBONDING]))
     def wait(self, seconds):

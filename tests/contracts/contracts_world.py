@@ -115,7 +115,9 @@ def create_address(sender: Address, nonce: int) -> str:
 class World:
     """One deployed suite, over Credit or another token that gives the faucet its supply."""
 
-    def __init__(self, settings: Settings | None = None, auditors: int = 5, token: Any = None) -> None:
+    def __init__(
+        self, settings: Settings | None = None, auditors: int = 5, token: Any = None, supply: int = SUPPLY
+    ) -> None:
         self.settings = settings or Settings()
         self.deployer, self.faucet = make_actor("deployer"), make_actor("faucet")
         self.provider, self.buyer, self.accuser = make_actor("provider"), make_actor("buyer"), make_actor("accuser")
@@ -123,7 +125,7 @@ class World:
         self.auditors = [make_actor(f"auditor{i}") for i in range(auditors)]
         self.chain_id = boa.env.evm.patch.chain_id
         self.counter = 0
-        self.credit = token or self._deploy_credit()
+        self.credit = token or self._deploy_credit(supply)
         self._deploy()
         for actor in (self.provider, self.buyer, self.accuser, self.stranger, *self.auditors):
             self.credit.transfer(actor.text, 1000 * CREDIT, sender=self.faucet.text)
@@ -132,9 +134,9 @@ class World:
             self.join(auditor, AUDIT, AUDITOR_STAKE)
         self.everyone = [self.faucet, self.provider, self.buyer, self.accuser, self.stranger, *self.auditors]
 
-    def _deploy_credit(self) -> Any:
+    def _deploy_credit(self, supply: int) -> Any:
         names = ("DeAIOS Credit", "CREDIT", "1")
-        return deploy("Credit", *names, self.faucet.text, SUPPLY, sender=self.deployer.text)
+        return deploy("Credit", *names, self.faucet.text, supply, sender=self.deployer.text)
 
     def _deploy(self) -> None:
         sender = self.deployer.text

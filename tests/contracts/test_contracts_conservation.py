@@ -12,10 +12,10 @@ EVENTS = {
     "beacon failed",
     "beacon penalty",
     "opened again for twice the bond",
-    "redrawn",
+    "jury drawn anew",
     "refund after a claim",
-    "repeated",
-    "slashed",
+    "call repeated",
+    "slash by a jury",
     "slashed while unbonding",
     "verdict 1",
     "verdict 1 on appeal",
@@ -109,7 +109,7 @@ def test_the_machine_s_rules_reach_every_event(machine):
         walk.poke()
         for function, arguments, sender in list(here.history):
             here.call(function, *arguments, sender=sender, expected=function is here.world.channels.claim)
-            here.seen["repeated"] += 1
+            here.seen["call repeated"] += 1
         walk.settle(0)
         walk.wait(3600)
         walk.withdraw(0)
