@@ -10,7 +10,7 @@ struct Call:
     payload: Bytes[8192]
 
 
-CALLS_MAX: constant(uint256) = 32
+CALLS_MAX: constant(uint256) = 64
 
 totalSupply: public(uint256)
 balanceOf: public(HashMap[address, uint256])

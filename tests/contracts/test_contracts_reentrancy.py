@@ -150,7 +150,16 @@ class Heist:
             "forks": self.fork_calls,
         }
         contract = getattr(self.world, name)
-        return [(contract.address, encode_call(contract, call, arguments)) for call, *arguments in made[name]()]
+        views = {
+            "channels": ("channels", SALT),
+            "staking": ("stakeOf", self.token.address),
+            "beacon": ("phase", 1),
+            "disputes": ("phaseOf", 1),
+            "forks": ("challengeOf", SALT),
+        }
+        # Views and public getters too: nobody reads a state that is half written.
+        tried = [*made[name](), views[name], ("token",)]
+        return [(contract.address, encode_call(contract, call, arguments)) for call, *arguments in tried]
 
     def sign(self, receipt):
         return (self.world.tuple_of(receipt), sign_struct(self.world.provider.key, self.world.domain(), receipt))
@@ -351,8 +360,8 @@ def test_a_contract_is_not_entered_again_while_it_moves_money(heist, move):
     through, refused = heist.token.outcomes()
     hooks = heist.token.hooks()
     assert hooks >= 1
-    assert list(through) == [0] * 32
-    assert list(refused) == [hooks] * len(calls) + [0] * (32 - len(calls))
+    assert sum(through) == 0
+    assert list(refused[: len(calls)]) == [hooks] * len(calls)
     assert heist.state() == expected
 
 
