@@ -5,7 +5,7 @@ from dataclasses import replace
 import boa
 import pytest
 from contracts_world import ACQUIT, COMPUTE, FORK_PENALTY, GUILTY, PROVIDER_STAKE, UNBONDING, ZERO32, Settings, World
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from deaios.ledger.eip712 import sign_struct
@@ -180,6 +180,7 @@ def rich():
     caps=st.tuples(st.integers(1, 10_000), st.integers(1, 10_000)).filter(lambda caps: sum(caps) <= 10_000),
     steps=st.lists(st.tuples(st.sampled_from(["slash0", "slash1", "unbond", "withdraw"]), extremes), max_size=8),
 )
+@example(start=10**9, caps=(5000, 5000), steps=[("slash0", 10**8), ("unbond", 10**8), ("withdraw", 1)])
 @settings(max_examples=30, deadline=None)
 def test_slices_of_any_stake_never_exceed_it(rich, deploy_contract, start, caps, steps):
     """Two services, stakes of one unit and of all that fits: what is taken, left and given back sums to the stake."""
