@@ -183,6 +183,21 @@ def test_a_round_that_has_to_begin_again_is_joined(world, number):
     assert world.beacon.phase(number) == FINAL
 
 
+def test_a_round_that_can_only_fail_is_not_joined(world, number):
+    """Else whoever opens a dispute or appeals just then would get no jury, because others slept before."""
+    for _ in range(3):
+        world.wait(40)
+        world.beacon.finalize(number)
+    world.wait(40)
+    assert (world.beacon.phase(number), world.beacon.roundOf(number)[0]) == (CLOSABLE, 3)
+    assert world.beacon.request() == number + 1
+    assert world.beacon.pendingRounds() == [number + 1, number]
+    world.beacon.finalize(number)
+    assert world.beacon.phase(number) == FAILED
+    world.run_beacon(number + 1)
+    assert world.beacon.phase(number + 1) == FINAL
+
+
 def test_a_round_with_reveals_is_not_joined_after_its_deadline(world, number):
     for auditor in world.auditors[:2]:
         commit(world, number, auditor)

@@ -416,6 +416,22 @@ def test_a_receipt_can_be_disputed_until_its_block(world, purchase):
     world.open_dispute(purchase, commit=False)
 
 
+def test_a_friend_s_dispute_does_not_use_up_the_time_to_open(world, purchase, dispute_id):
+    """The provider's friend disputes first, with worthless evidence, and lets the window pass meanwhile."""
+    judge(world, dispute_id, [ACQUIT] * 3)
+    last = purchase[0].deadline_block + world.settings.open_blocks
+    boa.env.time_travel(blocks=last + 1 - boa.env.evm.patch.block_number)
+    world.disputes.finalize(dispute_id, sender=world.stranger.text)
+    closed = boa.env.evm.patch.block_number
+    world.commit_evidence(world.stranger, salt=ROOT)
+    boa.env.evm.patch.block_number = closed + world.settings.open_blocks + 1
+    with boa.reverts("disputes: too late for this receipt"):
+        world.open_dispute(purchase, world.stranger, salt=ROOT, commit=False)
+    boa.env.evm.patch.block_number = closed + world.settings.open_blocks
+    again = world.open_dispute(purchase, world.stranger, salt=ROOT, commit=False)
+    assert world.dispute(again).bond == 4 * CREDIT
+
+
 def test_one_dispute_at_a_time_and_the_next_costs_twice(world, purchase, dispute_id):
     digest = hash_struct(purchase[2])
     with boa.reverts("disputes: receipt is in dispute"):

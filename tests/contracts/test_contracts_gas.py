@@ -1,9 +1,12 @@
-"""The heaviest transactions fit into a block of 30 million gas with every seat of `audit` taken."""
+"""What each call costs stays what it was, and the heaviest fit into a block with every seat of `audit` taken."""
 
+import json
 from dataclasses import replace
 
 import boa
 import pytest
+from contracts_calls import ROWS
+from contracts_gas import SNAPSHOT, TOLERANCE, measure, name_of
 
 from deaios.primitives.hashing import keccak256
 from deaios.primitives.units import CREDIT
@@ -52,3 +55,17 @@ def test_a_full_committee_fits_into_blocks(make_world, world):
     big.wait(90)
     meter("tally", big.disputes.tally, dispute_id, sender=big.stranger)
     assert {name: used for name, used in meter.used.items() if used > GAS_MAX} == {}
+
+
+def test_typical_calls_cost_what_they_did():
+    """Within two in a hundred; when it is meant, run tools/make-gas-snapshot and say why in the change."""
+    snapshot = json.loads(SNAPSHOT.read_text())
+    recorded, found = snapshot["gas"], measure()
+    assert list(recorded) == list(found) == [name_of(row) for row in ROWS]
+    assert snapshot["tolerance"] == TOLERANCE
+    changed = {
+        name: (recorded[name], gas)
+        for name, gas in found.items()
+        if abs(gas - recorded[name]) > TOLERANCE * recorded[name]
+    }
+    assert changed == {}, "gas changed: run tools/make-gas-snapshot if it is meant"

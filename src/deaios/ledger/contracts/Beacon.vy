@@ -124,11 +124,12 @@ def request() -> uint256:
     """
     @notice Ask for a value that nobody can know yet.
     @return The round that will give it: the newest one while its secrets are being committed to (a reveal may be seen
-        before it is in a block), or one that has to begin again; else a new one.
+        before it is in a block), or one that has to begin again; else a new one. One that can only fail is not joined.
     """
     round: uint256 = self.roundCount
     phase: uint8 = self._phase(round)
-    begins_again: bool = phase == CLOSABLE and self.rounds[round].reveals == 0
+    state: Round = self.rounds[round]
+    begins_again: bool = phase == CLOSABLE and state.reveals == 0 and state.attempt + 1 < ATTEMPTS_MAX
     if phase != COMMIT and not begins_again:
         round += 1
         self.roundCount = round

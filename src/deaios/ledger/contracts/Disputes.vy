@@ -221,6 +221,7 @@ juries: HashMap[uint256, HashMap[uint256, DynArray[address, JURORS_MAX]]]
 ballots: HashMap[uint256, HashMap[uint256, HashMap[address, Ballot]]]
 evidenceBlocks: HashMap[bytes32, uint256]
 openings: HashMap[bytes32, uint256]
+closedBlocks: HashMap[bytes32, uint256]
 convicted: public(HashMap[bytes32, bool])
 openAgainst: HashMap[address, uint256]
 
@@ -282,8 +283,9 @@ def open(
     buyer: address = empty(address)
     authorizer: address = empty(address)
     buyer, authorizer = self._check_buyer(request, requestSignature)
-    last_block: uint256 = convert(request.deadlineBlock, uint256) + self._settings.openBlocks
-    assert block.number <= last_block, "disputes: too late for this receipt"
+    # A dispute that was lost may have been opened to use up the time: its end begins the window anew.
+    since: uint256 = max(convert(request.deadlineBlock, uint256), self.closedBlocks[digest])
+    assert block.number <= since + self._settings.openBlocks, "disputes: too late for this receipt"
     at_stake: uint256 = staticcall Staking(self.staking).sliceOf(COMPUTE, request.provider)
     assert at_stake > 0, "disputes: provider has no stake in compute"
     assert not self.convicted[digest], "disputes: receipt was found guilty"
@@ -449,6 +451,7 @@ def finalize(id: uint256):
     dispute: Dispute = self.disputes[id]
     self.disputes[id].stage = STAGE_CLOSED
     self.openDisputeOf[dispute.receiptDigest] = 0
+    self.closedBlocks[dispute.receiptDigest] = block.number
     self.openAgainst[dispute.provider] -= 1
     self.openCount -= 1
 

@@ -1,0 +1,465 @@
+"""One typical call of every function that can change anything, and who may make it.
+
+The table serves `test_contracts_callers.py` (who may call, and whom it can cost money) and `tools/make-gas-snapshot`.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from contracts_world import ACQUIT, AUDIT, COMPUTE, GUILTY, STORAGE, ZERO32, World, deploy, make_actor
+from eth_abi import encode
+
+from deaios.ledger import structs
+from deaios.ledger.eip712 import hash_struct, sign_struct
+from deaios.primitives.hashing import keccak256
+from deaios.primitives.keys import Address
+from deaios.primitives.merkle import build_root, prove_leaf
+from deaios.primitives.units import CREDIT
+
+CONTRACT_NAMES = {
+    "credit": "Credit",
+    "identities": "IdentityRegistry",
+    "catalogue": "Catalogue",
+    "receipts": "Receipts",
+    "channels": "Channels",
+    "staking": "SharedStaking",
+    "beacon": "Beacon",
+    "disputes": "Disputes",
+    "forks": "Forks",
+}
+
+PEOPLE = ("deployer", "faucet", "provider", "buyer", "signer", "cashier", "accuser", "juror", "spectator", "stranger")
+CONTRACTS = ("beacon", "channels", "disputes", "forks")
+EVERYONE = frozenset(PEOPLE + CONTRACTS)
+AMOUNT = 5
+
+
+class Scene:
+    """The suite, a channel with authorizers of its own on both sides, and a name for everyone who calls."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        identities, catalogue = (deploy(name, sender=world.stranger.text) for name in ("IdentityRegistry", "Catalogue"))
+        self.contracts = {
+            name: getattr(world, name)
+            for name in ("credit", "receipts", "channels", "staking", "beacon", "disputes", "forks")
+        } | {"identities": identities, "catalogue": catalogue}
+        for name in ("deployer", "faucet", "provider", "buyer", "accuser", "stranger"):
+            setattr(self, name, getattr(world, name))
+        self.signer, self.cashier = make_actor("signer"), make_actor("cashier")
+        self.juror, self.spectator = world.auditors[:2]
+        self.config = world.make_config(
+            payer_authorizer=self.signer.address, receiver_authorizer=self.cashier.address, salt=b"\x0a" * 32
+        )
+        self.terms = world.tuple_of(self.config)
+        self.channel_id = world.channel_id(self.config)
+        for role in sorted(EVERYONE):
+            world.credit.transfer(self.address(role), 10 * CREDIT, sender=world.faucet.text)
+            for spender in (world.staking, world.disputes, world.forks):
+                world.credit.approve(spender.address, 2**256 - 1, sender=self.address(role))
+
+    def address(self, role: str) -> str:
+        return str(self.contracts[role].address) if role in CONTRACTS else str(getattr(self, role).text)
+
+    def wealth(self) -> dict[str, int]:
+        """Money and stake of everyone."""
+        staking, found = self.world.staking, {}
+        for role in sorted(EVERYONE - {"faucet"}):
+            text = self.address(role)
+            staked = staking.stakeOf(text) + staking.unbondingOf(text)[0]
+            found[role] = self.world.credit.balanceOf(text) + staked
+        return found
+
+    # What must be there before a call
+
+    def deposit(self) -> None:
+        self.world.deposit(self.config, CREDIT)
+
+    def claim_row(self) -> Any:
+        return self.world.make_claim(self.config, AMOUNT, signer=self.signer)
+
+    def claimed(self) -> None:
+        self.deposit()
+        self.world.channels.claim([self.claim_row()], sender=self.cashier.text)
+
+    def withdrawing(self) -> None:
+        self.deposit()
+        self.world.channels.initiateWithdraw(self.terms, AMOUNT, sender=self.buyer.text)
+        self.world.wait(900)
+
+    def purchase(self) -> tuple[Any, bytes, Any, bytes]:
+        self.deposit()
+        return self.world.make_receipt(self.config)
+
+    def opened(self) -> int:
+        return self.world.open_dispute(self.purchase())
+
+    def seated(self) -> int:
+        dispute_id = self.opened()
+        jurors = self.world.seat_jury(dispute_id)
+        self.juror = jurors[0]
+        self.spectator = next(auditor for auditor in self.world.auditors if auditor not in jurors)
+        return dispute_id
+
+    def judged(self, judgement: int) -> int:
+        dispute_id = self.seated()
+        self.world.vote(dispute_id, [judgement] * 3)
+        self.world.disputes.tally(dispute_id, sender=self.stranger.text)
+        return dispute_id
+
+    def requested(self) -> int:
+        return int(self.world.beacon.request(sender=self.stranger.text))
+
+    def committed(self) -> int:
+        number = self.requested()
+        commitment = self.world.beacon_commitment(number, self.juror)
+        self.world.beacon.commit(number, commitment, sender=self.juror.text)
+        self.world.wait(20)
+        return number
+
+    def challenged(self) -> None:
+        self.claimed()
+        self.world.forks.challengeClaim(self.terms, sender=self.accuser.text)
+
+    def sign(self, struct: Any) -> bytes:
+        return sign_struct(self.provider.key, self.world.domain(), struct)
+
+    def two_receipts(self, *same: str) -> tuple[Any, ...]:
+        """Two receipts of the provider that agree in the named fields."""
+        first, second = self.world.make_receipt(self.config)[2], self.world.make_receipt(self.config)[2]
+        second = structs.Receipt(**(second.__dict__ | {name: getattr(first, name) for name in same}))
+        return (self.world.tuple_of(first), self.sign(first), self.world.tuple_of(second), self.sign(second))
+
+    def other_leaf(self) -> tuple[Any, ...]:
+        signed = self.world.make_receipt(self.config)[2]
+        leaves = [keccak256(b"another leaf")]
+        root = build_root("deaios/receipts/1", leaves)
+        self.world.receipts.publish(1, 1, ZERO32, root, ZERO32, sender=self.provider.text)
+        return (self.world.tuple_of(signed), self.sign(signed), 0, leaves[0], list(prove_leaf(leaves, 0)))
+
+    def agent(self) -> int:
+        """An agent of the provider; the accuser acts for all its agents, the buyer for this one."""
+        identities, owner = self.contracts["identities"], self.provider.text
+        agent_id = int(identities.register("http://a", sender=owner))
+        identities.setApprovalForAll(self.accuser.text, True, sender=owner)
+        identities.approve(self.buyer.text, agent_id, sender=owner)
+        return agent_id
+
+    def wallet_consent(self) -> tuple[Any, ...]:
+        agent_id, deadline = self.agent(), self.world.now + 60
+        registry = self.contracts["identities"]
+        values = (agent_id, self.signer.text, self.provider.text, deadline)
+        type_string = b"AgentWalletSet(uint256 agentId,address newWallet,address owner,uint256 deadline)"
+        struct_hash = keccak256(
+            encode(["bytes32", "uint256", "address", "address", "uint256"], [keccak256(type_string), *values])
+        )
+        domain = structs.token_domain(
+            "ERC8004IdentityRegistry", "1", self.world.chain_id, Address(bytes.fromhex(str(registry.address)[2:]))
+        )
+        digest = keccak256(b"\x19\x01" + domain.separator() + struct_hash)
+        return (agent_id, self.signer.text, deadline, self.signer.key.sign_digest(digest))
+
+    def token_signature(self, type_string: str, *values: Any) -> tuple[int, bytes, bytes]:
+        """The buyer's signature over a struct of Credit; types come from the type string itself."""
+        types = [part.split(" ")[0] for part in type_string[type_string.index("(") + 1 : -1].split(",")]
+        struct_hash = keccak256(encode(["bytes32", *types], [keccak256(type_string.encode()), *values]))
+        digest = keccak256(b"\x19\x01" + self.world.token_domain().separator() + struct_hash)
+        signature = self.buyer.key.sign_digest(digest)
+        return signature[64], signature[:32], signature[32:64]
+
+    def transfer_authorization(self, kind: str) -> tuple[Any, ...]:
+        fields = "(address from,address to,uint256 value,uint256 validAfter,uint256 validBefore,bytes32 nonce)"
+        values = (self.buyer.text, self.spectator.text, AMOUNT, 0, 2**64, b"\x0b" * 32)
+        return (*values, *self.token_signature(kind + fields, *values))
+
+    def cancellation(self) -> tuple[Any, ...]:
+        values = (self.buyer.text, b"\x0b" * 32)
+        return (*values, *self.token_signature("CancelAuthorization(address authorizer,bytes32 nonce)", *values))
+
+    def allowance(self) -> tuple[Any, ...]:
+        type_string = "Permit(address owner,address spender,uint256 value,uint256 nonce,uint256 deadline)"
+        owner, spender, deadline = self.buyer.text, self.spectator.text, 2**64
+        return (
+            owner,
+            spender,
+            AMOUNT,
+            deadline,
+            *self.token_signature(type_string, owner, spender, AMOUNT, 0, deadline),
+        )
+
+    def refund_signature(self) -> tuple[Any, ...]:
+        self.deposit()
+        refund = structs.Refund(self.channel_id, 0, AMOUNT)
+        return (self.terms, AMOUNT, 0, sign_struct(self.cashier.key, self.world.channels_domain(), refund))
+
+    def batch_signature(self) -> tuple[Any, ...]:
+        self.deposit()
+        rows = [self.claim_row()]
+        return (rows, self.cashier.key.sign_digest(bytes(self.world.channels.getClaimBatchDigest(rows))))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One function: how to make a call to it possible, and who gets through then."""
+
+    function: str
+    """contract.name/number of arguments"""
+    prepare: Callable[[Scene], tuple[Any, ...]]
+    allowed: frozenset[str] = EVERYONE
+    refusals: tuple[str, ...] = ()
+    costs: frozenset[str] = field(default=frozenset())
+    """Who but the caller has less money after a stranger's call."""
+    case: str = ""
+    """Tells rows of one function apart."""
+
+    @property
+    def contract(self) -> str:
+        return self.function.split(".")[0]
+
+    @property
+    def name(self) -> str:
+        return re.split(r"[./]", self.function)[1]
+
+
+def after(step: Callable[[Scene], Any], arguments: Callable[[Scene, Any], tuple[Any, ...]]) -> Callable[[Scene], Any]:
+    """Arguments made from what a step returned."""
+    return lambda scene: arguments(scene, step(scene))
+
+
+def some(*roles: str) -> frozenset[str]:
+    return frozenset(roles)
+
+
+NOT_CONTROLLER = ("identity: caller may not act for this agent",)
+CONTROLLERS = some("provider", "accuser", "buyer")
+NOT_JUDGE = ("staking: caller is not a judge of this service",)
+PAYER_SIDE, RECEIVER_SIDE = some("buyer", "signer"), some("provider", "cashier")
+NOT_PAYER_SIDE = ("channels: caller is not on the payer's side",)
+NOT_RECEIVER_SIDE = ("channels: caller is not on the receiver's side",)
+
+
+def open_arguments(scene: Scene) -> tuple[Any, ...]:
+    purchase = scene.purchase()
+    scene.world.commit_evidence(scene.accuser)
+    parts = [scene.world.tuple_of(part) if index % 2 == 0 else part for index, part in enumerate(purchase)]
+    return (*parts, b"\x07" * 32, b"\x09" * 32, b"\x08" * 32)
+
+
+def silent_jury(scene: Scene) -> int:
+    dispute_id = scene.seated()
+    scene.world.wait(90)
+    return dispute_id
+
+
+def reveal_arguments(scene: Scene) -> tuple[Any, ...]:
+    dispute_id = scene.seated()
+    for juror in scene.world.jury(dispute_id):
+        commitment = hash_struct(scene.world.verdict(dispute_id, juror, GUILTY))
+        scene.world.disputes.commitVerdict(dispute_id, commitment, sender=juror.text)
+    verdict = scene.world.verdict(dispute_id, scene.juror, GUILTY)
+    return (dispute_id, GUILTY, verdict.evidence_root, verdict.salt)
+
+
+def appeal_window_over(scene: Scene) -> tuple[int]:
+    dispute_id = scene.judged(GUILTY)
+    scene.world.wait(8)
+    return (dispute_id,)
+
+
+def stake_without_service(scene: Scene) -> tuple[Any, ...]:
+    scene.world.staking.stake(CREDIT, sender=scene.accuser.text)
+    return (STORAGE, 10_000)
+
+
+def leaving(scene: Scene) -> tuple[Any, ...]:
+    scene.world.staking.optOut(COMPUTE, sender=scene.provider.text)
+    scene.world.wait(3600)
+    return (COMPUTE, scene.provider.text)
+
+
+def below_minimum(scene: Scene) -> tuple[Any, ...]:
+    scene.world.staking.beginUnbond(6 * CREDIT, sender=scene.juror.text)
+    return (AUDIT, scene.juror.text)
+
+
+def unbonded(scene: Scene) -> tuple[Any, ...]:
+    scene.world.staking.beginUnbond(CREDIT, sender=scene.provider.text)
+    scene.world.wait(3600)
+    return ()
+
+
+def beacon_unanswered(scene: Scene) -> tuple[int]:
+    number = scene.committed()
+    scene.world.wait(20)
+    return (number,)
+
+
+def allowance_for_accuser(scene: Scene) -> tuple[Any, ...]:
+    for contract in (scene.world.staking, scene.world.disputes, scene.world.forks):
+        scene.world.approve(scene.buyer, contract, 0)
+    scene.world.credit.approve(scene.accuser.text, AMOUNT, sender=scene.buyer.text)
+    return (scene.buyer.text, scene.spectator.text, AMOUNT)
+
+
+def challenge_over(scene: Scene) -> tuple[Any, ...]:
+    scene.challenged()
+    scene.world.wait(60)
+    return (scene.channel_id,)
+
+
+def receipt_for_challenge(scene: Scene) -> tuple[Any, ...]:
+    scene.challenged()
+    receipt = scene.world.make_receipt(scene.config, charged_cumulative=AMOUNT)[2]
+    return (scene.channel_id, scene.world.tuple_of(receipt), scene.sign(receipt))
+
+
+def move_agent(scene: Scene, agent_id: int) -> tuple[Any, ...]:
+    return (scene.provider.text, scene.stranger.text, agent_id)
+
+
+ROWS = (
+    Row("credit.transfer/2", lambda scene: (scene.spectator.text, AMOUNT)),
+    Row("credit.transferFrom/3", allowance_for_accuser, some("accuser"), ("credit: allowance is too small",)),
+    Row("credit.approve/2", lambda scene: (scene.spectator.text, AMOUNT)),
+    Row("credit.burn/1", lambda scene: (AMOUNT,)),
+    Row(
+        "credit.transferWithAuthorization/9",
+        lambda scene: scene.transfer_authorization("TransferWithAuthorization"),
+        costs=some("buyer"),
+    ),
+    Row(
+        "credit.receiveWithAuthorization/9",
+        lambda scene: scene.transfer_authorization("ReceiveWithAuthorization"),
+        some("spectator"),
+        ("credit: caller is not the receiver",),
+    ),
+    Row("credit.cancelAuthorization/5", Scene.cancellation),
+    Row("credit.permit/7", Scene.allowance),
+    Row("identities.register/0", lambda scene: ()),
+    Row("identities.register/1", lambda scene: ("http://b",)),
+    Row("identities.register/2", lambda scene: ("http://b", [("role", b"auditor")])),
+    Row("identities.setAgentURI/2", after(Scene.agent, lambda _, agent: (agent, "x")), CONTROLLERS, NOT_CONTROLLER),
+    Row("identities.setMetadata/3", after(Scene.agent, lambda _, it: (it, "k", b"v")), CONTROLLERS, NOT_CONTROLLER),
+    Row("identities.setAgentWallet/4", Scene.wallet_consent, CONTROLLERS, NOT_CONTROLLER),
+    Row("identities.unsetAgentWallet/1", after(Scene.agent, lambda _, agent: (agent,)), CONTROLLERS, NOT_CONTROLLER),
+    Row(
+        "identities.approve/2",
+        after(Scene.agent, lambda scene, agent: (scene.stranger.text, agent)),
+        some("provider", "accuser"),
+        ("identity: caller is not the owner",),
+    ),
+    Row("identities.setApprovalForAll/2", lambda scene: (scene.spectator.text, True)),
+    Row("identities.transferFrom/3", after(Scene.agent, move_agent), CONTROLLERS, NOT_CONTROLLER),
+    Row("identities.safeTransferFrom/3", after(Scene.agent, move_agent), CONTROLLERS, NOT_CONTROLLER),
+    Row(
+        "identities.safeTransferFrom/4",
+        after(Scene.agent, lambda scene, agent: (*move_agent(scene, agent), b"data")),
+        CONTROLLERS,
+        NOT_CONTROLLER,
+    ),
+    Row("catalogue.publish/1", lambda scene: (b"a record",)),
+    Row("receipts.publish/5", lambda scene: (1, 2, ZERO32, b"\x01" * 32, ZERO32)),
+    Row(
+        "channels.deposit/4",
+        lambda scene: (
+            scene.terms,
+            AMOUNT,
+            scene.world.channels.address,
+            scene.world.collector_data(scene.config, AMOUNT, scene.buyer),
+        ),
+        costs=some("buyer"),
+    ),
+    Row("channels.claim/1", after(Scene.deposit, lambda it, _: ([it.claim_row()],)), RECEIVER_SIDE, NOT_RECEIVER_SIDE),
+    Row("channels.claimWithSignature/2", Scene.batch_signature),
+    Row(
+        "channels.settle/2",
+        after(Scene.claimed, lambda scene, _: (scene.provider.text, scene.world.credit.address)),
+        costs=some("channels"),
+    ),
+    Row("channels.initiateWithdraw/2", after(Scene.deposit, lambda it, _: (it.terms, 1)), PAYER_SIDE, NOT_PAYER_SIDE),
+    Row("channels.finalizeWithdraw/1", after(Scene.withdrawing, lambda it, _: (it.terms,)), PAYER_SIDE, NOT_PAYER_SIDE),
+    Row("channels.refund/2", after(Scene.deposit, lambda it, _: (it.terms, 1)), RECEIVER_SIDE, NOT_RECEIVER_SIDE),
+    Row("channels.refundWithSignature/4", Scene.refund_signature, costs=some("channels")),
+    Row("staking.stake/1", lambda scene: (AMOUNT,)),
+    Row(
+        "staking.optIn/2",
+        stake_without_service,
+        some("accuser"),
+        ("staking: power is below the service's minimum", "staking: caps exceed the whole stake"),
+    ),
+    Row("staking.optOut/1", lambda scene: (COMPUTE,), some("provider"), ("staking: not in this service",)),
+    Row("staking.completeOptOut/2", leaving),
+    Row("staking.evict/2", below_minimum),
+    Row(
+        "staking.beginUnbond/1",
+        lambda scene: (1,),
+        some("provider", "juror", "spectator"),
+        ("staking: amount exceeds the stake",),
+    ),
+    Row("staking.withdraw/0", unbonded, some("provider"), ("staking: nothing is unbonding",)),
+    Row(
+        "staking.slash/3",
+        lambda it: (COMPUTE, it.provider.text, 1),
+        some("disputes", "forks"),
+        NOT_JUDGE,
+        case="compute",
+    ),
+    Row("staking.slash/3", lambda it: (AUDIT, it.juror.text, 1), some("disputes", "beacon"), NOT_JUDGE, case="audit"),
+    Row("staking.slash/3", lambda it: (STORAGE, it.provider.text, 1), some("deployer"), NOT_JUDGE, case="storage"),
+    Row("beacon.request/0", lambda scene: ()),
+    Row(
+        "beacon.commit/2",
+        after(Scene.requested, lambda _, number: (number, b"\x01" * 32)),
+        some("juror", "spectator"),
+        ("beacon: caller is not a staked auditor",),
+    ),
+    Row(
+        "beacon.reveal/2",
+        after(Scene.committed, lambda scene, number: (number, keccak256(b"secret" + scene.juror.address))),
+        some("juror"),
+        ("beacon: secret does not open the commitment",),
+    ),
+    Row("beacon.finalize/1", beacon_unanswered, costs=some("juror")),
+    Row("disputes.commitEvidence/1", lambda scene: (b"\x01" * 32,)),
+    Row("disputes.open/7", open_arguments, some("accuser"), ("disputes: evidence was not committed",)),
+    Row(
+        "disputes.draw/1",
+        after(Scene.opened, lambda scene, number: (scene.world.run_beacon(1), (number,))[1]),
+    ),
+    Row(
+        "disputes.commitVerdict/2",
+        after(Scene.seated, lambda _, number: (number, b"\x01" * 32)),
+        some("juror"),
+        ("disputes: caller is not a juror",),
+    ),
+    Row(
+        "disputes.revealVerdict/4",
+        reveal_arguments,
+        some("juror"),
+        ("disputes: verdict does not open the commitment",),
+    ),
+    Row("disputes.tally/1", after(silent_jury, lambda _, number: (number,)), costs=some("juror")),
+    Row(
+        "disputes.appeal/1",
+        lambda scene: (scene.judged(GUILTY),),
+        some("provider"),
+        ("disputes: caller did not lose",),
+        case="guilty",
+    ),
+    Row(
+        "disputes.appeal/1",
+        lambda scene: (scene.judged(ACQUIT),),
+        some("accuser"),
+        ("disputes: caller did not lose",),
+        case="acquitted",
+    ),
+    Row("disputes.finalize/1", appeal_window_over, costs=some("provider", "disputes")),
+    Row("forks.proveDoubleCounter/4", lambda it: it.two_receipts("counter"), costs=some("provider")),
+    Row("forks.proveDoubleRequest/4", lambda it: it.two_receipts("request_digest"), costs=some("provider")),
+    Row("forks.proveBatchMismatch/5", Scene.other_leaf, costs=some("provider")),
+    Row("forks.challengeClaim/1", after(Scene.claimed, lambda scene, _: (scene.terms,))),
+    Row("forks.showReceipt/3", receipt_for_challenge, costs=some("forks")),
+    Row("forks.finalizeClaim/1", challenge_over, costs=some("provider", "forks")),
+)

@@ -1,0 +1,68 @@
+"""Gas of each typical call in `contracts_calls.py`, as a transaction of its own would pay it.
+
+Every call starts from the same stored state with nothing warm but what a transaction warms, so that the figures depend
+on the contracts alone, not on the order in which they are taken. Intrinsic gas and refunds are counted (EIP-2028,
+EIP-2929, EIP-3529).
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import boa
+from contracts_calls import CONTRACT_NAMES, ROWS, Row, Scene
+from contracts_world import World
+
+SNAPSHOT = Path(__file__).resolve().parents[2] / "docs" / "spec" / "gas.json"
+TOLERANCE = 0.02
+TRANSACTION_GAS, ZERO_BYTE_GAS, OTHER_BYTE_GAS = 21_000, 4, 16
+REFUND_DIVISOR = 5
+GENESIS_TIME = 1_800_000_000
+PRECOMPILES = range(1, 10)
+
+
+def measure() -> dict[str, int]:
+    """Gas by contract, function and case, in the order of the table."""
+    with boa.swap_env(boa.Env()):
+        # Deadlines stand in signatures and call data, whose zero bytes are cheaper.
+        boa.env.evm.patch.timestamp = GENESIS_TIME
+        scene = Scene(World())
+        state, patch = boa.env.evm.vm.state, boa.env.evm.patch
+        state.persist()
+        root, time, block = state.state_root, patch.timestamp, patch.block_number
+        people = dict(scene.__dict__)
+        found = {}
+        for row in ROWS:
+            state._account_db = state.get_account_db_class()(state._db, root)
+            patch.timestamp, patch.block_number = time, block
+            scene.__dict__.update(people)
+            scene.world.counter = 0
+            found[name_of(row)] = measure_row(scene, row, state)
+        return found
+
+
+def name_of(row: Row) -> str:
+    inputs = row.function.split("/")[1]
+    case = f" ({row.case})" if row.case else ""
+    return f"{CONTRACT_NAMES[row.contract]}.{row.name}/{inputs}{case}"
+
+
+def measure_row(scene: Scene, row: Row, state: Any) -> int:
+    arguments = row.prepare(scene)
+    contract = scene.contracts[row.contract]
+    function = getattr(contract, row.name)
+    caller = scene.address("stranger" if "stranger" in row.allowed else min(row.allowed))
+    state.lock_changes()
+    warm = [bytes.fromhex(address[2:]) for address in (caller, str(contract.address))]
+    for address in [*warm, *(number.to_bytes(20) for number in PRECOMPILES)]:
+        state.mark_address_warm(address)
+    function(*arguments, sender=caller)
+    computation = contract._computation
+    data = function.prepare_calldata(*arguments)
+    zeros = data.count(0)
+    used = TRANSACTION_GAS + zeros * ZERO_BYTE_GAS + (len(data) - zeros) * OTHER_BYTE_GAS + computation.get_gas_used()
+    return used - min(computation.get_gas_refund(), used // REFUND_DIVISOR)
+
+
+def render(gas: dict[str, int]) -> str:
+    return json.dumps({"version": 1, "evm": "cancun", "tolerance": TOLERANCE, "gas": gas}, indent=1) + "\n"
