@@ -136,8 +136,7 @@ class _Door:
         if size > self._store.free_bytes:
             raise RefusedFull(f"{size} bytes more than {self._store.free_bytes} free")
         async with self._slot():
-            async with asyncio.timeout(TRANSFER_S):
-                body = await read_body(request)
+            body = await read_body(request, TRANSFER_S)
             stored = await self._run(lambda: self._keep_signed(request, body, keep))
         return json_response({"stored": stored}, status=201 if stored else 200)
 
