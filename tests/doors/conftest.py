@@ -44,12 +44,12 @@ def provider_papers(doors):
     market = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = market
     spec.loader.exec_module(market)
-    from deaios.market.wire import OfferAnswer, encode_papers, read_offer
-
     import msgspec
+
+    from deaios.market.wire import OfferAnswer, encode_papers, read_offer
 
     answer = doors["provider"].ask("GET", "/offer")
     offer, signature = read_offer(msgspec.json.decode(answer.body, type=OfferAnswer))
-    signed = market.SignedOffer(offer, signature)
+    signed = market.SignedOffer(offer, signature, market.hash_struct(offer))
     order = market.build_order(logprobs=2)
     return json.loads(encode_papers(market.build_papers(signed, order)))

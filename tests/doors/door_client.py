@@ -105,6 +105,12 @@ class Door:
         lines = self.ask("GET", "/metrics").body.decode().splitlines()
         return next((float(line.split()[-1]) for line in lines if line.startswith(name)), 0.0)
 
+    def wait_metric(self, name, value, timeout_s):
+        """Until a metric has reached a value."""
+        deadline = time.monotonic() + timeout_s
+        while self.metric(name) < value:
+            assert time.monotonic() < deadline, f"{self.name}: {name} is below {value} after {timeout_s} s"
+
     @contextlib.contextmanager
     def bounded(self, growth_bytes_max):
         """Hold the peak of memory inside the block to so many bytes above the memory before."""

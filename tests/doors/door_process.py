@@ -13,7 +13,6 @@ import json
 import os
 import signal
 import sys
-import traceback
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -164,12 +163,12 @@ def start(name, folder, limits):
     """The child's process id."""
     if child := os.fork():
         return child
+    status = 1
     try:
         asyncio.run(main(name, folder, limits))
-    except BaseException:
-        traceback.print_exc()
-        os._exit(1)
-    os._exit(0)
+        status = 0
+    finally:
+        os._exit(status)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import socket
-import time
 
 import door_client as client
 import pytest
@@ -11,14 +10,13 @@ import storms
 
 QUIET_GROWTH = 48 << 20
 """Memory that a storm of small things may add."""
-BODY_GROWTH = 128 << 20
-"""Memory for one body of the largest size that any door takes (16 MiB), in pieces, joined and decoded; and far less than
-the 100 MB that were sent."""
+BODY_GROWTH = 64 << 20
+"""Memory for one body of the largest size that any door takes (16 MiB), in pieces and joined; 100 MB would not fit."""
 PARSE_GROWTH = 256 << 20
 """Eight MiB of JSON that is all empty lists, as Python objects, on the door that takes the largest JSON."""
 CROWD = 10_000
-CROWD_GROWTH = 768 << 20
-"""Some 60 KiB for each of 10,000 connections, which is what aiohttp and asyncio need."""
+CROWD_GROWTH = 128 << 20
+"""Some 6 KiB for each of 10,000 connections, twice over."""
 NOISE = 150
 MUTATIONS = 60
 SLOW_S = 3 * max(client.LIMITS.values()) + 10
@@ -37,7 +35,14 @@ def test_malformed_requests_are_refused_in_the_doors_words(door):
 
 def test_what_two_readers_could_read_differently_ends_the_connection(door):
     """A second request behind an ambiguous one is never answered: it could be another client's."""
-    for name in ("two lengths", "length and chunked", "twice chunked", "obs-fold", "space before colon", "signed length"):
+    for name in (
+        "two lengths",
+        "length and chunked",
+        "twice chunked",
+        "obs-fold",
+        "space before colon",
+        "signed length",
+    ):
         with door.connect() as opened:
             opened.sendall(MALFORMED[name] + client.build_request("GET", "/metrics"))
             answer = read_to_end(opened)
@@ -174,6 +179,7 @@ def test_wrong_types_in_calls(doors, method):
     calls = [
         {"jsonrpc": "2.0", "id": index, "method": method, "params": params}
         for index, params in enumerate(storms.sample(storms.seeded(3), RPC[method], 400))
+        if b"ud800" not in storms.encode(params)  # half a character is refused with its whole body, see below
     ]
     answer = door.send(storms.request_of(door, "POST", "/", storms.encode(calls)))
     assert answer.status == 200, answer.raw[:300]
@@ -202,13 +208,14 @@ def test_slow_peers_lose_their_connection_and_hurt_nobody(doors):
             if method != "GET":
                 head = client.build_head(method, path, [*storms.headers_of(door), "Content-Length: 100"])
                 slow += [start_slow(stack, door, head + b"{") for _ in range(20)]
-            slow.append(start_deaf(stack, door))
+            start_deaf(stack, door)
         for door in doors.values():
             assert door.ask("GET", "/healthz").status == 200
         assert client.wait_closed(slow, SLOW_S) == 0
+        for door in doors.values():
+            door.wait_metric('deaios_http_connections_dismissed_total{reason="unread"}', 1, SLOW_S)
     for door in doors.values():
         assert door.metric('deaios_http_connections_dismissed_total{reason="head time"}') >= 20
-        assert door.metric('deaios_http_connections_dismissed_total{reason="unread"}') >= 1
         door.check_alive()
 
 
@@ -226,7 +233,6 @@ def start_deaf(stack, door):
     with contextlib.suppress(TimeoutError):
         while True:
             opened.sendall(questions)
-    return opened
 
 
 def test_ten_thousand_connections(doors):
@@ -238,9 +244,7 @@ def test_ten_thousand_connections(doors):
         for opened in crowd[::2]:
             opened.sendall(b"GET /he")
         assert door.metric("deaios_http_connections ") > CROWD
-        start = time.monotonic()
         assert door.ask("GET", "/healthz").status == 200
-        print(f"{CROWD} connections: peak {door.peak_bytes >> 20} MiB, answered in {time.monotonic() - start:.3f} s")
         assert client.wait_closed(crowd[::2], SLOW_S) == 0
         for opened in crowd[1::1000]:
             opened.sendall(client.build_request("GET", "/healthz"))

@@ -25,12 +25,13 @@ from deaios.primitives.errors import Invalid, Unavailable
 from deaios.runtime.errors import RefusedBusy, RefusedHead, UnavailableBody
 from deaios.runtime.logs import get_logger
 
-BACKLOG = 256
-"""Connections that the kernel keeps for us; asyncio accepts as many in one turn, before any can be refused."""
-DESCRIPTORS_RESERVED = 2 * BACKLOG
-"""Descriptors that peers never get: the turn of accepts above, and as many for databases, files and our own calls."""
+BACKLOG = 1024
+"""Connections that the kernel keeps for us; whoever finds them all taken tries again a second later. asyncio accepts as
+many in one turn, before any can be refused."""
+DESCRIPTORS_RESERVED = BACKLOG + 512
+"""Descriptors that peers never get: one turn of accepts, and some for databases, files and our own calls."""
 CONNECTIONS_MAX = 12_000
-"""At some 40 KiB for an idle one, half a GiB."""
+"""An idle one takes some 6 KiB."""
 DESCRIPTORS_WANTED = CONNECTIONS_MAX + DESCRIPTORS_RESERVED
 SWEEP_S = 1.0
 """Deadlines are looked at this often."""
@@ -88,11 +89,11 @@ def raise_descriptor_limit() -> None:
 
 
 def count_connections_max() -> int:
-    """Connections that this process's descriptors allow."""
+    """Connections that this process's descriptors allow; where these are few, half of them."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return CONNECTIONS_MAX
-    return max(1, min(CONNECTIONS_MAX, soft - DESCRIPTORS_RESERVED))
+    return min(CONNECTIONS_MAX, max(soft // 2, soft - DESCRIPTORS_RESERVED))
 
 
 @dataclass(eq=False, slots=True)

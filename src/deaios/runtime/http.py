@@ -101,8 +101,7 @@ async def read_body(request: web.Request, timeout_s: float | None = None) -> byt
         UnavailableBody: it did not arrive in time.
         InvalidBody: its transfer encoding is broken.
     """
-    connection = request.protocol
-    assert isinstance(connection, Connection), "requests come through serve()"
+    connection = _connection_of(request)
     size_max = request.client_max_size
     if request.headers.get("Content-Encoding", "identity").strip().lower() not in {"", "identity"}:
         raise RefusedEncoding("the body has a content encoding; send it as it is")
@@ -126,6 +125,15 @@ async def read_body(request: web.Request, timeout_s: float | None = None) -> byt
     return b"".join(pieces)
 
 
+def hold_bytes(request: web.Request, size_bytes: int) -> None:
+    """Account for bytes that an answer keeps in memory until the peer has read it.
+
+    Raises:
+        RefusedBusy: too many bytes are in work in this process.
+    """
+    _connection_of(request).hold(size_bytes)
+
+
 def build_application(
     name: str, *, body_bytes_max: int, render_error: RenderError = problem_details, metrics: Metrics | None = None
 ) -> web.Application:
@@ -141,8 +149,7 @@ def build_application(
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         request_id = dice.token_bytes(8).hex()
-        connection = request.protocol
-        assert isinstance(connection, Connection), "requests come through serve()"
+        connection = _connection_of(request)
         connection.begin(request)
         start = clock.monotonic_s()
         resource = request.match_info.route.resource
@@ -253,6 +260,12 @@ async def serve(
         await runner.cleanup()
 
 
+def _connection_of(request: web.Request) -> Connection:
+    connection = request.protocol
+    assert isinstance(connection, Connection), "requests come through serve()"
+    return connection
+
+
 def _path_of(request: web.Request) -> str:
     return request.path[:PATH_CHARACTERS_MAX]
 
@@ -263,6 +276,7 @@ __all__ = [
     "NotFound",
     "RefusedTooLarge",
     "build_application",
+    "hold_bytes",
     "json_response",
     "problem_details",
     "read_body",
