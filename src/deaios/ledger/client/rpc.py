@@ -197,10 +197,11 @@ class Rpc:
                 timeout=self._timeout,
                 connector=aiohttp.TCPConnector(limit=CONNECTIONS_MAX),
                 auto_decompress=False,
+                cookie_jar=aiohttp.DummyCookieJar(),
                 headers={"Content-Type": "application/json", "Accept-Encoding": "identity"},
             )
         try:
-            async with self._session.post(self.url, data=body) as response:
+            async with self._session.post(self.url, data=body, allow_redirects=False) as response:
                 if (response.content_length or 0) > RESPONSE_BYTES_MAX:
                     raise InvalidAnswer(f"{self.url}: answer has more than {RESPONSE_BYTES_MAX} bytes")
                 parts, size = [], 0
