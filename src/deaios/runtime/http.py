@@ -225,7 +225,7 @@ async def serve(
     metrics = application[METRICS_KEY]
     runner = web.AppRunner(application, access_log=None, shutdown_timeout=SHUTDOWN_S, handler_cancellation=True)
     dismissed = metrics.counter("http_connections_dismissed_total", "Connections that were ended", ("reason",))
-    crowd = Crowd(limits, application[_RENDER_KEY], lambda reason: dismissed.labels(reason).inc())
+    crowd = Crowd(limits, application[_RENDER_KEY], lambda reason: dismissed.labels(reason).inc(), loop.time)
     metrics.gauge("http_connections", "Open connections").set_function(lambda: len(crowd))
     metrics.gauge("http_held_bytes", "Bytes of bodies in work").set_function(lambda: crowd.held_bytes)
     await runner.setup()
