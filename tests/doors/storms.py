@@ -168,6 +168,7 @@ def hostile_json(template=b"{}"):
         "lone surrogate": opening + b'"x":"\\ud800"}',
         "surrogate key": opening + b'"\\ud800":1}',
         "bad utf-8": opening + b'"x":"\xff\xfe"}',
+        "bad utf-8 key": opening + b'"\xff":1}',
         "duplicate keys": opening + b'"model":"a","model":"b","id":1,"id":2,"method":"a","method":"b"}',
         "bom": b"\xef\xbb\xbf" + template,
         "utf-16": template.decode().encode("utf-16"),

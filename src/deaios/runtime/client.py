@@ -169,7 +169,7 @@ def _decode(url: str, body: bytes, kind: type[T]) -> T:
     try:
         validate_json_depth(body)
         return msgspec.json.decode(body, type=kind)
-    except (msgspec.DecodeError, InvalidEncoding) as error:
+    except (msgspec.DecodeError, UnicodeError, InvalidEncoding) as error:
         raise InvalidResponse(f"{url}: answer is not a valid {getattr(kind, '__name__', kind)}: {error}") from error
 
 
@@ -210,7 +210,7 @@ async def _failure(url: str, response: aiohttp.ClientResponse) -> Exception:
     try:
         validate_json_depth(body)
         problem = msgspec.json.decode(body, type=_Problem)
-    except (msgspec.DecodeError, InvalidEncoding):
+    except (msgspec.DecodeError, UnicodeError, InvalidEncoding):
         problem = _Problem(detail=body[:200].decode(errors="replace"))
     if response.status >= 500 and response.status != 507:
         return UnavailablePeer(f"{url}: {response.status} {problem.title}: {problem.detail}")

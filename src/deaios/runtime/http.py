@@ -83,7 +83,7 @@ async def read_json(request: web.Request, kind: type[T]) -> T:
     try:
         validate_json_depth(body)
         return msgspec.json.decode(body, type=kind)
-    except (msgspec.DecodeError, InvalidEncoding) as error:
+    except (msgspec.DecodeError, UnicodeError, InvalidEncoding) as error:
         raise InvalidBody(f"body is not a valid {kind.__name__}: {error}") from error
 
 

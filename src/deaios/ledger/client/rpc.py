@@ -170,7 +170,7 @@ class Rpc:
             raise UnavailableChain(f"{self.url}: HTTP status {status}")
         try:
             decoded = _REPLIES.decode(body)
-        except (msgspec.DecodeError, RecursionError) as error:
+        except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
             if status >= 400:
                 raise RefusedByChain(calls[0][0], status, body[:MESSAGE_CHARACTERS_MAX].decode(errors="replace")) from (
                     error
