@@ -150,6 +150,7 @@ def _pack():
     return {"gzip": gzip.compress(bytes(BODY), 1), "deflate": thin, "br": bytes(1000), "zstd": bytes(1000)}
 
 
+@functools.cache
 def hostile_json(template=b"{}"):
     """JSON that is large, deep, or means two things; as JSON-RPC parameters where the door speaks it."""
     opening = template[:-1] + (b"," if template != b"{}" else b"")
