@@ -6,6 +6,7 @@ on time and memory for one input. Needs atheris, which only this search uses: `.
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -61,7 +62,7 @@ def run_targets(names: list[str], seconds: float, seed: int) -> dict[str, int]:
         for name in names:
             log = Path(place) / name / "log"
             said = log.read_text(errors="replace") if log.exists() else ""
-            counts = [line.split()[0].lstrip("#") for line in said.splitlines() if line.startswith("#")]
+            counts = re.findall(r"^#(\d+)", said, re.MULTILINE)
             inputs[name] = int(counts[-1]) if counts else 0
             if kept := _keep(name, Path(place) / name):
                 raise Finding(f"{name}: {said[-3000:]}\n{kept}", f"python -m pytest tests/fuzz -k '{kept[0]}'")
