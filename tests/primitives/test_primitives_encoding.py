@@ -13,6 +13,7 @@ from deaios.primitives.encoding import (
     encode_canonical_json,
     encode_decimal,
     encode_hex,
+    validate_json_depth,
 )
 
 JSON = st.recursive(
@@ -85,3 +86,36 @@ def test_canonical_json_is_frozen():
 def test_floats_and_odd_keys_are_refused(value):
     with pytest.raises(InvalidEncoding):
         encode_canonical_json(value)
+
+
+def measure_depth(value):
+    """Levels of lists and objects, counted on the parsed value."""
+    if isinstance(value, dict):
+        return 1 + max(map(measure_depth, value.values()), default=0)
+    return 1 + max(map(measure_depth, value), default=0) if isinstance(value, list) else 0
+
+
+@given(JSON, st.integers(0, 6))
+def test_json_depth_is_that_of_the_parsed_value(value, depth_max):
+    data = json.dumps(value).encode()
+    if measure_depth(value) <= depth_max:
+        validate_json_depth(data, depth_max)
+    else:
+        with pytest.raises(InvalidEncoding, match="nested"):
+            validate_json_depth(data, depth_max)
+
+
+@given(st.text(alphabet='[]{}",\\:0', max_size=60))
+def test_what_passes_the_depth_check_never_exceeds_it_in_a_parser(text):
+    try:
+        validate_json_depth(text.encode(), 3)
+        value = json.loads(text)
+    except (InvalidEncoding, json.JSONDecodeError):
+        return
+    assert measure_depth(value) <= 3
+
+
+@pytest.mark.parametrize("data", [b"[" * 65, b"[" * 4 + b'"]]]]"' + b"[" * 61, b'{"a":' * 65, b"[" * 2_000_000])
+def test_too_deep_json_is_refused_before_it_is_parsed(data):
+    with pytest.raises(InvalidEncoding, match="64 deep"):
+        validate_json_depth(data)

@@ -179,7 +179,7 @@ def decode_genesis(data: bytes) -> Genesis:
         raise InvalidGenesis(f"genesis has {len(data)} bytes, at most {GENESIS_BYTES_MAX}")
     try:
         record = msgspec.json.decode(data, type=_GenesisJson)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise InvalidGenesis(f"not a genesis: {error}") from error
     if record.version != VERSION:
         raise InvalidGenesis(f"genesis version {record.version}, this program knows {VERSION}")

@@ -19,7 +19,7 @@ from aiohttp import web
 from deaios.gateway import openai_wire as wire
 from deaios.gateway.answer import Answer, Patience, Piece, Prepared, Reader, Wanted
 from deaios.gateway.budgets import Budgets
-from deaios.gateway.errors import InternalFault, RefusedModel, UnavailableBody, build_error, status_of
+from deaios.gateway.errors import InternalFault, RefusedModel, build_error, status_of
 from deaios.gateway.keys import Draws, KeyRecord, derive_draws
 from deaios.gateway.purchasing import Purchasing, ServedModel, ServedModels
 from deaios.gateway.retries import AnswerBook, identify
@@ -31,7 +31,7 @@ from deaios.primitives.encoding import InvalidEncoding, decode_hex, encode_hex
 from deaios.primitives.units import compute_fee
 from deaios.runtime.clock import Clock
 from deaios.runtime.dice import Dice
-from deaios.runtime.errors import InvalidBody, RefusedBusy
+from deaios.runtime.errors import RefusedBusy
 from deaios.runtime.http import json_response, read_body
 from deaios.runtime.logs import get_logger
 from deaios.runtime.metrics import Metrics
@@ -138,13 +138,7 @@ class ChatDoor:
             answer.leave(reader, may_return=may_return)
 
     async def _read_body(self, request: web.Request) -> bytes:
-        try:
-            async with asyncio.timeout(self._limits.body_s):
-                body = await read_body(request)
-        except TimeoutError as error:
-            raise UnavailableBody(f"the body did not arrive within {self._limits.body_s:g} s") from error
-        except web.RequestPayloadError as error:
-            raise InvalidBody(f"the body cannot be read: {error}") from error
+        body = await read_body(request, self._limits.body_s)
         assert len(body) <= BODY_BYTES_MAX
         return body
 

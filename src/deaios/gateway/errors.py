@@ -9,7 +9,7 @@ from aiohttp import web
 from deaios.gateway.openai_wire import ErrorAnswer, ErrorBody
 from deaios.market.chat import InvalidParameter
 from deaios.primitives.errors import DeaiosError, Invalid, Refused, Unavailable
-from deaios.runtime.errors import InvalidBody, NotFound, RefusedPayment, http_status
+from deaios.runtime.errors import InvalidBody, NotFound, RefusedPayment, UnavailableBody, http_status
 from deaios.runtime.http import json_response
 
 RETRY_AFTER_S = 1
@@ -21,6 +21,8 @@ _CODES = {
     405: "method_not_allowed",
     408: "request_timeout",
     413: "request_too_large",
+    415: "unsupported_encoding",
+    431: "headers_too_large",
     429: "rate_limit_exceeded",
     500: "internal_error",
     503: "service_unavailable",
@@ -53,10 +55,6 @@ class UnavailableLogprobs(Unavailable):
 
 class InvalidOutput(Invalid):
     """Tokens, or log probabilities of tokens, that no honest provider sends."""
-
-
-class UnavailableBody(Unavailable):
-    """The request's body did not arrive in time or broke off."""
 
 
 class InternalFault(DeaiosError):
@@ -106,7 +104,7 @@ def status_of(error: BaseException) -> int:
     return own[1] if own else http_status(error)
 
 
-def render_openai_error(request: web.Request, status: int, error: BaseException) -> web.Response:
+def render_openai_error(request: web.Request | None, status: int, error: BaseException) -> web.Response:
     """The answer for an error; the signature that `runtime.http.build_application` takes."""
     if isinstance(error, DeaiosError):
         status = status_of(error)
@@ -115,7 +113,7 @@ def render_openai_error(request: web.Request, status: int, error: BaseException)
         headers["x-should-retry"] = "false"
     elif status in (429, 503):
         headers["Retry-After"] = str(RETRY_AFTER_S)
-    body = build_error(status, error, f"{request.method} {request.path}")
+    body = build_error(status, error, "" if request is None else f"{request.method} {request.path}")
     return json_response(ErrorAnswer(body), status, headers)
 
 

@@ -181,7 +181,7 @@ def decode_batch(data: bytes) -> tuple[Address, tuple[SignedReceipt, ...]]:
         raise InvalidBatch(f"batch has {len(data)} bytes, at most {BATCH_BYTES_MAX} allowed")
     try:
         wire = msgspec.json.decode(data, type=_BatchWire)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise InvalidBatch(f"not a batch: {error}") from error
     if wire.version != BATCH_VERSION:
         raise InvalidBatch(f"batch version {wire.version}, this program reads {BATCH_VERSION}")

@@ -186,7 +186,7 @@ def decode_line(data: bytes) -> Line:
     """
     try:
         return _LINE.decode(data)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise InvalidMessage(f"not a line of a purchase: {error}") from error
 
 
@@ -240,7 +240,7 @@ def read_needed(body: bytes) -> int | None:
     try:
         problem = msgspec.json.decode(body, type=Problem)
         return None if problem.needed is None else decode_decimal(problem.needed, AMOUNT_BITS)
-    except (msgspec.DecodeError, RecursionError, Invalid):
+    except (msgspec.DecodeError, UnicodeError, RecursionError, Invalid):
         return None
 
 

@@ -103,7 +103,7 @@ async def ask_gateway(
             continue
         try:
             chunk = msgspec.json.decode(line[6:], type=_Chunk)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeError) as error:
             raise InvalidResponse(f"{url}: {error}") from error
         if chunk.error is not None:
             raise Unavailable(str(chunk.error.get("message", chunk.error)))

@@ -130,7 +130,7 @@ class StateFolder:
             return ()
         try:
             return tuple(msgspec.json.decode(path.read_bytes(), type=list[RoleSpec]))
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeError) as error:
             raise ConfigError(f"{path}: {error}; delete it to choose roles again") from error
 
     def save_roles(self, roles: tuple[RoleSpec, ...]) -> None:
@@ -165,7 +165,7 @@ class StateFolder:
         """What is known of a role's process; None when it never ran."""
         try:
             return msgspec.json.decode((self.root / "run" / f"{name}.json").read_bytes(), type=RunState)
-        except (FileNotFoundError, msgspec.DecodeError):
+        except (FileNotFoundError, msgspec.DecodeError, UnicodeError):
             return None
 
     def save_run_state(self, state: RunState) -> None:

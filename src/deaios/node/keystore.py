@@ -62,7 +62,7 @@ class Keystore:
             if path.stat().st_size > KEYFILE_BYTES_MAX:
                 raise ValueError("file too large")
             return PrivateKey(decode_keyfile_json(json.loads(path.read_bytes()), self._password()))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, NotImplementedError) as error:
             raise ConfigError(f"{path} cannot be opened: {error}; set DEAIOS_PASSWORD or restore the file") from error
 
     def _password(self) -> bytes:

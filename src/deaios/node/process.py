@@ -22,6 +22,7 @@ from deaios.node.folder import RoleSpec, StateFolder
 from deaios.node.keystore import Keystore
 from deaios.primitives.errors import ConfigError, DeaiosError
 from deaios.runtime.clock import SystemClock
+from deaios.runtime.connections import raise_descriptor_limit
 from deaios.runtime.dice import SystemDice
 from deaios.runtime.errors import EXIT_UNEXPECTED, exit_code
 from deaios.runtime.logs import configure_logs, get_logger
@@ -37,6 +38,7 @@ def main(arguments: list[str]) -> int:
     config = load_config(folder.root)
     configure_logs(spec.name, folder.log(spec.name), config.log_level)
     log = get_logger("process")
+    raise_descriptor_limit()
     try:
         asyncio.run(_run(folder, spec))
     except ConfigError as error:

@@ -6,7 +6,9 @@ value is refused, so that a signed file has exactly one form.
 
 import json
 import re
+from array import array
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 
 from deaios.primitives.errors import Invalid
 
@@ -16,6 +18,8 @@ JSON_DEPTH_MAX = 64
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 """A JSON string, or an unfinished one up to the end: it matches at every quote, so one pass is linear."""
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
+"""Brackets as the signed bytes 1 and -1."""
 _DECIMAL = re.compile(r"0|[1-9][0-9]{0,77}", re.ASCII)
 
 Json = None | bool | int | str | Sequence["Json"] | Mapping[str, "Json"]
@@ -78,19 +82,17 @@ def encode_canonical_json(value: Json) -> bytes:
 def validate_json_depth(data: bytes, depth_max: int = JSON_DEPTH_MAX) -> None:
     """Bound the nesting of JSON before a recursive parser sees it: its own limit is the C stack's, which may crash.
 
-    Without strings, valid JSON keeps matched brackets only, and every pass removes at least the innermost level.
+    Brackets that do not match are the parser's matter: up to where it stops at one, the depth counted here is its own.
+    One pass, whatever the nesting, because a stranger chooses it.
 
     Raises:
-        InvalidEncoding: brackets do not match, or are nested more than `depth_max` deep.
+        InvalidEncoding: brackets are nested more than `depth_max` deep.
     """
-    if data.count(b"[") + data.count(b"{") <= depth_max and data.count(b"]") + data.count(b"}") <= depth_max:
+    if data.count(b"[") + data.count(b"{") <= depth_max:
         return
-    brackets = _STRING.sub(b"", data).translate(None, _NOT_BRACKETS)
-    for _ in range(depth_max):
-        brackets = brackets.replace(b"[]", b"").replace(b"{}", b"")
-        if not brackets:
-            return
-    raise InvalidEncoding(f"JSON brackets do not match, or are nested more than {depth_max} deep")
+    steps = array("b", _STRING.sub(b"", data).translate(_STEPS, _NOT_BRACKETS))
+    if max(accumulate(steps), default=0) > depth_max:
+        raise InvalidEncoding(f"JSON is nested more than {depth_max} deep")
 
 
 def _refuse_floats(value: object) -> None:

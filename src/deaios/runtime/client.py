@@ -15,6 +15,8 @@ CONNECT_S = 5.0
 TOTAL_S = 60.0
 STREAM_IDLE_S = 120.0
 """Longest silence inside a stream; the first byte of an answer may take this long on a busy machine."""
+STREAM_S = 1800.0
+"""A whole stream, twice what a provider gives itself for one purchase: who dribbles is not followed for ever."""
 JSON_BYTES_MAX = 4 << 20
 LINE_BYTES_MAX = 1 << 20
 CONNECTIONS_MAX = 256
@@ -67,6 +69,7 @@ class HttpClient:
             connector=aiohttp.TCPConnector(limit=CONNECTIONS_MAX),
             auto_decompress=False,
             read_bufsize=LINE_BYTES_MAX,
+            cookie_jar=aiohttp.DummyCookieJar(),  # peers are nobody's session: nothing they set is kept or sent
         )
         return self
 
@@ -118,43 +121,46 @@ class HttpClient:
         Raises:
             UnavailablePeer: network failure, time-out, or a 5xx answer.
             RefusedByPeer: a 4xx or 507 answer.
-            InvalidResponse: the answer is larger than `bytes_max`.
+            InvalidResponse: the answer is larger than `bytes_max`, or sends us elsewhere.
         """
         # A file-like body is sent in pieces; aiohttp would push a large byte string through the loop in one go.
         data = io.BytesIO(body) if body is not None and len(body) > PIECEWISE_BYTES else body
         try:
-            async with self.session.request(method, url, data=data, headers=headers) as response:
-                if response.status >= 400:
+            # A peer does not choose whom else we talk to, nor what a signed body of ours is shown to.
+            async with self.session.request(method, url, data=data, headers=headers, allow_redirects=False) as response:
+                if response.status >= 300:
                     raise await _failure(url, response)
                 return await _read_bounded(url, response, bytes_max)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise UnavailablePeer(f"{url}: {error!r}") from error
 
     async def stream_lines(
-        self, url: str, body: bytes, headers: Mapping[str, str] | None = None, *, idle_s: float = STREAM_IDLE_S
+        self,
+        url: str,
+        body: bytes,
+        headers: Mapping[str, str] | None = None,
+        *,
+        idle_s: float = STREAM_IDLE_S,
+        total_s: float = STREAM_S,
     ) -> AsyncGenerator[bytes, None]:
         """POST JSON bytes and yield the answer's lines as they come, without their newline.
 
         Raises:
-            UnavailablePeer: the stream failed or was silent for `idle_s`.
+            UnavailablePeer: the stream failed, was silent for `idle_s` or went on for `total_s`.
             RefusedByPeer: the peer declined before the stream began.
-            InvalidResponse: a line is longer than `LINE_BYTES_MAX`.
+            InvalidResponse: a line is longer than `LINE_BYTES_MAX`, or the answer sends us elsewhere.
         """
-        timeout = aiohttp.ClientTimeout(total=None, connect=CONNECT_S, sock_read=idle_s)
+        timeout = aiohttp.ClientTimeout(total=total_s, connect=CONNECT_S, sock_read=idle_s)
         sent = {"Content-Type": "application/json", **(headers or {})}
         try:
-            async with self.session.post(url, data=body, headers=sent, timeout=timeout) as response:
-                if response.status >= 400:
+            async with self.session.post(
+                url, data=body, headers=sent, timeout=timeout, allow_redirects=False
+            ) as response:
+                if response.status >= 300:
                     raise await _failure(url, response)
-                while True:
-                    try:
-                        line = await response.content.readline()
-                    except ValueError as error:
-                        raise InvalidResponse(f"{url}: a line exceeds {LINE_BYTES_MAX} bytes") from error
-                    if not line:
-                        return
+                async for line in _split_lines(url, response.content):
                     if line.strip():
-                        yield line.rstrip(b"\r\n")
+                        yield line.rstrip(b"\r")
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise UnavailablePeer(f"{url}: {error!r}") from error
 
@@ -163,8 +169,26 @@ def _decode(url: str, body: bytes, kind: type[T]) -> T:
     try:
         validate_json_depth(body)
         return msgspec.json.decode(body, type=kind)
-    except (msgspec.DecodeError, InvalidEncoding) as error:
+    except (msgspec.DecodeError, UnicodeError, InvalidEncoding) as error:
         raise InvalidResponse(f"{url}: answer is not a valid {getattr(kind, '__name__', kind)}: {error}") from error
+
+
+async def _split_lines(url: str, content: aiohttp.StreamReader) -> AsyncGenerator[bytes, None]:
+    """Lines without their newline, in time that is linear however small the pieces are that a peer sends."""
+    line = bytearray()
+    async for piece in content.iter_any():
+        start = 0
+        while True:
+            end = piece.find(b"\n", start)
+            line += piece[start:] if end < 0 else piece[start:end]
+            if len(line) > LINE_BYTES_MAX:
+                raise InvalidResponse(f"{url}: a line exceeds {LINE_BYTES_MAX} bytes")
+            if end < 0:
+                break
+            yield bytes(line)
+            line.clear()
+            start = end + 1
+    yield bytes(line)
 
 
 async def _read_bounded(url: str, response: aiohttp.ClientResponse, bytes_max: int) -> bytes:
@@ -180,6 +204,8 @@ async def _read_bounded(url: str, response: aiohttp.ClientResponse, bytes_max: i
 
 
 async def _failure(url: str, response: aiohttp.ClientResponse) -> Exception:
+    if response.status < 400:
+        return InvalidResponse(f"{url}: status {response.status}; redirects are not followed")
     return read_failure(url, response.status, await response.content.read(65536))
 
 
@@ -188,7 +214,7 @@ def read_failure(url: str, status: int, body: bytes) -> Exception:
     try:
         validate_json_depth(body)
         problem = msgspec.json.decode(body, type=_Problem)
-    except (msgspec.DecodeError, InvalidEncoding):
+    except (msgspec.DecodeError, UnicodeError, InvalidEncoding):
         problem = _Problem(detail=body[:200].decode(errors="replace"))
     if status >= 500 and status != 507:
         return UnavailablePeer(f"{url}: {status} {problem.title}: {problem.detail}")

@@ -12,6 +12,18 @@ class RefusedTooLarge(Refused):
     """More bytes than the stated bound."""
 
 
+class RefusedEncoding(Refused):
+    """A body in a content encoding; bodies come as they are."""
+
+
+class RefusedHead(Refused):
+    """A request's head larger than the stated bound."""
+
+
+class UnavailableBody(Unavailable):
+    """The rest of a request did not arrive in time."""
+
+
 class RefusedStale(Refused):
     """A signed request outside its time window, or seen before."""
 
@@ -36,7 +48,10 @@ _TABLE: tuple[tuple[type[BaseException], int, int, int], ...] = (
     # error, HTTP status, JSON-RPC code, exit code
     (InvalidSignature, 401, -32602, 1),
     (RefusedStale, 401, -32600, 1),
+    (UnavailableBody, 408, -32600, 2),
     (RefusedTooLarge, 413, -32600, 1),
+    (RefusedEncoding, 415, -32600, 1),
+    (RefusedHead, 431, -32600, 1),
     (RefusedPayment, 402, -32000, 1),
     (RefusedBusy, 429, -32005, 2),
     (RefusedFull, 507, -32000, 2),

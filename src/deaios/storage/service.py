@@ -4,7 +4,9 @@
 
 Invariant: 201 or 200 to a PUT means that the bytes were verified against their name and are on disk. Writes are signed
 requests; whose writes are admitted is the operator's policy. Reads are open, since every row proves itself. At most
-`SLOTS` bodies are in memory. It knows no deals and no other nodes.
+`SLOTS` rows are hashed, written or read at once, and none of these waits for a peer: bodies on their way, in either
+direction, count among what the server holds for all peers (`runtime.connections`). It knows no deals and no other
+nodes.
 """
 
 import asyncio
@@ -24,16 +26,16 @@ from deaios.rows.store import RowStore
 from deaios.runtime.authentication import NonceWindow, verify_request
 from deaios.runtime.clock import Clock, SystemClock
 from deaios.runtime.errors import NotFound, RefusedBusy, RefusedFull
-from deaios.runtime.http import METRICS_KEY, build_application, json_response, read_body
+from deaios.runtime.http import METRICS_KEY, build_application, hold_bytes, json_response, read_body
 
 SLOTS = 8
-"""Bodies handled at once: at 8 MiB a row this bounds memory near 64 MiB."""
+"""Rows in work at once: more would only compete for the same disk and cores."""
 
 WAITING_MAX = 256
 """Requests that may wait for a slot; more are told to come back."""
 
 TRANSFER_S = 60.0
-"""Longest time one body may take in either direction, so that a stalled peer cannot keep a slot."""
+"""Longest time one row may take to its reader."""
 
 PIECE_BYTES = 1 << 20
 """Bytes written to a socket at once."""
@@ -135,9 +137,8 @@ class _Door:
         size = request.content_length or 0
         if size > self._store.free_bytes:
             raise RefusedFull(f"{size} bytes more than {self._store.free_bytes} free")
+        body = await read_body(request)
         async with self._slot():
-            async with asyncio.timeout(TRANSFER_S):
-                body = await read_body(request)
             stored = await self._run(lambda: self._keep_signed(request, body, keep))
         return json_response({"stored": stored}, status=201 if stored else 200)
 
@@ -159,16 +160,17 @@ class _Door:
     async def _send(self, request: web.Request, read: Callable[[], bytes | None]) -> web.StreamResponse:
         async with self._slot():
             body = await self._run(read)
-            if body is None:
-                raise _not_found(request)
-            response = web.StreamResponse(headers={"Content-Type": "application/octet-stream"})
-            response.content_length = len(body)
-            async with asyncio.timeout(TRANSFER_S):
-                await response.prepare(request)
-                view = memoryview(body)
-                for start in range(0, len(view), PIECE_BYTES):
-                    await response.write(view[start : start + PIECE_BYTES])
-                await response.write_eof()
+        if body is None:
+            raise _not_found(request)
+        hold_bytes(request, len(body))
+        response = web.StreamResponse(headers={"Content-Type": "application/octet-stream"})
+        response.content_length = len(body)
+        async with asyncio.timeout(TRANSFER_S):
+            await response.prepare(request)
+            view = memoryview(body)
+            for start in range(0, len(view), PIECE_BYTES):
+                await response.write(view[start : start + PIECE_BYTES])
+            await response.write_eof()
         return response
 
     @asynccontextmanager

@@ -147,7 +147,7 @@ def _encode(answer: dict[str, Json]) -> bytes:
     return msgspec.json.encode(answer)
 
 
-def _render_error(_request: web.Request, status: int, error: BaseException) -> web.Response:
+def _render_error(_request: web.Request | None, status: int, error: BaseException) -> web.Response:
     """Errors of the transport itself: oversized bodies, wrong methods, our own faults."""
     code = rpc.INTERNAL_ERROR if status >= 500 else rpc.INVALID_REQUEST
     message = "internal fault; the request may be retried" if status >= 500 else str(error)

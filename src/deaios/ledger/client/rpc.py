@@ -171,7 +171,7 @@ class Rpc:
             raise UnavailableChain(f"{self.url}: HTTP status {status}")
         try:
             decoded = _REPLIES.decode(body)
-        except (msgspec.DecodeError, RecursionError) as error:
+        except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
             if status >= 400:
                 raise RefusedByChain(calls[0][0], status, body[:MESSAGE_CHARACTERS_MAX].decode(errors="replace")) from (
                     error
@@ -204,10 +204,11 @@ class Rpc:
                 timeout=self._timeout,
                 connector=aiohttp.TCPConnector(limit=CONNECTIONS_MAX),
                 auto_decompress=False,
+                cookie_jar=aiohttp.DummyCookieJar(),
                 headers={"Content-Type": "application/json", "Accept-Encoding": "identity"},
             )
         try:
-            async with self._session.post(self.url, data=body) as response:
+            async with self._session.post(self.url, data=body, allow_redirects=False) as response:
                 if (response.content_length or 0) > RESPONSE_BYTES_MAX:
                     raise InvalidAnswer(f"{self.url}: answer has more than {RESPONSE_BYTES_MAX} bytes")
                 parts, size = [], 0

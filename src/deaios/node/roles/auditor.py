@@ -28,6 +28,7 @@ from deaios.primitives.encoding import encode_hex
 from deaios.primitives.keys import Address
 from deaios.runtime.http import build_application, json_response, serve
 from deaios.runtime.logs import get_logger
+from deaios.runtime.metrics import Metrics
 
 STAKE_MULTIPLE = 2
 """Of the minimum, so that one penalty does not cost the seat."""
@@ -79,7 +80,9 @@ async def run(context: RoleContext) -> None:
             store.close()
 
 
-async def _serve(context: RoleContext, member: Member, auditor: Auditor, store: AuditorStore, buyer: Buyer) -> None:
+def build_auditor_application(store: AuditorStore, metrics: Metrics | None = None) -> web.Application:
+    """The auditor's door: what it looked at so far."""
+
     async def audits(_request: web.Request) -> web.Response:
         rows = [
             {"provider": encode_hex(provider), "audits": count, "tokens": tokens, "violations": violations}
@@ -87,8 +90,13 @@ async def _serve(context: RoleContext, member: Member, auditor: Auditor, store: 
         ]
         return json_response(rows)
 
-    application = build_application("auditor", body_bytes_max=1024, metrics=context.metrics)
+    application = build_application("auditor", body_bytes_max=1024, metrics=metrics)
     application.router.add_get("/audits", audits)
+    return application
+
+
+async def _serve(context: RoleContext, member: Member, auditor: Auditor, store: AuditorStore, buyer: Buyer) -> None:
+    application = build_auditor_application(store, context.metrics)
     async with serve(application, HOST, keep_port(context.data, context.spec.port)) as url:
         await member.contracts.identities.ensure_registered(member.sender, url, "auditor")
         context.report_ready(url)

@@ -53,7 +53,7 @@ async def run(context: RoleContext) -> None:
             )
             try:
                 application = build_application(chain)
-                _Office(context.folder, key, rpc).add_routes(application)
+                Office(context.folder, key, rpc).add_routes(application)
                 async with serve(application, HOST, port) as url:
                     context.report_ready(url)
                     await _run_until_stopped(context, chain)
@@ -100,7 +100,7 @@ class _Deadlines:
         return await fetch_deadline(self._contracts)
 
 
-class _Office:
+class Office:
     """The operator's counter: descriptor and faucet."""
 
     def __init__(self, folder: StateFolder, key: PrivateKey, rpc: Rpc) -> None:

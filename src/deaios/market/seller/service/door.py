@@ -29,11 +29,10 @@ from deaios.market.wire import (
 from deaios.primitives.encoding import decode_decimal, decode_hex, encode_hex
 from deaios.primitives.errors import Unavailable
 from deaios.primitives.keys import PrivateKey
-from deaios.runtime.errors import NotFound, RefusedBusy
+from deaios.runtime.errors import NotFound
 from deaios.runtime.http import build_application, json_response, problem_details, read_body, read_json
 from deaios.runtime.metrics import Metrics
 
-RETRY_AFTER_S = 1
 COUNTER_BITS = 63
 
 
@@ -121,13 +120,10 @@ class Door:
         )
 
 
-def render_error(request: web.Request, status: int, error: BaseException) -> web.Response:
-    """Problem details, with the amount that would do where money was short, and when to come back."""
+def render_error(request: web.Request | None, status: int, error: BaseException) -> web.Response:
+    """Problem details, with the amount that would do where money was short."""
     if isinstance(error, RefusedVoucher | RefusedDeposit):
         response = json_response(build_problem(status, error, error.needed), status)
         response.content_type = "application/problem+json"
         return response
-    response = problem_details(request, status, error)
-    if isinstance(error, RefusedBusy | Unavailable):
-        response.headers["Retry-After"] = str(RETRY_AFTER_S)
-    return response
+    return problem_details(request, status, error)
