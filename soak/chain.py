@@ -58,7 +58,8 @@ def run_seed(campaign: Campaign, seed: int, transactions: int) -> None:
     try:
         campaign.run_seed(seed, transactions)
     except Mismatch as mismatch:
-        command = f"python -m soak.chain --seed {seed} --seeds 1 --transactions {transactions}"
+        # A shorter history begins the same way, so the command may stop at the block in question.
+        command = f"python -m soak.chain --seed {seed} --seeds 1 --transactions {campaign.sent}"
         raise Finding(f"seed {seed}, {mismatch}", command) from mismatch
 
 
@@ -83,6 +84,7 @@ def main() -> int:
         try:
             for seed in range(options.seed, options.seed + options.seeds):
                 run_seed(campaign, seed, options.transactions)
+                print(f"seed {seed}: {campaign.transactions} transactions so far", flush=True)
             check_reach(campaign)
         except Finding as finding:
             print(f"FOUND: {finding}\nrepeat with: {finding.command}", file=sys.stderr)

@@ -36,6 +36,8 @@ class Campaign:
         precompiles: those that get inputs made for them. anvil needs seconds at its first use of the tenth.
         counts: of everything, by name.
         errors: what either chain said to transactions that must be refused, by kind.
+        transactions: run by both chains, in all seeds.
+        sent: in this seed, refused ones included.
     """
 
     node: ForeignNode
@@ -43,6 +45,7 @@ class Campaign:
     counts: Counter[str] = field(default_factory=Counter)
     errors: dict[str, tuple[str, str]] = field(default_factory=dict)
     transactions: int = 0
+    sent: int = 0
 
     def run_seed(self, seed: int, transactions: int) -> None:
         """One history of so many transactions from the foreign node's first state.
@@ -72,12 +75,12 @@ class _History:
         for key in keys[:SENDERS]:
             self.twin.put_balance(key.address, RICH_WEI)
         self.planner = Planner(self.rolls, self.counts, self.twin, keys[:SENDERS], keys[SENDERS], campaign.precompiles)
-        self.sent = self.blocks = 0
+        self.blocks = campaign.sent = 0
 
     def run(self) -> None:
-        while self.sent < self.limit:
+        while self.campaign.sent < self.limit:
             self.planner.begin_block()
-            first = self.sent
+            first = self.campaign.sent
             try:
                 if self.rolls.random() < 0.12:
                     self._run_poor()
@@ -86,7 +89,7 @@ class _History:
                 else:
                     self._run_block()
             except Mismatch as mismatch:
-                raise Mismatch(f"within transactions {first} to {self.sent - 1}: {mismatch}") from mismatch
+                raise Mismatch(f"within transactions {first} to {self.campaign.sent - 1}: {mismatch}") from mismatch
             self.blocks += 1
             self.counts["blocks"] += 1
             if self.blocks % WHOLE_STATE_BLOCKS == 0:
@@ -97,7 +100,7 @@ class _History:
     def _run_block(self) -> None:
         planned: list[Planned] = []
         gas = 0
-        for _ in range(min(self.rolls.randrange(1, BLOCK_TRANSACTIONS_MAX + 1), self.limit - self.sent)):
+        for _ in range(min(self.rolls.randrange(1, BLOCK_TRANSACTIONS_MAX + 1), self.limit - self.campaign.sent)):
             if self.rolls.random() < 0.08:
                 self._offer(self.planner.plan_refused())
                 continue
@@ -132,7 +135,7 @@ class _History:
         self.counts[f"refused code with {name}"] += 1
 
     def _offer(self, item: Planned) -> None:
-        self.sent += 1
+        self.campaign.sent += 1
         offer = self.twin.offer(item.transaction.raw)
         wanted = {"": (False, False), "both": (True, True), "ours": (True, False)}[item.refused_by]
         if (offer.ours is not None, offer.theirs is not None) != wanted:
@@ -145,7 +148,10 @@ class _History:
             self.campaign.transactions += 1
 
     def _mine(self, planned: list[Planned]) -> None:
-        mined = self.twin.mine(self.rolls.randrange(1, 15))
+        try:
+            mined = self.twin.mine(self.rolls.randrange(1, 15))
+        except Mismatch as mismatch:
+            raise Mismatch("\n    ".join([str(mismatch), *map(_describe, planned)])) from mismatch
         self.counts["blocks of several"] += len(planned) > 1
         for item, (receipt, outcome) in zip(planned, mined, strict=True):
             self._count(item, outcome)
@@ -180,13 +186,23 @@ class _History:
         self.counts["traced"] += 1
         depths = [1]
         for step in trace["structLogs"]:
-            self.counts[f"opcode {step['op']}"] += 1
+            self.counts[f"opcode {_FOREIGN_NAMES.get(step['op'], step['op'])}"] += 1
             depths.append(step["depth"])
             if error := step.get("error"):
                 self.counts[f"error in a frame: {error}"] += 1
         self.counts["calls in calls"] += max(depths) > 2
 
 
+def _describe(item: Planned) -> str:
+    fields = item.transaction
+    to = "a new contract" if fields.to is None else "0x" + fields.to.hex()
+    parts = f", templates {', '.join(item.program.names)}" if item.program else ""
+    amounts = f"type {fields.kind}, to {to}, value {fields.value}, gas {fields.gas}"
+    return f"{item.label}: {amounts}{parts}, raw 0x{fields.raw.hex()}"
+
+
+_FOREIGN_NAMES = {"DIFFICULTY": "PREVRANDAO"}
+"""EIP-4399 renamed it."""
 REQUIRED = frozenset(
     [f"template {name}" for name in [*HARMLESS, *HARMFUL]]
     + [f"opcode {name}" for name in OPCODES]

@@ -170,7 +170,8 @@ def _transient_across_a_call(p: Programs) -> bytes:
 def _environment(p: Programs) -> bytes:
     names = ["ADDRESS", "ORIGIN", "CALLER", "CALLVALUE", "CALLDATASIZE", "CODESIZE", "GASPRICE", "RETURNDATASIZE"]
     names += ["COINBASE", "TIMESTAMP", "NUMBER", "PREVRANDAO", "GASLIMIT", "CHAINID", "SELFBALANCE", "BLOBBASEFEE"]
-    return p.keep(p.rolls.choice([*names, "PC", "MSIZE", "GAS"]))
+    first, second, third = (p.rolls.choice([*names, "PC", "MSIZE", "GAS"]) for _ in range(3))
+    return p.keep(first, second, "ADD", third, "XOR")
 
 
 def _blob_hash(p: Programs) -> bytes:
@@ -198,15 +199,20 @@ _ARITHMETIC = (
 
 
 def _arithmetic(p: Programs) -> bytes:
-    name, count = p.rolls.choice(_ARITHMETIC)
-    return p.keep(*(p.number() for _ in range(count)), name)
+    parts = []
+    for _ in range(3):
+        name, count = p.rolls.choice(_ARITHMETIC)
+        parts.append(assemble(*(p.number() for _ in range(count)), name))
+    return p.keep(*parts, "XOR", "XOR")
 
 
 def _stack(p: Programs) -> bytes:
-    depth = p.rolls.randrange(1, 17)
-    pushed = [p.rolls.choice([b"\x5f", push(p.rolls.randbytes(p.rolls.randrange(1, 33)))]) for _ in range(depth + 1)]
-    body = assemble(*pushed, f"DUP{depth}", f"SWAP{depth}")
-    return body + p.keep() + assemble("POP") * (depth + 1)
+    """Seventeen items, some of them copied, some exchanged, one kept."""
+    items = [p.rolls.choice([b"\x5f", push(p.rolls.randbytes(p.rolls.randrange(1, 33)))]) for _ in range(17)]
+    moves: list[Item] = []
+    for _ in range(4):
+        moves += [f"DUP{p.rolls.randrange(1, 17)}", "XOR", f"SWAP{p.rolls.randrange(1, 17)}"]
+    return assemble(*items, *moves, p.keep()) + assemble("POP") * 16
 
 
 def _counting(body: bytes, rounds: int) -> bytes:

@@ -8,7 +8,7 @@ handed to our builder). Errors of refused transactions are recorded, not compare
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from deaios.chain.blocks import BLOOM_BYTES, BlockHeader, Receipt, next_base_fee
@@ -199,7 +199,7 @@ class Twin:
         if hashes != block["transactions"]:
             raise Mismatch(f"blocks hold other transactions: ours {hashes}, anvil's {block['transactions']}")
         if (ours := replace(self.head, **_OUR_OWN)) != replace(_read_header(block), **_OUR_OWN):
-            raise Mismatch(f"headers differ: ours {ours}, anvil's {_read_header(block)}")
+            raise Mismatch(f"headers differ: {_name_differences(ours, _read_header(block))}")
         theirs = self.node.rpc("eth_getBlockReceipts", block["number"])
         for position, (receipt, other) in enumerate(zip(receipts, theirs, strict=True)):
             rendered = render_receipt(receipt, self.head)
@@ -223,6 +223,11 @@ def _find_differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]
         elif a != b:
             wrong.append(f"{key}: ours {a}, anvil's {b}")
     return sorted(wrong)
+
+
+def _name_differences(ours: BlockHeader, theirs: BlockHeader) -> str:
+    wrong = [field.name for field in fields(ours) if getattr(ours, field.name) != getattr(theirs, field.name)]
+    return "; ".join(f"{name}: ours {getattr(ours, name)}, anvil's {getattr(theirs, name)}" for name in wrong)
 
 
 def _read_header(block: dict[str, Any]) -> BlockHeader:  # Any: JSON
