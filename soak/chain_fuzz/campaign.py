@@ -84,6 +84,8 @@ class _History:
             try:
                 if self.rolls.random() < 0.12:
                     self._run_poor()
+                elif self.rolls.random() < 0.1:
+                    self._run_full()
                 elif self.rolls.random() < 0.04:
                     self._try_forbidden()
                 else:
@@ -111,6 +113,13 @@ class _History:
             if gas > BLOCK_GAS_PLANNED_MAX - 7_500_000:
                 break
         self._mine(planned)
+
+    def _run_full(self) -> None:
+        before, item = self.twin.base_fee, self.planner.plan_burn()
+        self._offer(item)
+        self._mine([item])
+        after = self.twin.base_fee
+        self.counts[f"base fee {'rises' if after > before else 'falls' if after < before else 'stands still'}"] += 1
 
     def _run_poor(self) -> None:
         item, balance = self.planner.plan_poor()
@@ -214,6 +223,7 @@ REQUIRED = frozenset(
     + ["access list with an address twice", "access list with a key twice", "contracts made by a transaction"]
     + [f"ended {status.value}" for status in Status]
     + [f"gas {name}" for name in ("roomy", "exact", "one less", "between", "intrinsic")]
+    + ["base fee rises", "base fee stands still", "base fee falls"]
     + ["refused code with BASEFEE", "refused code with BLOCKHASH"]
     + ["sent with too little money", "sent with just enough money"]
 )

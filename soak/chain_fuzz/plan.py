@@ -136,6 +136,12 @@ class Planner:
                 code = assemble(CODE_BYTES_MAX + self.rolls.choice([0, 0, 1]), 0, "RETURN")
         return self._send(f"deploy {name}", None, code, self.rolls.choice([0, 0, 1]), roomy=GAS_LARGE)
 
+    def plan_burn(self) -> Planned:
+        """A transaction that uses up as much gas as it may, so that the base fee rises or stands still."""
+        key = self.rolls.choice(self.rich)
+        gas = self.rolls.choice([GAS_LIMIT // 2, GAS_LIMIT // 2 + 1, self.rolls.randrange(100_000, GAS_LIMIT)])
+        return self.sign(key, "burn", self.fields(key, DYNAMIC_FEE, None, assemble("INVALID"), 0, gas, ()))
+
     def _transfer(self) -> Planned:
         name = self.rolls.choice(["stranger", "fresh", "sender", "coinbase", "precompile", "contract", "account"])
         to = {
