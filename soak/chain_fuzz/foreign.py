@@ -17,7 +17,16 @@ CHAIN_ID = 1337
 GAS_LIMIT = 30_000_000
 OPTIONS = (
     *("--no-mining", "--hardfork", "cancun", "--order", "fifo", "--accounts", "4"),
-    *("--gas-limit", str(GAS_LIMIT), "--chain-id", str(CHAIN_ID), "--block-base-fee-per-gas", "1000000000"),
+    *(
+        "--timestamp",
+        "1700000000",
+        "--gas-limit",
+        str(GAS_LIMIT),
+        "--chain-id",
+        str(CHAIN_ID),
+        "--block-base-fee-per-gas",
+        "1000000000",
+    ),
 )
 """Mines when told, in order of arrival."""
 START_S = 30
