@@ -86,7 +86,7 @@ def test_a_sender_with_little_more_than_the_gas_cost_sees_its_true_balance(twin,
     """The wheel checks the balance twice; the engine finds the exact result when code reads balance or price."""
     words = [item for slot in range(5) for item in (*reads, slot, "ADD", slot, "SSTORE")]
     reader = deploy(twin, *words, "STOP")
-    twin.put_balance(POOR.address, 200_000 * 30 * GWEI + 9)
+    twin.put_balance(POOR.address, 200_000 * (30 * GWEI + 1) + 9)
     _, outcome = run(twin, reader, key=POOR, value=7, gas=200_000, kind=LEGACY)
     assert outcome.status is Status.SUCCESS
     assert len(twin.state.slots[reader]) == 5

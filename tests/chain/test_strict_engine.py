@@ -135,17 +135,18 @@ def test_everything_can_be_spent():
 
 
 @pytest.mark.parametrize(
-    "program",
+    ("program", "rest"),
     [
-        "3a600055" + "3231600155" + "00",
-        "3a600557005b" + "3231600055" + "00",
-        "67" + (1_000_000).to_bytes(8).hex() + "323110" + "601057005b" + "3a600055" + "00",
+        ("3a600055" + "3231600155" + "00", 700_000),
+        ("3a600557005b" + "3231600055" + "00", 700_000),
+        ("67" + (1_000_000).to_bytes(8).hex() + "323110" + "601057005b" + "3a600055" + "00", 700_000),
+        ("3a600055" + "3231600055" + "00", 0),
     ],
-    ids=["price-and-balance", "balance-because-of-the-price", "price-because-of-the-balance"],
+    ids=["price-and-balance", "balance-because-of-the-price", "price-because-of-the-balance", "price-written-over"],
 )
-def test_a_poor_sender_is_refused_rather_than_shown_a_bent_value(program):
+def test_a_poor_sender_is_refused_rather_than_shown_a_bent_value(program, rest):
     """It owns less than twice the gas cost, so the engine can bend the price or the balance, but not neither."""
-    price, gas, rest = 12, 100_000, 700_000
+    price, gas = 12, 100_000
     evm, state = engine(bytes.fromhex(program), balance=gas * price + rest)
     outcome = evm.execute(CONTEXT, Message(SENDER, CONTRACT, b"", 0, gas, price))
     state.apply(evm.commit())

@@ -196,9 +196,11 @@ class StrictEvm:
                 return _Run(richer.outcome, _shift(richer.touched, message.sender, -cost))
         if both_bent == _without(richer, message.sender):
             payable = (rest.balance - message.value) // message.gas
-            priced = _without(self._run(replace(message, price=payable), rest), message.sender)
-            if priced == _without(unpriced, message.sender):
-                return unpriced
+            # With a price of zero there is nothing to compare: SSTORE, for one, costs another sum for zero words.
+            if payable:
+                priced = _without(self._run(replace(message, price=payable), rest), message.sender)
+                if priced == _without(unpriced, message.sender):
+                    return unpriced
         return _Run(_refuse(message.gas, UNOBSERVED), None)
 
     def _is_plain(self, message: Message) -> bool:
