@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).resolve().parent
+REPOSITORY = HERE.parents[1]
 START_S = 30
 
 
@@ -24,6 +25,9 @@ def load_module(path: Path):
 
 
 load_module(HERE / "chain_values.py")
+if str(REPOSITORY) not in sys.path:
+    # The fuzzer is shared with `soak`, which is no part of the installed package.
+    sys.path.append(str(REPOSITORY))
 
 
 @dataclass

@@ -13,7 +13,7 @@ from deaios.chain.evm import (
 )
 from deaios.chain.journal_text import read_journal
 from deaios.chain.selftest import run_selftest
-from deaios.chain.strict import StrictEvm
+from deaios.chain.strict import UNOBSERVED, StrictEvm
 from deaios.primitives.hashing import keccak256
 from deaios.primitives.keys import Address
 
@@ -132,6 +132,39 @@ def test_everything_can_be_spent():
     assert outcome.status is Status.SUCCESS
     assert state.account(SENDER) == Account(1, 0)
     assert state.account(HEIR) == Account(0, 5)
+
+
+@pytest.mark.parametrize(
+    ("program", "rest"),
+    [
+        ("3a600055" + "3231600155" + "00", 700_000),
+        ("3a600557005b" + "3231600055" + "00", 700_000),
+        ("67" + (1_000_000).to_bytes(8).hex() + "323110" + "601057005b" + "3a600055" + "00", 700_000),
+        ("3a600055" + "3231600055" + "00", 0),
+    ],
+    ids=["price-and-balance", "balance-because-of-the-price", "price-because-of-the-balance", "price-written-over"],
+)
+def test_a_poor_sender_is_refused_rather_than_shown_a_bent_value(program, rest):
+    """It owns less than twice the gas cost, so the engine can bend the price or the balance, but not neither."""
+    price, gas = 12, 100_000
+    evm, state = engine(bytes.fromhex(program), balance=gas * price + rest)
+    outcome = evm.execute(CONTEXT, Message(SENDER, CONTRACT, b"", 0, gas, price))
+    state.apply(evm.commit())
+    assert (outcome.is_refused, outcome.gas_used, outcome.reason) == (True, gas, UNOBSERVED)
+    assert state.account(SENDER) == Account(1, rest)
+    assert state.slots[CONTRACT] == {}
+
+
+def test_a_poor_sender_may_write_many_words():
+    """The journal's text names words in an order of its own in each run; that is no difference between the runs."""
+    program = "".join(f"600160{slot:02x}55" for slot in range(8)) + "00"
+    price, gas = 12, 300_000
+    evm, state = engine(bytes.fromhex(program), balance=gas * price)
+    outcome = evm.execute(CONTEXT, Message(SENDER, CONTRACT, b"", 0, gas, price))
+    state.apply(evm.commit())
+    assert (outcome.status, outcome.reason) == (Status.SUCCESS, "")
+    assert state.slots[CONTRACT] == dict.fromkeys(range(8), 1)
+    assert state.account(SENDER) == Account(1, (gas - outcome.gas_used) * price)
 
 
 def test_the_operator_may_send_and_be_paid_in_one_transaction():

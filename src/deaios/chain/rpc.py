@@ -11,6 +11,7 @@ from typing import Any
 
 from deaios.chain.blocks import BLOCK_NONCE, EMPTY_OMMERS_HASH, Block, BlockHeader, Receipt, compute_bloom
 from deaios.chain.evm import Log, Outcome, Status
+from deaios.ledger.suite import compute_contract_address
 from deaios.ledger.transactions import (
     ACCESS_ITEMS_MAX,
     DYNAMIC_FEE,
@@ -357,8 +358,13 @@ def render_transaction(
 
 
 def render_receipt(receipt: Receipt, header: BlockHeader) -> dict[str, Any]:
-    """A receipt; `refusal` is ours: why the engine would not run the transaction. Any: a JSON object."""
+    """A receipt; `refusal` is ours: why the engine would not run the transaction. Any: a JSON object.
+
+    A creation that failed shows the address that it would have had, as geth does; whether anything lies there, the
+    status says.
+    """
     transaction = receipt.transaction
+    created = None if transaction.to else compute_contract_address(receipt.sender, transaction.nonce)
     found: dict[str, Any] = {
         "type": hex(transaction.kind),
         "status": hex(receipt.is_success),
@@ -371,7 +377,7 @@ def render_receipt(receipt: Receipt, header: BlockHeader) -> dict[str, Any]:
         "cumulativeGasUsed": hex(receipt.gas_before + receipt.gas_used),
         "gasUsed": hex(receipt.gas_used),
         "effectiveGasPrice": hex(receipt.price),
-        "contractAddress": None if receipt.created is None else hex_data(receipt.created),
+        "contractAddress": None if created is None else hex_data(created),
         "logs": [
             render_log(log, header.number, header.hash, receipt.log_start + offset, transaction.hash, receipt.index)
             for offset, log in enumerate(receipt.logs)

@@ -37,7 +37,7 @@ _HALTED = re.compile(r"Halt \{ reason: (.+), gas_used: (\d+) \}")
 _REJECTED = re.compile(r"Transaction\((.+)\)|Initial gas spend is \d+ but gas limit is \d+.*", re.DOTALL)
 _AccountInfo: Any = pyrevm.AccountInfo  # Any: the wheel's stub lists other arguments than its constructor takes
 _PRECOMPILES = frozenset(Address(number.to_bytes(20)) for number in range(1, 11))
-_UNOBSERVED = "the sender's balance is below twice the gas cost and the code reads both it and GASPRICE"
+UNOBSERVED = "the sender's balance is below twice the gas cost and the code reads both it and GASPRICE"
 
 
 @dataclass(slots=True)
@@ -175,7 +175,9 @@ class StrictEvm:
         """Run with the sender's balance as code must see it: the whole gas limit paid up front.
 
         The wheel checks the balance against the gas cost once more, without having taken it. Where the sender owns
-        less than twice the cost, three runs that each bend one of the two observable values find the exact result.
+        less than twice the cost, runs that bend one of the two observable values, or both, find the exact result: what
+        does not change the outcome was not looked at. A fourth run asks again beside the truth, because code may look
+        at one value on account of the other.
         """
         cost = message.gas * message.price
         rest = replace(sender, balance=sender.balance - cost)
@@ -187,12 +189,19 @@ class StrictEvm:
             return unpriced
         richer = self._run(message, sender)
         both_bent = _without(self._run(free, sender), message.sender)
-        if both_bent == _without(richer, message.sender):
-            return unpriced
         if both_bent == _without(unpriced, message.sender):
-            # The balance was not looked at: the priced run stands, with the cost taken from its final balance.
-            return _Run(richer.outcome, _shift(richer.touched, message.sender, -cost))
-        return _Run(_refuse(message.gas, _UNOBSERVED), None)
+            richest = self._run(message, replace(sender, balance=sender.balance + 1))
+            if _without(richest, message.sender) == _without(richer, message.sender):
+                # The balance was not looked at: the priced run stands, with the cost taken from its final balance.
+                return _Run(richer.outcome, _shift(richer.touched, message.sender, -cost))
+        if both_bent == _without(richer, message.sender):
+            payable = (rest.balance - message.value) // message.gas
+            # With a price of zero there is nothing to compare: SSTORE, for one, costs another sum for zero words.
+            if payable:
+                priced = _without(self._run(replace(message, price=payable), rest), message.sender)
+                if priced == _without(unpriced, message.sender):
+                    return unpriced
+        return _Run(_refuse(message.gas, UNOBSERVED), None)
 
     def _is_plain(self, message: Message) -> bool:
         return message.to is not None and message.to not in _PRECOMPILES and not self._account(message.to).code
@@ -343,9 +352,12 @@ def _read_failure(text: str) -> Outcome:
 
 
 def _without(run: _Run, sender: Address) -> tuple[Outcome, list[TouchedAccount]]:
-    """A run but for the sender's balance, for comparison."""
+    """A run but for the sender's balance, for comparison; the journal's own order differs from run to run."""
     return run.outcome, sorted(
-        (replace(item, balance=0) if item.address == sender else item for item in run.touched or ()),
+        (
+            replace(item, slots=tuple(sorted(item.slots)), balance=0 if item.address == sender else item.balance)
+            for item in run.touched or ()
+        ),
         key=lambda item: item.address,
     )
 
