@@ -22,8 +22,17 @@ from yarl import URL
 
 from deaios.ledger.client.rpc import Rpc, UnavailableChain
 from deaios.node.simulation.loop import Process, SimulatedLoop, current_process
-from deaios.runtime.client import STREAM_IDLE_S, TOTAL_S, HttpClient, InvalidResponse, UnavailablePeer, read_failure
+from deaios.runtime.client import (
+    STREAM_IDLE_S,
+    STREAM_S,
+    TOTAL_S,
+    HttpClient,
+    InvalidResponse,
+    UnavailablePeer,
+    read_failure,
+)
 from deaios.runtime.clock import Clock
+from deaios.runtime.connections import Connection, Limits
 
 DELAY_S = 0.002
 """Mean one-way delay in good weather."""
@@ -130,6 +139,10 @@ class Network:
         """Put an application on the network."""
         application.freeze()
         self.hosts[name] = Host(name, process, application)
+
+    def now_s(self) -> float:
+        """Virtual time."""
+        return self._loop.time()
 
     def cut(self, name: str) -> None:
         """Partition: nothing passes between this host and the others."""
@@ -291,21 +304,35 @@ class _Transport:
         return default
 
 
-class _Protocol:
-    """The little that aiohttp's request asks of its protocol."""
+class _Connection(Connection):
+    """A connection of the simulated network, as much of it as handlers and aiohttp's request ask for."""
 
     ssl_context = None
     peername = ("simulated", 0)
     sockname = ("simulated", 0)
-    _reading_paused = False
+    limits = Limits()
 
     def __init__(self, transport: _Transport) -> None:
-        self.transport = transport
+        """Nothing of aiohttp's connection is made: there is no socket."""
+        self.transport = transport  # type: ignore[assignment] # has what a handler may ask of its connection
+        self._reading_paused = False
+
+    def begin(self, request: web.Request) -> None:
+        """Peers here are few."""
+
+    def hold(self, size_bytes: int) -> None:
+        """As above."""
+
+    def end_body(self) -> None:
+        """As above."""
+
+    def finish(self) -> None:
+        """As above."""
 
     def pause_reading(self) -> None:
         """The whole body is here already."""
 
-    def resume_reading(self, *, resume_parser: bool = True) -> None:
+    def resume_reading(self, resume_parser: bool = True) -> None:  # as aiohttp calls it
         """As above."""
 
 
@@ -353,7 +380,7 @@ def _build_request(
     exchange: _Exchange,
 ) -> web.Request:
     fields = CIMultiDict({"Host": "simulated", "Content-Length": str(len(body)), **headers})
-    protocol: Any = _Protocol(_Transport(exchange))  # Any: stands in for aiohttp's connection
+    protocol = _Connection(_Transport(exchange))
     message = RawRequestMessage(
         method, path, HttpVersion11, CIMultiDictProxy(fields), (), False, None, False, False, URL(path, encoded=True)
     )
@@ -398,14 +425,23 @@ class SimulatedHttp(HttpClient):
         return data
 
     async def stream_lines(
-        self, url: str, body: bytes, headers: Mapping[str, str] | None = None, *, idle_s: float = STREAM_IDLE_S
+        self,
+        url: str,
+        body: bytes,
+        headers: Mapping[str, str] | None = None,
+        *,
+        idle_s: float = STREAM_IDLE_S,
+        total_s: float = STREAM_S,
     ) -> AsyncGenerator[bytes, None]:
         """As live."""
+        ends_s = self._network.now_s() + total_s
         try:
             status, parts = await self._network.send("POST", url, headers or {}, body, idle_s)
             async with aclosing(parts):
                 rest = b""
                 async for part in parts:
+                    if self._network.now_s() > ends_s:
+                        raise BrokenConnection(f"it went on for {total_s} s")
                     *lines, rest = [rest + part] if status >= 400 else (rest + part).split(b"\n")
                     for line in lines:
                         if line.strip():

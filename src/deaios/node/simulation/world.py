@@ -17,6 +17,8 @@ from pathlib import Path
 from random import Random
 from typing import Self
 
+from aiohttp.web_app import _cached_build_middleware
+
 from deaios.chain.service import ChainService
 from deaios.gateway.store import KeyStore
 from deaios.market.buyer.client import Buyer
@@ -100,11 +102,15 @@ class World:
         self.on_gateway: Callable[[Buyer], None] | None = None
         self._root = Path(tempfile.mkdtemp(prefix="deaios-sim-", dir=SCRATCH))
         self._dead: list[Process] = []
+        self._is_over = False
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_error: object) -> None:
+        self._is_over = True
+        # aiohttp remembers what it built for each route of an application, and with it all of a role's life.
+        _cached_build_middleware.cache_clear()
         with warnings.catch_warnings():
             # What a dead process was about to start when it died is never awaited.
             warnings.simplefilter("ignore", RuntimeWarning)
@@ -120,7 +126,7 @@ class World:
 
     def fail(self, error: BaseException) -> None:
         """End the history with what went wrong; the first such thing counts."""
-        if self.violation is None:
+        if self.violation is None and not self._is_over:
             self.violation = error
             self.note(f"VIOLATION {error!r}")
 
