@@ -36,7 +36,7 @@ class Campaign:
         precompiles: those that get inputs made for them. anvil needs seconds at its first use of the tenth.
         counts: of everything, by name.
         errors: what either chain said to transactions that must be refused, by kind.
-        transactions: run by both chains, in all seeds.
+        transactions: run by both chains and equal, in all seeds; those that the engine refused are not among them.
         sent: in this seed, refused ones included.
     """
 
@@ -130,6 +130,7 @@ class _History:
             if outcome.reason != UNOBSERVED or outcome.gas_used != item.transaction.gas:
                 raise
             self.counts["refused by the engine: balance and price read"] += 1
+            self.campaign.transactions -= 1
             self.twin.reload()
 
     def _try_forbidden(self) -> None:
