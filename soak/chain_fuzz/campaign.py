@@ -36,7 +36,7 @@ class Campaign:
         precompiles: those that get inputs made for them. anvil needs seconds at its first use of the tenth.
         counts: of everything, by name.
         errors: what either chain said to transactions that must be refused, by kind.
-        transactions: run by both chains, in all seeds.
+        transactions: run by both chains and equal, in all seeds; those that the engine refused are not among them.
         sent: in this seed, refused ones included.
     """
 
@@ -115,11 +115,9 @@ class _History:
         self._mine(planned)
 
     def _run_full(self) -> None:
-        before, item = self.twin.base_fee, self.planner.plan_burn()
+        item = self.planner.plan_burn()
         self._offer(item)
         self._mine([item])
-        after = self.twin.base_fee
-        self.counts[f"base fee {'rises' if after > before else 'falls' if after < before else 'stands still'}"] += 1
 
     def _run_poor(self) -> None:
         item, balance = self.planner.plan_poor()
@@ -132,6 +130,7 @@ class _History:
             if outcome.reason != UNOBSERVED or outcome.gas_used != item.transaction.gas:
                 raise
             self.counts["refused by the engine: balance and price read"] += 1
+            self.campaign.transactions -= 1
             self.twin.reload()
 
     def _try_forbidden(self) -> None:
@@ -157,10 +156,13 @@ class _History:
             self.campaign.transactions += 1
 
     def _mine(self, planned: list[Planned]) -> None:
+        before = self.twin.base_fee
         try:
             mined = self.twin.mine(self.rolls.randrange(1, 15))
         except Mismatch as mismatch:
             raise Mismatch("\n    ".join([str(mismatch), *map(_describe, planned)])) from mismatch
+        after = self.twin.base_fee
+        self.counts[f"base fee {'rises' if after > before else 'falls' if after < before else 'stands still'}"] += 1
         self.counts["blocks of several"] += len(planned) > 1
         for item, (receipt, outcome) in zip(planned, mined, strict=True):
             self._count(item, outcome)
