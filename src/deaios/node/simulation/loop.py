@@ -107,6 +107,7 @@ class SimulatedLoop(base_events.BaseEventLoop):
         self._now_s = start_s
         self._steps = 0
         self._random = random
+        self._own: list[asyncio.Task[Any]] = []
         self._selector = self
         self.faults: list[BaseException] = []
         self.after_step: Callable[[], None] | None = None
@@ -156,13 +157,14 @@ class SimulatedLoop(base_events.BaseEventLoop):
         for tell in list(process.on_death):
             tell()
 
-    def bury(self, process: Process) -> None:
-        """Free what a dead process left hanging in the middle of its work; whatever that raises is nobody's concern."""
-        for task in process.tasks:
+    def bury(self, process: Process | None = None) -> None:
+        """Free what a dead process, or the world itself, left hanging; whatever that raises is nobody's concern."""
+        tasks = self._own if process is None else process.tasks
+        for task in tasks:
             if not task.done():
                 with contextlib.suppress(BaseException):
                     task.get_coro().close()
-        process.tasks.clear()
+        tasks.clear()
 
     def call_soon_threadsafe(  # type: ignore[override] # as call_soon
         self, callback: Callable[..., object], *arguments: Any, context: contextvars.Context | None = None
@@ -183,7 +185,7 @@ class SimulatedLoop(base_events.BaseEventLoop):
         process = _PROCESS.get() if context is None else context.get(_PROCESS, _WORLD)
         task: asyncio.Task[T] = _Task(work, loop=loop, **options)
         task._log_destroy_pending = False  # type: ignore[attr-defined] # a dead process's tasks never end
-        process.tasks.append(task)
+        (self._own if process is _WORLD else process.tasks).append(task)
         return task
 
     # Scheduling

@@ -89,6 +89,7 @@ class _Exchange:
         self._loop = loop
         self._process = process
         self._handler: asyncio.Task[None] | None = None
+        self._client: Process | None = None
 
     def start(self, handler: "asyncio.Task[None]") -> None:
         """Tie the exchange to its handler and to the life of the handler's process."""
@@ -96,8 +97,16 @@ class _Exchange:
         self._process.on_death.append(self.reset)
         handler.add_done_callback(self._let_go)
 
+    def follow(self, client: Process) -> None:
+        """Tie the exchange to its client's life, too."""
+        if self._handler is not None and not self._handler.done():
+            self._client = client
+            client.on_death.append(self.cut)
+
     def _let_go(self, handler: "asyncio.Task[None]") -> None:
         self._process.on_death.remove(self.reset)
+        if self._client is not None:
+            self._client.on_death.remove(self.cut)
         error = None if handler.cancelled() else handler.exception()
         if error is not None:
             self._loop.faults.append(error)
@@ -185,7 +194,7 @@ class Network:
         exchange = self._deliver(name, method, path, headers, body)
         if exchange is None:
             raise BrokenConnection(f"{name} refuses connections")
-        client.on_death.append(exchange.cut)
+        exchange.follow(client)
         try:
             async with asyncio.timeout(silence_s):
                 status = await exchange.head

@@ -117,6 +117,7 @@ class World:
             for process in [*self._dead, *(role.process for role in self.roles.values())]:
                 process.is_alive = False
                 self.loop.bury(process)
+            self.loop.bury()
         self.loop.close()
         shutil.rmtree(self._root, ignore_errors=True)
 
