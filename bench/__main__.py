@@ -6,6 +6,7 @@ measured before Ctrl-C, or before a suite failed, is written.
 
 import argparse
 import importlib
+import inspect
 import json
 import os
 import sys
@@ -61,8 +62,9 @@ def main() -> int:
 def _measure(suite: str, run: Run) -> Iterator[Row]:
     module = importlib.import_module(f"bench.{suite}")
     if suite == "detection" and not hasattr(module, "measure"):
-        return iter([skip(DETECTION, "bench/detection.py offers no row yet; run it by itself")])
-    rows: Iterator[Row] = module.measure(run)
+        return iter([skip(DETECTION, "bench.detection offers no row yet; run it by itself")])
+    arguments = [run] if inspect.signature(module.measure).parameters else []
+    rows: Iterator[Row] = module.measure(*arguments)
     return rows
 
 

@@ -15,8 +15,8 @@ class Row:
     """A figure beside its peer's; `ratio` is ours over theirs. One that could not be measured says why in `skipped`."""
 
     name: str
+    value: float | None
     unit: str
-    value: float | None = None
     peer: str | None = None
     peer_value: float | None = None
     rounds: int = 0
@@ -113,8 +113,8 @@ def compare(name: str, unit: str, ours: Sequence[float], peer: str, theirs: Sequ
     ratios = [own / other for own, other in zip(ours, theirs, strict=True) if other]
     return Row(
         name=name,
-        unit=unit,
         value=statistics.median(ours),
+        unit=unit,
         peer=peer,
         peer_value=statistics.median(theirs),
         rounds=len(ours),
@@ -125,9 +125,9 @@ def compare(name: str, unit: str, ours: Sequence[float], peer: str, theirs: Sequ
 
 def alone(name: str, unit: str, values: Sequence[float], note: str = "") -> Row:
     """A row without a peer: its bar is absolute."""
-    return Row(name, unit, statistics.median(values), rounds=len(values), spread=(min(values), max(values)), note=note)
+    return Row(name, statistics.median(values), unit, rounds=len(values), spread=(min(values), max(values)), note=note)
 
 
 def skip(name: str, reason: str) -> Row:
     """A row that could not be measured here."""
-    return Row(name, "", skipped=reason)
+    return Row(name, None, "", skipped=reason)
