@@ -31,7 +31,7 @@ def install(say: Callable[[str], None]) -> Path:
     uv = [sys.executable, "-m", "uv"]
     _run([*uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(FOLDER)])
     packages = ["--require-hashes", "-r", str(REQUIREMENTS)]
-    _run([*uv, "pip", "install", "--quiet", "--python", str(programs / "python"), *packages])
+    _run([*uv, "pip", "install", "--quiet", "--compile-bytecode", "--python", str(programs / "python"), *packages])
     stamp.write_text(wanted)
     return programs
 

@@ -134,7 +134,8 @@ async def serve_llama(model: str, threads: str, streams: str, context_tokens: st
     params.n_ctx = int(streams) * int(context_tokens)
     params.cont_batching = True
     params.warmup = True
-    params.hostname = "127.0.0.1"
+    params.verbosity = 1  # errors only, as our engine
+    params.hostnames = ["127.0.0.1"]
     params.port = 0
     server = xllamacpp.Server(params)
     yield server.listening_address
