@@ -4,13 +4,12 @@ The password of a state folder is random, in `keys/password` (mode 0600), unless
 protects copies and backups of single keys, not a folder that is taken whole.
 """
 
-import json
 from pathlib import Path
 
-from eth_keyfile.keyfile import create_keyfile_json, decode_keyfile_json
 from filelock import FileLock
 
-from deaios.primitives.errors import ConfigError
+from deaios.node.keyfile import SALT_BYTES, InvalidKeyfile, decode_keyfile, encode_keyfile
+from deaios.primitives.errors import ConfigError, Invalid
 from deaios.primitives.keys import PrivateKey
 from deaios.runtime.dice import Dice
 from deaios.runtime.disk import PRIVATE, write_atomic
@@ -55,14 +54,15 @@ class Keystore:
             with self._lock:  # several processes may want a new key, or a new folder's password, at once
                 if not path.exists():
                     key = PrivateKey(self._dice.token_bytes(32))
-                    content = create_keyfile_json(key.secret, self._password(), kdf="scrypt", iterations=SCRYPT_N)
-                    write_atomic(path, json.dumps(content).encode(), PRIVATE)
+                    salt, counter = self._dice.token_bytes(SALT_BYTES), self._dice.token_bytes(SALT_BYTES)
+                    content = encode_keyfile(key.secret, key.address, self._password(), SCRYPT_N, salt, counter)
+                    write_atomic(path, content, PRIVATE)
                     return key
         try:
             if path.stat().st_size > KEYFILE_BYTES_MAX:
-                raise ValueError("file too large")
-            return PrivateKey(decode_keyfile_json(json.loads(path.read_bytes()), self._password()))
-        except (ValueError, KeyError, TypeError) as error:
+                raise InvalidKeyfile(f"more than {KEYFILE_BYTES_MAX} bytes")
+            return PrivateKey(decode_keyfile(path.read_bytes(), self._password()))
+        except Invalid as error:
             raise ConfigError(f"{path} cannot be opened: {error}; set DEAIOS_PASSWORD or restore the file") from error
 
     def _password(self) -> bytes:
