@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Iterator
 
 from bench.bars import BARS
-from bench.document import RESULTS, UnreadableResults, describe_machine, merge_rows
+from bench.document import RESULTS, UnreadableResults, describe_machine, merge_rows, render_table
 from bench.rows import Row, Run, skip
 
 SUITES = ("coding", "chain", "gateway", "compute", "detection", "storage", "node")
@@ -25,6 +25,9 @@ EXIT_INTERRUPTED = 130
 
 def main() -> int:
     options = _read_options()
+    if options.table:
+        print(render_table())
+        return 0
     run = Run(
         say=lambda text: print(f"  {text}", file=sys.stderr, flush=True),
         rounds=options.rounds,
@@ -73,6 +76,7 @@ def _read_options() -> argparse.Namespace:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"rows, or suites: {', '.join(SUITES)}; all otherwise")
     parser.add_argument("--rounds", type=int, help="rounds of every comparison, in place of each suite's own number")
     parser.add_argument("--json", action="store_true", help="print the rows of this run as JSON on standard output")
+    parser.add_argument("--table", action="store_true", help="measure nothing; show the result file as Markdown")
     options = parser.parse_args()
     if unknown := sorted(set(options.names) - set(SUITES) - BARS.keys()):
         parser.error(f"no suite or row {', '.join(unknown)}; rows: {', '.join(BARS)}")

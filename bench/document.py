@@ -10,6 +10,7 @@ import platform
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from bench.bars import BARS
 from bench.rows import Row
@@ -51,7 +52,28 @@ def merge_rows(machine: dict[str, object], rows: Sequence[Row], path: Path = RES
     temporary.replace(path)
 
 
-def _load_rows(path: Path) -> list[dict[str, object]]:
+def render_table(path: Path = RESULTS) -> str:
+    """The result file as a Markdown table.
+
+    Raises:
+        UnreadableResults: what is there cannot be read.
+    """
+    lines = ["| row | ours | unit | peer | peer's | ratio | bar | |", "|---|---|---|---|---|---|---|---|"]
+    for row in _load_rows(path):
+        bar = row["bar"]
+        wanted = f"{'≥' if bar['better'] == 'higher' else '≤'} {bar['bar']:g} {bar['on']}" if bar else ""
+        verdict = (
+            "skipped: " + row["skipped"]
+            if row["skipped"]
+            else {True: "met", False: "**not met**", None: ""}[bar and bar["met"]]
+        )
+        figures = (row["value"], row["unit"], row["peer"], row["peer_value"], row["ratio"], wanted, verdict)
+        cells = ("" if cell is None else f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in figures)
+        lines.append(f"| `{row['name']}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _load_rows(path: Path) -> list[dict[str, Any]]:  # Any: JSON that `Row.to_json` wrote
     if not path.exists():
         return []
     try:
