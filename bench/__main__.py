@@ -1,7 +1,7 @@
 """`make bench`: every row of the design's budgets that exists by now, medians of interleaved rounds, beside its peer.
 
-Bars and goals are shown and asserted nowhere. Rows that cannot be measured here are kept with the reason. What was
-measured before Ctrl-C, or before a suite failed, is written.
+Bars and goals are shown and asserted nowhere. Rows that cannot be measured here are kept with the reason. Suites that
+had ended before Ctrl-C, or before another one failed, are written.
 """
 
 import argparse
@@ -9,6 +9,7 @@ import importlib
 import inspect
 import json
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Iterator
@@ -33,6 +34,7 @@ def main() -> int:
         rounds=options.rounds,
         names=frozenset(options.names),
     )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, so that no server is left behind
     machine = describe_machine()
     rows: list[Row] = []
     status = 0

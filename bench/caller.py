@@ -34,8 +34,19 @@ class Caller:
         Raises:
             FailedCall: another status than 200.
         """
-        if self._reader is None or self._writer is None:
-            self._reader, self._writer = await asyncio.open_connection(self._host, self._port)
+        if self._writer is not None:
+            try:
+                return await self._exchange()
+            except (asyncio.IncompleteReadError, ConnectionError) as error:
+                if getattr(error, "partial", b""):
+                    raise
+                await self.close()  # the server ended an idle connection, as uvicorn does after five seconds
+        self._reader, self._writer = await asyncio.open_connection(self._host, self._port)
+        return await self._exchange()
+
+    async def _exchange(self) -> tuple[float, bytes]:
+        assert self._reader is not None
+        assert self._writer is not None
         start = time.perf_counter()
         self._writer.write(self._request)
         head = await self._reader.readuntil(b"\r\n\r\n")

@@ -23,6 +23,9 @@ model_list:
 general_settings: {{master_key: {key}}}
 litellm_settings: {{set_verbose: false, json_logs: true, request_timeout: 600, telemetry: false}}
 """
+_PATIENCE = ("--timeout_worker_healthcheck", "300")
+"""uvicorn kills a worker that is silent for 5 s. On a busy machine LiteLLM imports for longer, so no worker ever came
+up: each was killed and started again, without an end."""
 
 
 @contextmanager
@@ -46,7 +49,9 @@ def serving_litellm(programs: Path, folder: Path, upstream: str) -> Iterator[tup
     log = folder / "litellm.log"
     with (
         log.open("wb") as output,
-        running([*command, "--num_workers", workers], environment=environment, stdout=output, cwd=folder) as process,
+        running(
+            [*command, "--num_workers", workers, *_PATIENCE], environment=environment, stdout=output, cwd=folder
+        ) as process,
     ):
 
         def is_live() -> bool:

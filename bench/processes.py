@@ -1,6 +1,7 @@
 """Servers of a bench as processes of their own, so that the CPU time of each can be read by itself.
 
-A server prints its URL when it serves and ends when its standard input does; nothing outlives the bench.
+Ours print their URL when they serve and end when their standard input does. Foreign ones are ended by the bench, on
+Ctrl-C and SIGTERM too; only a bench killed with SIGKILL leaves them behind.
 """
 
 import os
