@@ -1,52 +1,110 @@
-"""`make bench`: every row that exists by now, medians of interleaved rounds, beside its peer.
+"""`make bench`: every row of the design's budgets that exists by now, medians of interleaved rounds, beside its peer.
 
-Rows are named in the design; a bar or goal is nowhere asserted. Usage: python -m bench [NAME ...]
+Bars and goals are shown and asserted nowhere. Rows that cannot be measured here are kept with the reason. Suites that
+had ended before Ctrl-C, or before another one failed, are written.
 """
 
-import datetime as dt
+import argparse
+import importlib
+import inspect
 import json
-import platform
-import subprocess
+import os
+import signal
 import sys
-from pathlib import Path
+import traceback
+from collections.abc import Iterator
 
-from bench import coding, compute
-from bench.rows import Row
+from bench.bars import BARS
+from bench.document import RESULTS, UnreadableResults, describe_machine, merge_rows, render_table
+from bench.rows import Row, Run, skip
 
-RESULTS = Path(__file__).parent / "results" / "latest.json"
-SUITES = {"coding": coding.measure, "compute": compute.measure}
+SUITES = ("coding", "chain", "gateway", "compute", "detection", "storage", "node")
+"""Modules with a `measure(run)` each, imported when run, so that a missing wheel of one stops no other."""
+DETECTION = "compute.detection_128"
+EXIT_INTERRUPTED = 130
 
 
-def main(names: list[str]) -> int:
-    unknown = sorted(set(names) - SUITES.keys())
-    if unknown:
-        print(f"unknown suites {unknown}; known: {sorted(SUITES)}", file=sys.stderr)
-        return 64
+def main() -> int:
+    options = _read_options()
+    if options.table:
+        print(render_table())
+        return 0
+    run = Run(
+        say=lambda text: print(f"  {text}", file=sys.stderr, flush=True),
+        rounds=options.rounds,
+        names=frozenset(options.names),
+    )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, so that no server is left behind
+    machine = describe_machine()
     rows: list[Row] = []
-    for name in names or SUITES:
-        for row in SUITES[name]():
-            ours, peer = f"{row.value:10.4g} {row.unit:14}", f"{row.peer:28} {row.peer_value:10.4g}"
-            print(f"{row.name:32} {ours} {peer} {row.ratio:9.3g}")
-            rows.append(row)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    RESULTS.parent.mkdir(exist_ok=True)
-    document = {
-        "cpu": _cpu(),
-        "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        "commit": commit,
-        "rows": [row.to_json() for row in rows],
-    }
-    RESULTS.write_text(json.dumps(document, indent=1) + "\n")
-    print(f"written to {RESULTS}")
-    return 0
+    status = 0
+    try:
+        for name in _choose_suites(run):
+            print(f"{name} …", file=sys.stderr, flush=True)
+            try:
+                for row in _measure(name, run):
+                    rows.append(row)
+                    print(_render(row), file=sys.stderr, flush=True)
+            except Exception:  # noqa: BLE001  # one suite's failure must not lose the others' rows
+                traceback.print_exc()
+                print(f"{name} failed; the other suites go on", file=sys.stderr)
+                status = os.EX_SOFTWARE
+    except KeyboardInterrupt:
+        print("\ninterrupted; keeping what was measured", file=sys.stderr)
+        status = EXIT_INTERRUPTED
+    try:
+        merge_rows(machine, rows)
+    except UnreadableResults as error:
+        print(error, file=sys.stderr)
+        return os.EX_DATAERR
+    if options.json:
+        print(json.dumps({**machine, "rows": [row.to_json() for row in rows]}, indent=1))
+    else:
+        print(f"{len(rows)} rows written to {RESULTS}")
+    return status
 
 
-def _cpu() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor()
+def _measure(suite: str, run: Run) -> Iterator[Row]:
+    module = importlib.import_module(f"bench.{suite}")
+    if suite == "detection" and not hasattr(module, "measure"):
+        return iter([skip(DETECTION, "bench.detection offers no row yet; run it by itself")])
+    arguments = [run] if inspect.signature(module.measure).parameters else []
+    rows: Iterator[Row] = module.measure(*arguments)
+    return rows
+
+
+def _read_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"rows, or suites: {', '.join(SUITES)}; all otherwise")
+    parser.add_argument("--rounds", type=int, help="rounds of every comparison, in place of each suite's own number")
+    parser.add_argument("--json", action="store_true", help="print the rows of this run as JSON on standard output")
+    parser.add_argument("--table", action="store_true", help="measure nothing; show the result file as Markdown")
+    options = parser.parse_args()
+    if unknown := sorted(set(options.names) - set(SUITES) - BARS.keys()):
+        parser.error(f"no suite or row {', '.join(unknown)}; rows: {', '.join(BARS)}")
+    if options.rounds is not None and options.rounds < 1:
+        parser.error("--rounds must be at least 1")
+    return options
+
+
+def _choose_suites(run: Run) -> list[str]:
+    """Suites that are named, or have a row that is; all of them when nothing is named."""
+    rows = {row: "detection" if row == DETECTION else row.split(".")[0] for row in BARS}
+    chosen = {rows.get(name, name) for name in run.names}
+    return [suite for suite in SUITES if not run.names or suite in chosen]
+
+
+def _render(row: Row) -> str:
+    if row.skipped:
+        return f"{row.name:34} skipped: {row.skipped}"
+    text = f"{row.name:34} {row.value:10.4g} {row.unit:14}"
+    if row.peer:
+        text += f" {row.peer:30} {row.peer_value:10.4g}  ratio {row.ratio:.3g}"
+    if row.bar is not None:
+        sign = "≥" if row.bar.better == "higher" else "≤"
+        text += f"  {'ok' if row.is_met else 'BELOW'} (bar {sign} {row.bar.bar:g}, goal {sign} {row.bar.goal:g})"
+    return text
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -21,8 +21,9 @@ from deaios.compute.gguf_file import InvalidModelFile, ModelFile, read_model_fil
 ARCHITECTURE = "llama"
 BATCH_TOKENS = 256
 """Most ids in one pass; bounds attention scores to heads x 256 x context."""
-OUTPUTS_MAX = 64
-"""Most rows of logits in one pass."""
+OUTPUTS_MAX = 128
+"""Most rows of logits in one pass: as many as a check asks for at once, because every pass decodes all weights again.
+A smaller number would not save memory, since the rows of all passes are joined anyway."""
 BLOCK_VALUES = 1 << 20
 """Weights decoded at once: 4 MiB of float32."""
 CACHE_TOKENS_MIN = 256
