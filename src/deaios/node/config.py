@@ -59,6 +59,14 @@ class EngineConfig(msgspec.Struct, frozen=True):
     """Most tokens that all sequences hold together; bounds the cache's memory, about 23 kB a token."""
 
 
+class SupervisorConfig(msgspec.Struct, frozen=True):
+    """When a role that keeps ending by its own fault is given up."""
+
+    restarts_max: int = 5
+    """Restarts within the window; one more, and the role has failed for good."""
+    restart_window_s: int = 120
+
+
 class Config(msgspec.Struct, frozen=True):
     """The whole file; every key has a default."""
 
@@ -67,6 +75,7 @@ class Config(msgspec.Struct, frozen=True):
     network: NetworkConfig = NetworkConfig()
     provider: ProviderConfig = ProviderConfig()
     engine: EngineConfig = EngineConfig()
+    supervisor: SupervisorConfig = SupervisorConfig()
     log_level: str = "info"
 
 
