@@ -41,6 +41,7 @@ class Journal:
         self._group: list[tuple[Change[Any], asyncio.Future[Any]]] = []
         self._drainer: asyncio.Task[None] | None = None
         self._fault: str | None = None
+        self._failed = asyncio.Event()
 
     async def open(self) -> None:
         """Open the file.
@@ -59,6 +60,15 @@ class Journal:
             await asyncio.get_running_loop().run_in_executor(self._thread, self._connection.close)
             self._connection = None
         self._thread.shutdown()
+
+    async def watch(self) -> None:
+        """Return only by raising: once a write failed, nothing can be promised before a restart.
+
+        Raises:
+            UnavailableJournal: what failed.
+        """
+        await self._failed.wait()
+        raise UnavailableJournal(f"journal {self._path} cannot write: {self._fault}")
 
     def write(self, change: Change[T]) -> "asyncio.Future[T]":
         """Queue a change at once; the future ends when it is on disk.
@@ -105,6 +115,7 @@ class Journal:
             return
         self._drainer = None
         self._fault = repr(error)
+        self._failed.set()
         for _, future in [*self._group, *self._waiting]:
             if not future.done():
                 future.set_exception(UnavailableJournal(f"journal {self._path} cannot write: {error!r}"))

@@ -2,8 +2,10 @@
 
 import asyncio
 import os
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from deaios.node.config import Config
 from deaios.node.folder import RoleSpec, RunState, StateFolder
@@ -50,3 +52,20 @@ class RoleContext:
         self.folder.save_run_state(
             RunState(self.spec.name, self.spec.kind, os.getpid(), "running", url, "", self.clock.now_ms())
         )
+
+
+async def run_until_stopped(
+    context: RoleContext, *works: Coroutine[Any, Any, object]
+) -> None:  # Any: what a coroutine yields and is sent
+    """A role's endless works, side by side, until it is told to stop; the first that fails ends the role."""
+    stopping: asyncio.Task[object] = asyncio.create_task(context.stopping.wait())
+    working: list[asyncio.Task[object]] = [asyncio.create_task(work) for work in works]
+    try:
+        await asyncio.wait([stopping, *working], return_when=asyncio.FIRST_COMPLETED)
+        for task in working:
+            if task.done():
+                task.result()
+    finally:
+        for task in (stopping, *working):
+            task.cancel()
+        await asyncio.gather(stopping, *working, return_exceptions=True)

@@ -87,6 +87,10 @@ class BuyerStore:
         """Write what waits, then close."""
         await self._journal.close()
 
+    async def watch(self) -> None:
+        """Return only by raising: when a write failed."""
+        await self._journal.watch()
+
     def keep_account(self, account: AccountRow) -> "asyncio.Future[None]":
         """Keep a channel's state."""
         return self._journal.write(lambda connection: _save_account(connection, account))

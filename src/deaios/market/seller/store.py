@@ -109,6 +109,10 @@ class SellerStore:
         """Write what waits, then close."""
         await self._journal.close()
 
+    async def watch(self) -> None:
+        """Return only by raising: when a write failed."""
+        await self._journal.watch()
+
     def keep_offer(self, offer: SignedOffer) -> "asyncio.Future[None]":
         """Remember an offer that was posted, because requests will refer to it."""
 

@@ -5,7 +5,6 @@ whoever bought with such a key would be served honestly and say nothing about ho
 """
 
 import asyncio
-import contextlib
 from collections.abc import Sequence
 
 from aiohttp import web
@@ -16,9 +15,10 @@ from deaios.alignment.evidence import Evidence
 from deaios.alignment.recheck.service import EngineRecheck
 from deaios.compute.tokenizer import Tokenizer
 from deaios.ledger.suite import AUDIT
+from deaios.market.buyer.client.buyer import Buyer
 from deaios.market.chat import context_of, read_chat_body
 from deaios.market.orders import Order
-from deaios.node.context import RoleContext
+from deaios.node.context import RoleContext, run_until_stopped
 from deaios.node.engines import count_engines, open_checked_engine, serving_engine
 from deaios.node.member import Member, open_member
 from deaios.node.models import ModelFiles
@@ -74,12 +74,12 @@ async def run(context: RoleContext) -> None:
                     metrics=context.metrics,
                     settings=AuditorSettings(float(context.config.network.audit_interval_s)),
                 )
-                await _serve(context, member, auditor, store)
+                await _serve(context, member, auditor, trade.buyer, store)
         finally:
             store.close()
 
 
-async def _serve(context: RoleContext, member: Member, auditor: Auditor, store: AuditorStore) -> None:
+async def _serve(context: RoleContext, member: Member, auditor: Auditor, buyer: Buyer, store: AuditorStore) -> None:
     async def audits(_request: web.Request) -> web.Response:
         rows = [
             {"provider": encode_hex(provider), "audits": count, "tokens": tokens, "violations": violations}
@@ -92,15 +92,7 @@ async def _serve(context: RoleContext, member: Member, auditor: Auditor, store: 
     async with serve(application, HOST, keep_port(context.data, context.spec.port)) as url:
         await member.contracts.identities.ensure_registered(member.sender, url, "auditor")
         context.report_ready(url)
-        stopping = asyncio.create_task(context.stopping.wait())
-        working = asyncio.create_task(auditor.run())
-        await asyncio.wait([stopping, working], return_when=asyncio.FIRST_COMPLETED)
-        stopping.cancel()
-        if working.done():
-            working.result()
-        working.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await working
+        await run_until_stopped(context, auditor.run(), buyer.watch())
 
 
 async def _join_auditors(member: Member) -> None:

@@ -3,7 +3,6 @@
 The operator's key is this role's key. The descriptor is served at `/descriptor` once the network is founded.
 """
 
-import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
@@ -17,7 +16,7 @@ from deaios.ledger.client.faucet import Faucet
 from deaios.ledger.client.rpc import Rpc
 from deaios.ledger.client.sender import Sender
 from deaios.ledger.settings import LOCAL
-from deaios.node.context import RoleContext
+from deaios.node.context import RoleContext, run_until_stopped
 from deaios.node.folder import StateFolder
 from deaios.node.ports import HOST, keep_port
 from deaios.primitives.keys import PrivateKey, parse_address
@@ -56,7 +55,7 @@ async def run(context: RoleContext) -> None:
                 _Office(context.folder, key, rpc).add_routes(application)
                 async with serve(application, HOST, port) as url:
                     context.report_ready(url)
-                    await _run_until_stopped(context, chain)
+                    await run_until_stopped(context, chain.run())
             finally:
                 await chain.close()
 
@@ -68,19 +67,6 @@ def _new_genesis(context: RoleContext, key: PrivateKey) -> Genesis:
         timestamp=context.clock.now_ms() // 1000,
         allocations=(Allocation(key.address, OPERATOR_ETHER * ETHER),),
     )
-
-
-async def _run_until_stopped(context: RoleContext, chain: ChainService) -> None:
-    stopping = asyncio.create_task(context.stopping.wait())
-    running = asyncio.create_task(chain.run())
-    try:
-        await asyncio.wait([stopping, running], return_when=asyncio.FIRST_COMPLETED)
-        if running.done():
-            running.result()
-    finally:
-        stopping.cancel()
-        running.cancel()
-        await asyncio.gather(stopping, running, return_exceptions=True)
 
 
 class _Deadlines:

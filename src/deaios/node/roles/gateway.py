@@ -7,14 +7,14 @@ from aiohttp import web
 from deaios.gateway.purchasing import ServedModel, ServedModels
 from deaios.gateway.service import build_gateway_application
 from deaios.gateway.store import KeyStore
-from deaios.node.context import RoleContext
+from deaios.node.context import RoleContext, run_until_stopped
 from deaios.node.member import Member, open_member
-from deaios.node.network import open_default_model, open_trade
+from deaios.node.network import Trade, open_default_model, open_trade
 from deaios.node.ports import keep_port
 from deaios.node.status import API_KEY_NAME
 from deaios.primitives.hashing import tagged_sha256
 from deaios.primitives.units import CREDIT
-from deaios.runtime.http import serve
+from deaios.runtime.http import METRICS_KEY, serve
 from deaios.runtime.logs import get_logger
 
 WORKING_CREDIT = 20 * CREDIT
@@ -56,17 +56,26 @@ async def run(context: RoleContext) -> None:
                     clock=context.clock,
                     dice=context.dice,
                 )
-                await _serve(context, member, application)
+                _count_purchases(application, trade)
+                await _serve(context, member, application, trade)
         finally:
             keys.close()
 
 
-async def _serve(context: RoleContext, member: Member, application: web.Application) -> None:
+def _count_purchases(application: web.Application, trade: Trade) -> None:
+    metrics = application[METRICS_KEY]
+    metrics.gauge("buyer_channels", "Channels with providers").set_function(lambda: len(trade.buyer.accounts))
+    metrics.gauge("buyer_open_purchases", "Purchases that have no receipt yet").set_function(
+        lambda: sum(len(row.state.reservations) for row in trade.buyer.accounts)
+    )
+
+
+async def _serve(context: RoleContext, member: Member, application: web.Application, trade: Trade) -> None:
     host = context.config.gateway.host
     async with serve(application, host, keep_port(context.data, context.spec.port, host)) as url:
         await member.contracts.identities.ensure_registered(member.sender, url, "gateway")
         context.report_ready(url)
-        await context.stopping.wait()
+        await run_until_stopped(context, trade.buyer.watch())
 
 
 def _ensure_user_key(context: RoleContext, keys: KeyStore) -> None:

@@ -17,7 +17,7 @@ from deaios.ledger.suite import COMPUTE
 from deaios.market.client import LedgerChain
 from deaios.market.ports import Generate, Piece
 from deaios.market.seller.service import Seller, SellerSettings
-from deaios.node.context import RoleContext
+from deaios.node.context import RoleContext, run_until_stopped
 from deaios.node.engines import count_engines, open_checked_engine, open_configured_engine, serving_engine
 from deaios.node.member import Member, open_member
 from deaios.node.models import ModelFiles, weaken_model
@@ -64,6 +64,11 @@ async def run(context: RoleContext) -> None:
                 clock=context.clock,
                 metrics=context.metrics,
             )
+            desk = seller.desk
+            context.metrics.gauge("seller_channels", "Channels that ever paid").set_function(lambda: len(desk.channels))
+            context.metrics.gauge("seller_open_purchases", "Purchases without a receipt").set_function(
+                lambda: desk.open_count
+            )
             defender = Defender(
                 contracts=member.contracts,
                 sender=member.sender,
@@ -76,7 +81,7 @@ async def run(context: RoleContext) -> None:
             async with seller, serve(seller.application, HOST, port) as bound:
                 await member.contracts.identities.ensure_registered(member.sender, bound, "provider")
                 context.report_ready(bound)
-                await _until_stopped(context, seller, defender)
+                await run_until_stopped(context, seller.watch(), defender.run())
 
 
 async def _join_providers(member: Member) -> None:
@@ -112,17 +117,3 @@ def _generate_with(service: EngineService, tokenizer: Tokenizer) -> Generate:
                 yield Piece(sampled.token, sampled.finish, sampled.stop_index, sampled.logprobs)
 
     return generate
-
-
-async def _until_stopped(context: RoleContext, seller: Seller, defender: Defender) -> None:
-    stopping: asyncio.Task[object] = asyncio.create_task(context.stopping.wait())
-    working: list[asyncio.Task[object]] = [asyncio.create_task(seller.watch()), asyncio.create_task(defender.run())]
-    try:
-        await asyncio.wait([stopping, *working], return_when=asyncio.FIRST_COMPLETED)
-        for task in working:
-            if task.done():
-                task.result()
-    finally:
-        for task in (stopping, *working):
-            task.cancel()
-        await asyncio.gather(stopping, *working, return_exceptions=True)

@@ -5,6 +5,7 @@ never bought from again; purchases that were cut off are resolved to a receipt o
 """
 
 import asyncio
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,6 +40,7 @@ from deaios.market.orders import Order, Papers, build_ask
 from deaios.market.ports import BuyerChain, Observer
 from deaios.market.receipts import InvalidReceipt
 from deaios.market.routing import DRAW_SIZE, Candidate, ProviderStats, Wish, order_candidates, refuse_reason
+from deaios.market.store import UnavailableJournal
 from deaios.market.terms import Terms
 from deaios.market.view import ChainView
 from deaios.market.wire import decode_papers
@@ -137,11 +139,17 @@ class Buyer:
             resolver.cancel()
             await asyncio.wait({resolver})
         for purchase in list(self._live.values()):
-            await self._store.acknowledge(purchase.request_digest, purchase.handed_out)
+            # A journal that failed does not take it; the purchase is then resolved as if nothing had been handed out.
+            with contextlib.suppress(UnavailableJournal):
+                await self._store.acknowledge(purchase.request_digest, purchase.handed_out)
             purchase.abandon(None)
         if self._watchers:
             await asyncio.wait(self._watchers)
         await self._store.close()
+
+    async def watch(self) -> None:
+        """Return only by raising: when the journal failed, after which nothing can be bought before a restart."""
+        await self._store.watch()
 
     @property
     def accounts(self) -> tuple[AccountRow, ...]:

@@ -70,6 +70,7 @@ class Seller:
         self._loops = [
             asyncio.create_task(self.publisher.run(), name="publisher"),
             asyncio.create_task(self.collector.run(), name="collector"),
+            asyncio.create_task(self._store.watch(), name="watch journal"),
         ]
         return self
 
