@@ -10,7 +10,7 @@ import sys
 
 from soak.searches import Budget, Finding
 
-SEARCHES = ("detection",)
+SEARCHES = ("detection", "live")
 """Modules of this folder, each with `search(budget) -> str`: what was tried, in words."""
 
 
