@@ -69,12 +69,14 @@ class Running:
         assert set(killed) == set(names)
         await self.network.wait_ready(killed)
 
-    @contextlib.contextmanager
-    def stopped(self, name: str) -> Iterator[None]:
+    @contextlib.asynccontextmanager
+    async def stopped(self, name: str) -> AsyncIterator[None]:
         """A role that neither runs nor ends while the block runs."""
-        pid = self.network.signal(name, signal.SIGSTOP)
-        assert psutil.Process(pid).status() == psutil.STATUS_STOPPED
+        process = psutil.Process(self.network.signal(name, signal.SIGSTOP))
         try:
+            async with asyncio.timeout(WAIT_S):
+                while process.status() != psutil.STATUS_STOPPED:
+                    await asyncio.sleep(0.01)
             yield
         finally:
             self.network.signal(name, signal.SIGCONT)
@@ -182,7 +184,7 @@ async def test_a_provider_that_hangs_in_mid_stream_costs_nothing_and_others_serv
     pinned = Chat(network, deaios={"provider": running.provider_address("provider-1")})
     async with pinned.open() as lines:
         await pinned.read(lines, texts=2)
-        with running.stopped("provider-1"):
+        async with running.stopped("provider-1"):
             free = [Chat(network, max_tokens=6) for _ in range(4)]
 
             async def whole(chat: Chat) -> None:
@@ -202,7 +204,7 @@ async def test_a_provider_that_hangs_in_mid_stream_costs_nothing_and_others_serv
 async def test_a_chain_that_stops_for_a_while_loses_nothing(running: Running) -> None:
     async with running.load() as record:
         await running.until_more("chat: answered")
-        with running.stopped("chain"):
+        async with running.stopped("chain"):
             await running.until_more("chat: answered")
         await running.until_more("sender: paid")
         await running.until_more("transfer", 2)

@@ -44,6 +44,16 @@ class ProviderConfig(msgspec.Struct, frozen=True):
     """Smallest units of credit per million prompt tokens."""
     output_price: int = 4_000_000
     """The same per million sampled tokens."""
+    claim_interval_s: int = 30
+    """Between claims of what was earned; each costs gas."""
+
+
+class BuyerConfig(msgspec.Struct, frozen=True):
+    """How long a gateway or auditor here waits for a provider before it turns to another, or gives up."""
+
+    first_token_s: int = 60
+    silence_s: int = 60
+    """Within an answer that has begun; a broken one is taken up again three times at most."""
 
 
 class EngineConfig(msgspec.Struct, frozen=True):
@@ -74,6 +84,7 @@ class Config(msgspec.Struct, frozen=True):
     gateway: GatewayConfig = GatewayConfig()
     network: NetworkConfig = NetworkConfig()
     provider: ProviderConfig = ProviderConfig()
+    buyer: BuyerConfig = BuyerConfig()
     engine: EngineConfig = EngineConfig()
     supervisor: SupervisorConfig = SupervisorConfig()
     log_level: str = "info"

@@ -47,7 +47,7 @@ async def run(context: RoleContext) -> None:
         keys = KeyStore.open(context.data / "keys.db", tagged_sha256("deaios/gateway-pepper/1", key.secret))
         try:
             _ensure_user_key(context, keys)
-            async with open_trade(member, context.data, context.clock, context.dice) as trade:
+            async with open_trade(member, context.data, context.config.buyer, context.clock, context.dice) as trade:
                 application = build_gateway_application(
                     network_id=descriptor.network_id,
                     buyer=trade.buyer,

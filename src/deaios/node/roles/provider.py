@@ -51,6 +51,7 @@ async def run(context: RoleContext) -> None:
                 streams_max=service.engine.sequences_max,
                 level=Level.REPLAYABLE if profile in files.record.replay_profiles else Level.SEEDED,
                 withdraw_delay_min=descriptor.windows.withdraw_delay_min_s,
+                claim_interval_s=context.config.provider.claim_interval_s,
                 batch_deadline_blocks=descriptor.windows.batch_blocks,
             )
             seller = Seller(
