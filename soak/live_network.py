@@ -53,6 +53,7 @@ class Size:
     restarts_max: int = 64
     restart_window_s: int = 15
     claim_interval_s: int = 10
+    first_token_s: int = 20
     silence_s: int = 15
 
     def toml(self) -> str:
@@ -63,7 +64,7 @@ class Size:
             f"audit_interval_s = {self.audit_interval_s}\n"
             f"[provider]\ninput_price = {INPUT_PRICE}\noutput_price = {OUTPUT_PRICE}\n"
             f"claim_interval_s = {self.claim_interval_s}\n"
-            f"[buyer]\nfirst_token_s = {self.silence_s}\nsilence_s = {self.silence_s}\n"
+            f"[buyer]\nfirst_token_s = {self.first_token_s}\nsilence_s = {self.silence_s}\n"
             f"[supervisor]\nrestarts_max = {self.restarts_max}\nrestart_window_s = {self.restart_window_s}\n"
         )
 
