@@ -3,6 +3,7 @@
 import asyncio
 import json
 import socket
+from dataclasses import replace
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -72,6 +73,35 @@ async def test_a_retry_after_a_lost_answer_is_replayed_not_bought(world, session
     assert again == first
     assert len(world.buyer.orders) == 1
     assert world.spent == fee(15)
+
+
+async def test_a_retry_after_the_gateway_died_is_answered_and_not_charged_again(start_gateway, session):
+    """A crash after the charge and before the answer's last byte: the client can only send the request again."""
+    async with start_gateway() as world:
+        _, first = await ask(session, world)
+        once, lost = world.spent, world
+    async with start_gateway(buyer=lost.buyer) as world:
+        retried = replace(world, key=lost.key, key_id=lost.key_id)
+        status, body = await ask(session, retried, retry="1")
+        assert (status, body["choices"][0]["message"]) == (200, first["choices"][0]["message"])
+        assert retried.spent == once > 0
+        status, _ = await ask(session, retried)
+        assert (status, retried.spent) == (200, 2 * once)
+
+
+async def test_one_crash_forgives_one_purchase_only(start_gateway, session):
+    async with start_gateway() as world:
+        await ask(session, world)
+        once, lost = world.spent, world
+    async with start_gateway(buyer=lost.buyer) as world:
+        retried = replace(world, key=lost.key, key_id=lost.key_id)
+        await ask(session, retried, retry="1")
+        answers = iter([retried.script([Unavailable("away")]), retried.say("again")])
+        retried.buyer.reply = lambda order: next(answers)
+        assert (await ask(session, retried))[0] == 503
+        status, body = await ask(session, retried, retry="1")
+        assert (status, body["choices"][0]["message"]["content"]) == (200, "again")
+        assert retried.spent == once + fee(6)
 
 
 async def test_asking_twice_on_purpose_buys_twice(world, session):

@@ -348,6 +348,34 @@ async def test_caller_that_goes_away_leaves_nothing_behind(kit, world):
         assert buyer.stats[seller.desk.address].failures == 0
 
 
+async def test_a_provider_that_hangs_does_not_hold_up_what_lies_with_others(kit, world):
+    """Room in one window comes back, whatever another provider does with questions about its own purchases."""
+    hung = await world.add_seller("hung", generator=kit.FakeGenerator(gate=asyncio.Semaphore(0)))
+    good = await world.add_seller("good", generator=kit.FakeGenerator(gate=asyncio.Semaphore(0)))
+    asked, over = asyncio.Event(), asyncio.Event()
+    answer = hung.desk.cancel
+
+    async def hang(*papers):
+        asked.set()
+        await over.wait()
+        return await answer(*papers)
+
+    hung.desk.cancel = hang
+    async with world.buyer() as buyer:
+        for seller, name in ((hung, "hung"), (good, "good")):
+            order = kit.build_order(name, provider=seller.desk.address)
+            buying = asyncio.create_task(buyer.purchase(order))
+            await kit.wait_for(lambda seller=seller: seller.desk.open_count == 1)
+            buying.cancel()
+            await asyncio.wait({buying})
+            if seller is hung:
+                await asked.wait()
+        await kit.wait_for(lambda: account_of(buyer, kit, "good").state.reserved == 0)
+        assert account_of(buyer, kit, "hung").state.reserved > 0
+        over.set()
+        await kit.wait_for(lambda: account_of(buyer, kit, "hung").state.reserved == 0)
+
+
 async def test_restart_resolves_what_was_open(kit, world):
     gate = asyncio.Semaphore(1)
     seller = await world.add_seller("a", generator=kit.FakeGenerator(gate=gate))

@@ -39,7 +39,7 @@ from deaios.market.wire import (
     read_receipt,
 )
 from deaios.primitives.encoding import encode_hex
-from deaios.primitives.errors import ConfigError, Refused
+from deaios.primitives.errors import ConfigError, Refused, Unavailable
 from deaios.primitives.hashing import ZERO32
 from deaios.primitives.units import CREDIT
 from deaios.runtime.client import LINE_BYTES_MAX, HttpClient, RefusedByPeer, UnavailablePeer
@@ -489,6 +489,26 @@ async def test_claims_follow_receipts_and_a_withdrawal_hurries_them(kit, open_sh
         )
         second = await shop.buy(await shop.papers("second"))
     assert chain.claims[-1].total == second.receipt.charged_cumulative == chain.paid
+
+
+async def test_what_was_claimed_is_paid_out_even_if_nobody_heard_of_the_claim(kit, open_shop):
+    """A crash, or a lost answer, between the claim and the payout must not leave money with the contract."""
+    chain = kit.FakeChain()
+    async with open_shop(chain=chain) as shop:
+        opening = await shop.buy(await shop.papers())
+        real = chain.claim
+
+        async def lose_answer(claims):
+            await real(claims)
+            raise Unavailable("the answer was lost, the transaction was not")
+
+        chain.claim = lose_answer
+        with pytest.raises(Unavailable):
+            await shop.seller.collector.claim()
+        chain.claim = real
+        assert (chain.claims[-1].total, chain.paid) == (opening.receipt.fee, 0)
+        await shop.seller.collector.claim()
+        assert chain.paid == opening.receipt.fee
 
 
 async def test_challenged_claim_is_answered_with_its_receipt(kit, open_shop):

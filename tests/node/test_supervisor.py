@@ -11,8 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from deaios.node.config import SupervisorConfig
 from deaios.node.folder import RefusedRunning, RoleSpec, StateFolder
-from deaios.node.supervisor import Supervisor, UnavailableRole
+from deaios.node.supervisor import BACKOFF_S, Supervisor, UnavailableRole
 from deaios.runtime.clock import SystemClock
 
 
@@ -54,6 +55,72 @@ async def test_a_killed_role_comes_back(tmp_path: Path) -> None:
     state = folder.load_run_state("chain")
     assert state is not None
     assert state.state == "stopped"
+
+
+async def test_a_role_that_waits_for_the_world_is_never_given_up(tmp_path: Path) -> None:
+    """Its exit code says that the disk, not the role, is at fault: it is started until the disk works again."""
+    folder = StateFolder(tmp_path)
+    blocked = folder.role("chain") / "chain.db"
+    blocked.mkdir(parents=True)
+    supervisor = Supervisor(folder, SystemClock(), limits=SupervisorConfig(restarts_max=1))
+    try:
+        await supervisor.start(RoleSpec("chain", "chain"))
+        pids = {supervisor.pid_of("chain")}
+        await until(lambda: len(pids) > 2 or pids.add(supervisor.pid_of("chain")))
+        assert not supervisor.failures
+        blocked.rmdir()
+        await supervisor.wait_ready("chain")
+    finally:
+        await supervisor.stop()
+
+
+async def test_a_role_that_keeps_ending_by_its_own_fault_is_given_up(tmp_path: Path) -> None:
+    folder = StateFolder(tmp_path)
+    supervisor = Supervisor(folder, SystemClock(), limits=SupervisorConfig(restarts_max=1))
+    try:
+        await supervisor.start(RoleSpec("chain", "chain"))
+        await supervisor.wait_ready("chain")
+        first = supervisor.pid_of("chain")
+        os.kill(first, signal.SIGKILL)
+        await until(lambda: supervisor.pid_of("chain") != first)
+        assert not supervisor.failures
+        os.kill(supervisor.pid_of("chain"), signal.SIGKILL)
+        await until(lambda: supervisor.failures == {"chain": "exit code -9"})
+    finally:
+        await supervisor.stop()
+
+
+class LongAgo(SystemClock):
+    """A clock on which a jump can be made."""
+
+    jump_s = 0.0
+    pauses: list[float]
+
+    def __init__(self) -> None:
+        self.pauses = []
+
+    def monotonic_s(self) -> float:
+        return super().monotonic_s() + self.jump_s
+
+    async def sleep(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+        await super().sleep(seconds)
+
+
+async def test_a_role_that_ran_for_long_comes_back_at_once(tmp_path: Path) -> None:
+    clock = LongAgo()
+    supervisor = Supervisor(StateFolder(tmp_path), clock)
+    try:
+        await supervisor.start(RoleSpec("chain", "chain"))
+        await supervisor.wait_ready("chain")
+        first = supervisor.pid_of("chain")
+        clock.jump_s = 1000.0
+        clock.pauses.clear()
+        os.kill(first, signal.SIGKILL)
+        await until(lambda: supervisor.pid_of("chain") != first)
+        assert clock.pauses == [BACKOFF_S[0]]
+    finally:
+        await supervisor.stop()
 
 
 _SCRIPT = """

@@ -112,6 +112,19 @@ async def test_two_lost_nodes_of_three_are_reported_and_nothing_is_left(cluster,
         await cluster.client().fetch_manifest(manifest_id)
 
 
+async def test_a_client_that_lost_two_nodes_of_three_writes_again_once_they_are_back(cluster):
+    client = cluster.client()
+    for index in (1, 2):
+        cluster.stores[index]._quota_bytes = 0
+    with pytest.raises(UnavailableRows, match="rows lie on 1 nodes"):
+        await client.put_bytes(b"while two have no room")
+    for index in (1, 2):
+        cluster.stores[index]._quota_bytes = 1 << 30
+    manifest_id = await client.put_bytes(b"afterwards")
+    await cluster.start((None, CountingStore, CountingStore))
+    assert await cluster.client().get_bytes(manifest_id, 100) == b"afterwards"
+
+
 async def test_full_nodes_take_nothing_and_say_so(cluster, tmp_path):
     build_file(tmp_path / "source", SEGMENT)
     await cluster.start(quota=1000)

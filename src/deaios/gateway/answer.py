@@ -42,7 +42,12 @@ CANCEL_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Who asked for what."""
+    """Who asked for what.
+
+    Attributes:
+        request: identifies the request, as `retries.identify` does.
+        is_paid: the request was charged before a crash that lost its answer; this time the gateway bears the cost.
+    """
 
     answer_id: str
     created_s: int
@@ -50,6 +55,8 @@ class Wanted:
     model: ServedModel
     chat: ChatBody
     client_nonce: bytes
+    request: bytes
+    is_paid: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,6 +345,9 @@ class Answer:
         return min(fee, prepared.reservation.amount)
 
     async def _settle(self, prepared: Prepared, amount: int) -> None:
+        if self.wanted.is_paid:
+            log.info("not charged again after a crash", answer=self.wanted.answer_id, amount=amount)
+            amount = 0
         if not amount:
             self._budgets.release(prepared.reservation)
             return
@@ -351,6 +361,7 @@ class Answer:
             at_ms=self._clock.now_ms(),
             provider=self.opening.request.provider if self.opening is not None else None,
             counter=receipt.counter if receipt is not None else None,
+            request=self.wanted.request,
         )
         await self._budgets.settle(prepared.reservation, charge)
 

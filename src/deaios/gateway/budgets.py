@@ -40,6 +40,10 @@ class Budgets:
         """What is set aside for a key's running answers."""
         return self._reserved.get(key_id, 0)
 
+    def find_charges(self, request: bytes, from_ms: int, to_ms: int) -> list[Charge]:
+        """What a request was charged in a time."""
+        return self._store.find_charges(request, from_ms, to_ms)
+
     def reserve(self, key_id: str, amount: int) -> Reservation:
         """Set an amount aside.
 

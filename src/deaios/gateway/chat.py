@@ -22,7 +22,7 @@ from deaios.gateway.budgets import Budgets
 from deaios.gateway.errors import InternalFault, RefusedModel, build_error, status_of
 from deaios.gateway.keys import Draws, KeyRecord, derive_draws
 from deaios.gateway.purchasing import Purchasing, ServedModel, ServedModels
-from deaios.gateway.retries import AnswerBook, identify
+from deaios.gateway.retries import WINDOW_S, AnswerBook, identify
 from deaios.ledger.structs import FinishReason
 from deaios.market.chat import BODY_BYTES_MAX, ChatBody, InvalidParameter, context_of, read_chat_body
 from deaios.market.opening import Opening
@@ -39,6 +39,7 @@ from deaios.runtime.metrics import Metrics
 NONCE_HEADER = "X-DeAIOS-Nonce"
 RETRY_HEADER = "x-stainless-retry-count"
 NONCE_SIZE = 32
+WINDOW_MS = int(WINDOW_S * 1000)
 HEAVY_BODY_BYTES = 8 << 10
 """From this size on, reading and rendering go to a thread; below, the hop costs more than the work."""
 _FINISH = {
@@ -99,6 +100,8 @@ class ChatDoor:
         self._limits = limits
         self._book: AnswerBook[Answer] = AnswerBook()
         self._running: dict[Answer, str] = {}
+        self._started_ms = clock.now_ms()
+        self._forgiven: dict[str, int] = {}
         metrics.gauge("gateway_answers_running", "Answers in the making").set_function(lambda: len(self._running))
         self._outcomes = metrics.counter("gateway_answers_total", "Purchases by outcome", ("outcome",))
         self._retries = metrics.counter("gateway_retries_joined_total", "Retries that joined an existing answer")
@@ -116,7 +119,8 @@ class ChatDoor:
         answer = self._book.find(identity, self._clock.monotonic_s()) if _is_retry(request) else None
         if answer is None:
             chat = await _off_loop(body, partial(read_chat_body, body))
-            answer = self._start(identity, key, key_text, chat, nonce, body)
+            is_paid = _is_retry(request) and self._take_lost(identity)
+            answer = self._start(identity, key, key_text, chat, nonce, body, is_paid=is_paid)
         else:
             self._retries.inc()
         reader = answer.join(is_streaming=answer.wanted.chat.stream)
@@ -142,8 +146,29 @@ class ChatDoor:
         assert len(body) <= BODY_BYTES_MAX
         return body
 
+    def _take_lost(self, identity: bytes) -> bool:
+        """Was this request charged by a process that died, so that its answer is in no memory? True once a charge."""
+        now_ms = self._clock.now_ms()
+        while self._forgiven and next(iter(self._forgiven.values())) < now_ms - WINDOW_MS:
+            del self._forgiven[next(iter(self._forgiven))]
+        if now_ms - WINDOW_MS > self._started_ms:
+            return False
+        for charge in self._budgets.find_charges(identity, now_ms - WINDOW_MS, self._started_ms):
+            if charge.answer_id not in self._forgiven:
+                self._forgiven[charge.answer_id] = now_ms
+                return True
+        return False
+
     def _start(
-        self, identity: bytes, key: KeyRecord, key_text: str, chat: ChatBody, nonce: bytes | None, body: bytes
+        self,
+        identity: bytes,
+        key: KeyRecord,
+        key_text: str,
+        chat: ChatBody,
+        nonce: bytes | None,
+        body: bytes,
+        *,
+        is_paid: bool,
     ) -> Answer:
         """Begin a purchase; nothing here waits, so that two retries cannot both begin one."""
         model = self._models.find(chat.model)
@@ -165,6 +190,8 @@ class ChatDoor:
                 model=model,
                 chat=chat,
                 client_nonce=draws.client_nonce,
+                request=identity,
+                is_paid=is_paid,
             ),
             partial(self._prepare, key.key_id, model, chat, draws, body),
             buyer=self._buyer,

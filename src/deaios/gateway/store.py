@@ -23,6 +23,7 @@ PEPPER_SIZE = 32
 NAME_CHARS_MAX = 128
 MODELS_MAX = 256
 _COLUMNS = "key_id, name, budget, spent, models, created_at_ms, expires_at_ms, revoked_at_ms"
+_CHARGE_COLUMNS = "answer_id, key_id, amount, prompt_tokens, completion_tokens, at_ms, provider, counter, request"
 _MIGRATIONS = (
     """
     CREATE TABLE keys (
@@ -49,6 +50,10 @@ _MIGRATIONS = (
     ) STRICT;
     CREATE INDEX charges_by_key ON charges (key_id, at_ms);
     """,
+    """
+    ALTER TABLE charges ADD COLUMN request BLOB;
+    CREATE INDEX charges_by_request ON charges (request, at_ms) WHERE request IS NOT NULL;
+    """,
 )
 
 
@@ -61,6 +66,7 @@ class Charge:
     """What one answer cost a key.
 
     `provider` and `counter` name the receipt, where there is one: two answers with one receipt are paid once.
+    `request` identifies the request as `retries.identify` does.
     """
 
     answer_id: str
@@ -71,6 +77,7 @@ class Charge:
     at_ms: int
     provider: Address | None = None
     counter: int | None = None
+    request: bytes | None = None
 
 
 class KeyStore:
@@ -195,9 +202,16 @@ class KeyStore:
     def list_charges(self, key_id: str, count_max: int) -> list[Charge]:
         """The newest charges of a key, newest first."""
         rows = self._reader.execute(
-            "SELECT answer_id, key_id, amount, prompt_tokens, completion_tokens, at_ms, provider, counter FROM charges "
-            "WHERE key_id = ? ORDER BY at_ms DESC, answer_id LIMIT ?",
+            f"SELECT {_CHARGE_COLUMNS} FROM charges WHERE key_id = ? ORDER BY at_ms DESC, answer_id LIMIT ?",  # noqa: S608 # a constant
             (key_id, count_max),
+        )
+        return [Charge(*row) for row in rows]
+
+    def find_charges(self, request: bytes, from_ms: int, to_ms: int) -> list[Charge]:
+        """What a request was charged from one moment up to another, newest first."""
+        rows = self._reader.execute(
+            f"SELECT {_CHARGE_COLUMNS} FROM charges WHERE request = ? AND at_ms >= ? AND at_ms < ? ORDER BY at_ms DESC",  # noqa: S608 # a constant
+            (request, from_ms, to_ms),
         )
         return [Charge(*row) for row in rows]
 
@@ -208,17 +222,17 @@ class KeyStore:
 
 def _apply_charge(connection: sqlite3.Connection, charge: Charge) -> bool:
     cursor = connection.execute(
-        "INSERT INTO charges (answer_id, key_id, amount, prompt_tokens, completion_tokens, provider, counter, at_ms) "
-        "VALUES (?,?,?,?,?,?,?,?) ON CONFLICT DO NOTHING",
+        f"INSERT INTO charges ({_CHARGE_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?) ON CONFLICT DO NOTHING",  # noqa: S608 # a constant
         (
             charge.answer_id,
             charge.key_id,
             charge.amount,
             charge.prompt_tokens,
             charge.completion_tokens,
+            charge.at_ms,
             charge.provider,
             charge.counter,
-            charge.at_ms,
+            charge.request,
         ),
     )
     if not cursor.rowcount:

@@ -44,6 +44,16 @@ class ProviderConfig(msgspec.Struct, frozen=True):
     """Smallest units of credit per million prompt tokens."""
     output_price: int = 4_000_000
     """The same per million sampled tokens."""
+    claim_interval_s: int = 30
+    """Between claims of what was earned; each costs gas."""
+
+
+class BuyerConfig(msgspec.Struct, frozen=True):
+    """How long a gateway or auditor here waits for a provider before it turns to another, or gives up."""
+
+    first_token_s: int = 60
+    silence_s: int = 60
+    """Within an answer that has begun; a broken one is taken up again three times at most."""
 
 
 class EngineConfig(msgspec.Struct, frozen=True):
@@ -59,6 +69,14 @@ class EngineConfig(msgspec.Struct, frozen=True):
     """Most tokens that all sequences hold together; bounds the cache's memory, about 23 kB a token."""
 
 
+class SupervisorConfig(msgspec.Struct, frozen=True):
+    """When a role that keeps ending by its own fault is given up."""
+
+    restarts_max: int = 5
+    """Restarts within the window; one more, and the role has failed for good."""
+    restart_window_s: int = 120
+
+
 class Config(msgspec.Struct, frozen=True):
     """The whole file; every key has a default."""
 
@@ -66,7 +84,9 @@ class Config(msgspec.Struct, frozen=True):
     gateway: GatewayConfig = GatewayConfig()
     network: NetworkConfig = NetworkConfig()
     provider: ProviderConfig = ProviderConfig()
+    buyer: BuyerConfig = BuyerConfig()
     engine: EngineConfig = EngineConfig()
+    supervisor: SupervisorConfig = SupervisorConfig()
     log_level: str = "info"
 
 

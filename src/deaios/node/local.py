@@ -51,7 +51,7 @@ class LocalNetwork:
         self._report = report
         self._clock = SystemClock()
         self._stop = asyncio.Event()
-        self.supervisor = Supervisor(folder, self._clock)
+        self.supervisor = Supervisor(folder, self._clock, limits=config.supervisor)
 
     @asynccontextmanager
     async def running(self, *, with_cheater: bool = False) -> AsyncIterator[None]:

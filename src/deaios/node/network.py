@@ -11,6 +11,7 @@ from deaios.market.buyer.client.settings import BuyerSettings
 from deaios.market.client import LedgerChain
 from deaios.market.directory.client import Directory
 from deaios.market.terms import Terms
+from deaios.node.config import BuyerConfig
 from deaios.node.folder import StateFolder
 from deaios.node.member import Member
 from deaios.node.models import ModelFiles, Report, ensure_model, fetch_record
@@ -63,7 +64,9 @@ class Trade:
 
 
 @asynccontextmanager
-async def open_trade(member: Member, data: Path, clock: Clock, dice: Dice) -> AsyncIterator[Trade]:
+async def open_trade(
+    member: Member, data: Path, patience: BuyerConfig, clock: Clock, dice: Dice
+) -> AsyncIterator[Trade]:
     """Buy with the member's key; the journal of its channels lives in `data`."""
     windows, terms = member.descriptor.windows, terms_of(member.descriptor)
     settings = BuyerSettings(
@@ -72,6 +75,8 @@ async def open_trade(member: Member, data: Path, clock: Clock, dice: Dice) -> As
         deposit=windows.channel_deposit,
         withdraw_delay=windows.withdraw_delay_min_s,
         request_blocks=windows.request_blocks,
+        first_token_s=patience.first_token_s,
+        idle_s=patience.silence_s,
     )
     storage = await open_storage(member, clock)
     directory = Directory(member.contracts, terms, member.http, clock)

@@ -9,6 +9,7 @@ import contextlib
 import importlib
 import os
 import signal
+import sqlite3
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -20,11 +21,12 @@ from deaios.node.config import load_config
 from deaios.node.context import RoleContext
 from deaios.node.folder import RoleSpec, StateFolder
 from deaios.node.keystore import Keystore
-from deaios.primitives.errors import ConfigError, DeaiosError
+from deaios.primitives.errors import ConfigError, DeaiosError, Unavailable
 from deaios.runtime.clock import SystemClock
 from deaios.runtime.connections import raise_descriptor_limit
 from deaios.runtime.dice import SystemDice
 from deaios.runtime.errors import EXIT_UNEXPECTED, exit_code
+from deaios.runtime.journal import is_world_fault
 from deaios.runtime.logs import configure_logs, get_logger
 from deaios.runtime.metrics import Metrics
 
@@ -49,6 +51,10 @@ def main(arguments: list[str]) -> int:
         log.exception("role failed")
         sys.stderr.write(f"{error}\n")
         return exit_code(error)
+    except sqlite3.Error as error:
+        log.exception("journal failed")
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        return exit_code(Unavailable()) if is_world_fault(error) else EXIT_UNEXPECTED
     except Exception as error:  # the outermost edge of the process
         log.exception("role crashed")
         sys.stderr.write(f"{type(error).__name__}: {error}\n")

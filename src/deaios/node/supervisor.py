@@ -1,7 +1,9 @@
 """Roles as processes: started in order, watched, restarted within bounds, stopped in reverse.
 
 A child learns of its parent's death by the end of its standard input, so nothing outlives the supervisor, not even
-when that is killed. Readiness is a condition (the role's own run file), never a pause.
+when that is killed. Readiness is a condition (the role's own run file), never a pause. A role that ends because the
+world is not as it needs it (its exit code says so: a full disk, a chain that does not answer) is started again for as
+long as that lasts; one that keeps ending for another reason has failed.
 """
 
 import asyncio
@@ -13,20 +15,22 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from deaios.node.config import SupervisorConfig
 from deaios.node.folder import RoleSpec, RoleState, RunState, StateFolder
 from deaios.primitives.errors import Unavailable
 from deaios.runtime.clock import Clock
 from deaios.runtime.disk import UnavailableDisk
+from deaios.runtime.errors import exit_code
 from deaios.runtime.logs import get_logger
 
 READY_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 20.0
 POLL_S = 0.05
-RESTARTS_MAX = 5
-"""Restarts within `RESTART_WINDOW_S` before a role is declared failed."""
-RESTART_WINDOW_S = 120.0
 BACKOFF_S = (0.5, 1.0, 2.0, 4.0, 8.0)
+STARTS_KEPT = 64
+"""Starts remembered of each role, to count those within the window; also the most restarts a limit can allow."""
 TAIL_LINES = 12
+_EXIT_UNAVAILABLE = exit_code(Unavailable())
 _FRUGAL = {"OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2", "MALLOC_TRIM_THRESHOLD_": "131072"}
 """Many roles share a machine: BLAS threads that wait for cores, and heaps per thread, cost more than they give."""
 
@@ -39,7 +43,7 @@ class UnavailableRole(Unavailable):
 class _Child:
     spec: RoleSpec
     process: asyncio.subprocess.Process | None = None
-    starts: deque[float] = field(default_factory=lambda: deque(maxlen=RESTARTS_MAX + 1))
+    starts: deque[float] = field(default_factory=lambda: deque(maxlen=STARTS_KEPT + 1))
     tail: deque[str] = field(default_factory=lambda: deque(maxlen=TAIL_LINES))
     watcher: asyncio.Task[None] | None = None
     stopping: bool = False
@@ -49,7 +53,14 @@ class _Child:
 class Supervisor:
     """Runs the roles of one state folder."""
 
-    def __init__(self, folder: StateFolder, clock: Clock, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        folder: StateFolder,
+        clock: Clock,
+        environment: dict[str, str] | None = None,
+        limits: SupervisorConfig | None = None,
+    ) -> None:
+        self._limits = limits or SupervisorConfig()
         self._folder = folder
         self._clock = clock
         self._environment = {**_FRUGAL, **os.environ, **(environment or {})}
@@ -87,8 +98,9 @@ class Supervisor:
                 if state and process and state.pid == process.pid and state.state == "running":
                     urls[name] = state.url
                 elif self._clock.monotonic_s() > deadline:
+                    last = f" ({child.tail[-1]})" if child.tail else ""
                     raise UnavailableRole(
-                        f"{name} was not ready within {READY_TIMEOUT_S:.0f} s; see {self._folder.log(name)}"
+                        f"{name} was not ready within {READY_TIMEOUT_S:.0f} s{last}; see {self._folder.log(name)}"
                     )
                 else:
                     await self._clock.sleep(POLL_S)
@@ -127,7 +139,7 @@ class Supervisor:
             start_new_session=True,
         )
         now_ms = self._clock.now_ms()
-        self._folder.save_run_state(RunState(spec.name, spec.kind, child.process.pid, "starting", "", "", now_ms))
+        self._save(RunState(spec.name, spec.kind, child.process.pid, "starting", "", "", now_ms))
 
     async def _watch(self, child: _Child) -> None:
         while True:
@@ -139,14 +151,16 @@ class Supervisor:
             reason = child.tail[-1] if child.tail else f"exit code {code}"
             self._log.warning("role ended", name=child.spec.name, code=code, reason=reason)
             now = self._clock.monotonic_s()
-            recent = [start for start in child.starts if now - start < RESTART_WINDOW_S]
-            if len(recent) > RESTARTS_MAX or code == os.EX_USAGE:
+            recent = [start for start in child.starts if now - start < self._limits.restart_window_s]
+            is_spent = len(recent) > self._limits.restarts_max and code != _EXIT_UNAVAILABLE
+            if is_spent or code == os.EX_USAGE:
                 child.failed = reason
                 self._publish(child, "failed", reason)
                 self.failure.set()
                 return
             self._publish(child, "restarting", reason)
-            await self._clock.sleep(BACKOFF_S[min(len(recent) - 1, len(BACKOFF_S) - 1)])
+            # A role that ran for longer than the window has no recent start: its pause is the first one.
+            await self._clock.sleep(BACKOFF_S[min(max(len(recent), 1), len(BACKOFF_S)) - 1])
             if child.stopping:
                 return
             await self._spawn(child)
@@ -175,10 +189,14 @@ class Supervisor:
             reason,
             known.started_at_ms if known else 0,
         )
+        self._save(value)
+
+    def _save(self, state: RunState) -> None:
+        """Tell other commands; a full disk must not stop the watch over the role."""
         try:
-            self._folder.save_run_state(value)
+            self._folder.save_run_state(state)
         except UnavailableDisk as error:
-            self._log.warning("run file not written", name=child.spec.name, error=str(error))
+            self._log.warning("run file not written", name=state.name, error=str(error))
 
     async def _terminate(self, child: _Child) -> None:
         process = child.process

@@ -16,7 +16,7 @@ from deaios.primitives.errors import ConfigError, Unavailable
 from deaios.primitives.hashing import blake3_256
 from deaios.runtime.disk import UnavailableDisk
 from deaios.runtime.errors import RefusedFull
-from deaios.runtime.journal import open_journal, transaction
+from deaios.runtime.journal import PRIMARY_CODE, open_journal, transaction
 
 PACK_BYTES_MAX = 64 << 20
 """A pack is closed before an entry would take it past this; a single larger entry gets a pack of its own."""
@@ -66,6 +66,8 @@ class RowStore:
                 self._pack, self._end, self._used_bytes = self._read_state()
         except sqlite3.OperationalError as error:
             self._index.close()
+            if error.sqlite_errorcode & PRIMARY_CODE != sqlite3.SQLITE_BUSY:
+                raise UnavailableDisk(f"cannot open {folder}: {error}") from error
             raise ConfigError(f"{folder} is in use by another process ({error}); stop it or choose another") from error
 
     def _read_state(self) -> tuple[int, int, int]:

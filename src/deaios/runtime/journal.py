@@ -10,9 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from deaios.primitives.errors import ConfigError
+from deaios.runtime.disk import UnavailableDisk
 
 BUSY_TIMEOUT_MS = 10_000
 """How long a writer waits for another process (such as a status command) before it fails."""
+PRIMARY_CODE = 0xFF
+"""Of an extended SQLite result code, the bits that say what kind it is (sqlite.org/rescode.html)."""
+_WORLD_CODES = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN})
 
 
 def open_journal(path: Path, migrations: Sequence[str]) -> sqlite3.Connection:
@@ -26,7 +30,8 @@ def open_journal(path: Path, migrations: Sequence[str]) -> sqlite3.Connection:
         A connection in autocommit mode; group writes with `transaction`. It may be used from any one thread at a time.
 
     Raises:
-        ConfigError: the file was written by a newer program, or is not a database.
+        ConfigError: the file was written by a newer program, is not a database, or another process holds it.
+        UnavailableDisk: the disk is full or broken; the file may be sound.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
@@ -35,12 +40,27 @@ def open_journal(path: Path, migrations: Sequence[str]) -> sqlite3.Connection:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA foreign_keys=ON")
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        _migrate(connection, path, migrations)
     except sqlite3.DatabaseError as error:
         connection.close()
+        if is_world_fault(error):
+            raise UnavailableDisk(f"cannot open {path}: {error}") from error
         raise ConfigError(f"{path} is not a usable database ({error}); move it away or restore a copy") from error
-    if version > len(migrations):
+    except ConfigError:
         connection.close()
+        raise
+    return connection
+
+
+def is_world_fault(error: sqlite3.Error) -> bool:
+    """Did the disk stop SQLite, so that the same file may work later?"""
+    code = getattr(error, "sqlite_errorcode", None)
+    return code is not None and code & PRIMARY_CODE in _WORLD_CODES
+
+
+def _migrate(connection: sqlite3.Connection, path: Path, migrations: Sequence[str]) -> None:
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version > len(migrations):
         raise ConfigError(
             f"{path} has schema {version}, this program knows {len(migrations)}; run the newer program that wrote it"
         )
@@ -49,7 +69,6 @@ def open_journal(path: Path, migrations: Sequence[str]) -> sqlite3.Connection:
             for statement in filter(str.strip, script.split(";")):
                 connection.execute(statement)
             connection.execute(f"PRAGMA user_version={number}")
-    return connection
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Counters, gauges and histograms of one role in the Prometheus exposition format."""
 
+import asyncio
 from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -13,6 +14,7 @@ class Metrics:
     def __init__(self, role: str) -> None:
         self.role = role
         self._registry = CollectorRegistry()
+        self.gauge("asyncio_tasks", "Tasks of the event loop that are not done").set_function(_count_tasks)
 
     def counter(self, name: str, text: str, labels: Sequence[str] = ()) -> Counter:
         """A count that only grows; the name gets the prefix `deaios_`."""
@@ -29,3 +31,11 @@ class Metrics:
     def render(self) -> bytes:
         """The exposition text."""
         return generate_latest(self._registry)
+
+
+def _count_tasks() -> int:
+    """Tasks of the loop that asks, the asking one included; 0 outside of any loop."""
+    try:
+        return len(asyncio.all_tasks())
+    except RuntimeError:
+        return 0

@@ -59,7 +59,7 @@ async def run(context: RoleContext) -> None:
         try:
             async with (
                 serving_engine(engine) as service,
-                open_trade(purse, context.data, context.clock, context.dice) as trade,
+                open_trade(purse, context.data, context.config.buyer, context.clock, context.dice) as trade,
             ):
                 auditor = Auditor(
                     contracts=member.contracts,

@@ -3,7 +3,6 @@
 The operator's key is this role's key. The descriptor is served at `/descriptor` once the network is founded.
 """
 
-import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
@@ -56,7 +55,7 @@ async def run(context: RoleContext) -> None:
                 Office(context.folder, key, rpc).add_routes(application)
                 async with serve(application, HOST, port) as url:
                     context.report_ready(url)
-                    await _run_until_stopped(context, chain)
+                    await context.work_until_stopped(chain.run())
             finally:
                 await chain.close()
 
@@ -68,19 +67,6 @@ def _new_genesis(context: RoleContext, key: PrivateKey) -> Genesis:
         timestamp=context.clock.now_ms() // 1000,
         allocations=(Allocation(key.address, OPERATOR_ETHER * ETHER),),
     )
-
-
-async def _run_until_stopped(context: RoleContext, chain: ChainService) -> None:
-    stopping = asyncio.create_task(context.stopping.wait())
-    running = asyncio.create_task(chain.run())
-    try:
-        await asyncio.wait([stopping, running], return_when=asyncio.FIRST_COMPLETED)
-        if running.done():
-            running.result()
-    finally:
-        stopping.cancel()
-        running.cancel()
-        await asyncio.gather(stopping, running, return_exceptions=True)
 
 
 class _Deadlines:

@@ -15,7 +15,7 @@ from deaios.node.ports import keep_port
 from deaios.node.status import API_KEY_NAME
 from deaios.primitives.hashing import tagged_sha256
 from deaios.primitives.units import CREDIT
-from deaios.runtime.http import serve
+from deaios.runtime.http import METRICS_KEY, serve
 from deaios.runtime.logs import get_logger
 
 WORKING_CREDIT = 20 * CREDIT
@@ -48,7 +48,7 @@ async def run(context: RoleContext) -> None:
         keys = KeyStore.open(context.data / "keys.db", tagged_sha256("deaios/gateway-pepper/1", key.secret))
         try:
             _ensure_user_key(context, keys)
-            async with open_trade(member, context.data, context.clock, context.dice) as trade:
+            async with open_trade(member, context.data, context.config.buyer, context.clock, context.dice) as trade:
                 application = build_gateway_application(
                     network_id=descriptor.network_id,
                     buyer=trade.buyer,
@@ -57,9 +57,18 @@ async def run(context: RoleContext) -> None:
                     clock=context.clock,
                     dice=context.dice,
                 )
+                _count_purchases(application, trade.buyer)
                 await _serve(context, member, application, trade.buyer)
         finally:
             keys.close()
+
+
+def _count_purchases(application: web.Application, buyer: Buyer) -> None:
+    metrics = application[METRICS_KEY]
+    metrics.gauge("buyer_channels", "Channels with providers").set_function(lambda: len(buyer.accounts))
+    metrics.gauge("buyer_open_purchases", "Purchases that have no receipt yet").set_function(
+        lambda: sum(len(row.state.reservations) for row in buyer.accounts)
+    )
 
 
 async def _serve(context: RoleContext, member: Member, application: web.Application, buyer: Buyer) -> None:

@@ -51,6 +51,7 @@ async def run(context: RoleContext) -> None:
                 streams_max=service.engine.sequences_max,
                 level=Level.REPLAYABLE if profile in files.record.replay_profiles else Level.SEEDED,
                 withdraw_delay_min=descriptor.windows.withdraw_delay_min_s,
+                claim_interval_s=context.config.provider.claim_interval_s,
                 batch_deadline_blocks=descriptor.windows.batch_blocks,
             )
             seller = Seller(
@@ -63,6 +64,11 @@ async def run(context: RoleContext) -> None:
                 shelf.put_bytes,
                 clock=context.clock,
                 metrics=context.metrics,
+            )
+            desk = seller.desk
+            context.metrics.gauge("seller_channels", "Channels that ever paid").set_function(lambda: len(desk.channels))
+            context.metrics.gauge("seller_open_purchases", "Purchases without a receipt").set_function(
+                lambda: desk.open_count
             )
             defender = Defender(
                 contracts=member.contracts,

@@ -192,6 +192,15 @@ class StorageClient:
 
     async def _put_rows(self, matrix: CodedMatrix) -> None:
         """Place every row, on so many nodes that one in three may be lost."""
+        placed = await self._place(matrix)
+        if len(placed) < self._spread_min:
+            # Nodes that failed lately were asked last, which here means not at all; they may have come back.
+            self._nodes.pardon()
+            placed = await self._place(matrix)
+        self._require_spread(placed, "rows")
+
+    async def _place(self, matrix: CodedMatrix) -> set[int]:
+        """Send every row to the first node that takes it; gives the nodes that hold some."""
         commitment, count = matrix.commitment, len(self._nodes)
 
         def upload(row: int) -> "Callable[[], bytes]":
@@ -205,17 +214,22 @@ class StorageClient:
             )
             for row in range(self._profile.rows)
         )
-        self._require_spread(set(placed), "rows")
+        return set(placed)
 
     async def _put_manifest(self, manifest: Manifest) -> None:
         body, path = manifest.encode(), f"/manifests/{encode_hex(manifest.manifest_id)}"
         taken = await self._nodes.gather(self._nodes.upload_to(path, node, body) for node in range(len(self._nodes)))
         self._require_spread({node for node, took in enumerate(taken) if took}, "the manifest")
 
+    @property
+    def _spread_min(self) -> int:
+        return min(self._profile.data_rows, len(self._nodes))
+
     def _require_spread(self, nodes: set[int], what: str) -> None:
-        wanted = min(self._profile.data_rows, len(self._nodes))
-        if len(nodes) < wanted:
-            raise UnavailableRows(f"{what} lie on {len(nodes)} nodes, at least {wanted} are needed to survive a loss")
+        if len(nodes) < self._spread_min:
+            raise UnavailableRows(
+                f"{what} lie on {len(nodes)} nodes, at least {self._spread_min} are needed to survive a loss"
+            )
 
     async def _fetch_segment(self, manifest: Manifest, index: int) -> memoryview:
         """A segment's payload from the first k rows that verify."""

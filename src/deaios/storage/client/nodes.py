@@ -101,6 +101,10 @@ class Nodes:
         """Nodes whose last answer failed."""
         return frozenset(self._demoted)
 
+    def pardon(self) -> None:
+        """Forget which nodes failed."""
+        self._demoted.clear()
+
     async def run(self, work: Callable[[], T]) -> T:
         """Do heavy work on a thread."""
         return await asyncio.get_running_loop().run_in_executor(self._executor, work)

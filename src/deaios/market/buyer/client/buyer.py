@@ -5,8 +5,10 @@ never bought from again; purchases that were cut off are resolved to a receipt o
 """
 
 import asyncio
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
@@ -40,6 +42,7 @@ from deaios.market.orders import Order, Papers, build_ask
 from deaios.market.ports import BuyerChain, Observer
 from deaios.market.receipts import InvalidReceipt
 from deaios.market.routing import DRAW_SIZE, Candidate, ProviderStats, Wish, order_candidates, refuse_reason
+from deaios.market.store import UnavailableJournal
 from deaios.market.terms import Terms
 from deaios.market.view import ChainView
 from deaios.market.wire import decode_papers
@@ -118,6 +121,7 @@ class Buyer:
         self._in_doubt: dict[bytes, _Doubt] = {}
         self._watchers: set[asyncio.Task[None]] = set()
         self._resolver: asyncio.Task[None] | None = None
+        self._resolving: dict[Address, asyncio.Task[None]] = {}
 
     async def __aenter__(self) -> Self:
         state = await self._store.open()
@@ -137,7 +141,9 @@ class Buyer:
             resolver.cancel()
             await asyncio.wait({resolver})
         for purchase in list(self._live.values()):
-            await self._store.acknowledge(purchase.request_digest, purchase.handed_out)
+            # A journal that failed does not take it; the purchase is then resolved as if nothing had been handed out.
+            with contextlib.suppress(UnavailableJournal):
+                await self._store.acknowledge(purchase.request_digest, purchase.handed_out)
             purchase.abandon(None)
         if self._watchers:
             await asyncio.wait(self._watchers)
@@ -343,26 +349,38 @@ class Buyer:
             self._observer.provider_lied(provider, error, evidence)
 
     async def _resolve_for_ever(self) -> None:
-        while True:
-            await self._clock.sleep(self._settings.resolve_interval_s)
-            await self.resolve()
-            try:
-                await self._view.fetch_head(fresh=True)
-            except (Unavailable, Refused, Invalid) as error:
-                _log.info("chain does not answer", error=str(error))
+        try:
+            while True:
+                await self._clock.sleep(self._settings.resolve_interval_s)
+                self._resolve_due()
+                try:
+                    await self._view.fetch_head(fresh=True)
+                except (Unavailable, Refused, Invalid) as error:
+                    _log.info("chain does not answer", error=str(error))
+        finally:
+            for task in self._resolving.values():
+                task.cancel()
+            await asyncio.gather(*self._resolving.values(), return_exceptions=True)
 
-    async def resolve(self, *, at_once: bool = False) -> int:
-        """Ask what became of purchases that were cut off, cancelling those still open.
+    def _resolve_due(self) -> None:
+        """Ask each provider about its own purchases, side by side: one that hangs must not hold up the others."""
+        now_s = self._clock.monotonic_s()
+        due = {doubt.row.provider for doubt in self._in_doubt.values() if doubt.next_at_s <= now_s}
+        for provider in sorted(due - self._resolving.keys()):
+            task = asyncio.create_task(self._resolve_with(provider), name=f"resolve with {provider.hex()[:8]}")
+            self._resolving[provider] = task
+            task.add_done_callback(partial(self._resolved, provider))
 
-        Args:
-            at_once: ask about all of them, also those whose next turn is later.
+    def _resolved(self, provider: Address, task: "asyncio.Task[None]") -> None:
+        del self._resolving[provider]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("purchases stay open by our own fault", provider=provider.hex(), error=repr(error))
 
-        Returns:
-            How many stay open, because their providers do not answer.
-        """
+    async def _resolve_with(self, provider: Address) -> None:
+        """Ask a provider what became of purchases that were cut off, cancelling those still open."""
         for digest, doubt in list(self._in_doubt.items()):
             now_s = self._clock.monotonic_s()
-            if doubt.next_at_s > now_s and not at_once:
+            if doubt.row.provider != provider or doubt.next_at_s > now_s:
                 continue
             try:
                 await self._resolve_one(doubt.row)
@@ -374,7 +392,6 @@ class Buyer:
                 _log.info("purchase stays open", request=digest.hex(), error=str(error))
                 continue
             self._in_doubt.pop(digest, None)
-        return len(self._in_doubt)
 
     async def _resolve_one(self, row: OpenRow) -> None:
         account = await self.wallet.fetch_account(row.provider)

@@ -176,6 +176,8 @@ class Collector:
         self._chain = chain
         self._clock = clock
         self._claimed: dict[bytes, int] = {}
+        # Not known at start: the last run may have died between a claim and its payout.
+        self._is_paid_out = False
         self._lock = asyncio.Lock()
 
     async def run(self) -> None:
@@ -216,9 +218,12 @@ class Collector:
                 claims.append((channel_id, claim, total - chain.total_claimed))
             earned = 0
             for start in range(0, len(claims), CLAIMS_MAX):
+                self._is_paid_out = False
                 earned += await self._send(claims[start : start + CLAIMS_MAX])
-            if earned:
+            if not self._is_paid_out and any(self._claimed.values()):
                 await self._chain.sweep()
+                self._is_paid_out = True
+            if earned:
                 _log.info("claimed", amount=earned, channels=len(claims))
             return earned
 
