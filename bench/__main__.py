@@ -10,11 +10,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from bench import coding, compute
+from bench import coding, compute, detection
 from bench.rows import Row
 
 RESULTS = Path(__file__).parent / "results" / "latest.json"
-SUITES = {"coding": coding.measure, "compute": compute.measure}
+SUITES = {"coding": coding.measure, "compute": compute.measure, "detection": detection.measure}
 
 
 def main(names: list[str]) -> int:
