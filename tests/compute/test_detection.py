@@ -114,11 +114,14 @@ def test_eight_bit_weights_are_caught(bench, model_files, forking_llama, tmp_pat
     (cheat,) = (item for item in cheats.CHEATS if item.name == "weights_8_bit")
     cheat.rewrite(model_files.served, tmp_path / "weights.gguf")
     with closing(engines.open_forking("llama", tmp_path / "weights.gguf", 8, 1)) as provider:
-        outcomes = windows.Round(bench, cheat, provider, forking_llama, 0, audited=48).run(0, 1, 4)
-    assert sum(outcome.caught is not None for outcome in outcomes) >= 2, outcomes
-    for outcome in outcomes:
-        if outcome.caught is not None:
-            assert (outcome.tokens, outcome.margin > DEFAULT_THRESHOLDS.margin) == (outcome.caught, True)
+        found = windows.Round(bench, cheat, provider, forking_llama, 0, audited=48).play(0, 1, 4)
+    caught = [window for window in found if window.caught is not None]
+    assert len(caught) >= 2
+    for window in caught:
+        *before, first = window.margins[: window.caught]
+        assert max(before, default=0.0) <= DEFAULT_THRESHOLDS.margin < first
+        outcome = window.outcome()
+        assert (outcome.tokens, outcome.margin) == (window.caught, first)
 
 
 @pytest.mark.parametrize("name", ["temperature_0_9", "hidden_system_prompt"])
@@ -147,8 +150,9 @@ def test_honest_answers_pass_the_shipped_check(bench, llama_engine):
     assert (answers[0].params.top_k, len(answers[0].output) < 64) == (40, True)
     (line,) = honest.check(bench, llama_engine, answers, 3, lambda: False)
     assert (line.number, line.tokens, line.flagged) == (3, len(answers[0].output), 0)
-    # The same answer under another seed is no longer honest: the check is not blind.
-    (blamed,) = honest.check(bench, llama_engine, [dataclasses.replace(answers[0], seed=bytes(32))], 3, lambda: False)
+    # Another first token is one that no honest provider samples: the check is not blind.
+    other = dataclasses.replace(answers[0], output=(answers[0].output[0] + 1, *answers[0].output[1:]))
+    (blamed,) = honest.check(bench, llama_engine, [other], 3, lambda: False)
     assert blamed.flagged
     with pytest.raises(windows.OutOfTime):
         honest.answer(bench, provider, 3, 1, 11, lambda: True)
