@@ -81,18 +81,18 @@ def test_grinding_with_simulated_noise_frames_nobody(edges):
 def test_honest_windows_pass_and_have_the_margins_of_one_pass(bench, forking_llama, forking_numpy, numpy_engine):
     """Branches that share passes, chunks and answers that end within a window change nothing that the check sees.
 
-    Questions 13 and 14 are code, whose answer goes on, and a fact, whose answer ends before its branch point and
-    again within the window.
+    Questions 12 to 14 are an email, code, and a fact, whose answer ends before its branch point and again within the
+    window.
     """
     role = cheats.Cheat("honest", "llama")
-    found = windows.Round(bench, role, forking_llama, forking_numpy, 13, audited=32).play(0, 2, 2)
-    assert [(window.caught, len(window.margins)) for window in found] == [(None, 32)] * 4
-    assert [window.answers > 1 for window in found] == [False, False, True, True]
-    assert found[0].offset == 24
-    assert 0 < found[2].offset < 48
-    assert len({window.seed for window in found}) == 4
+    found = windows.Round(bench, role, forking_llama, forking_numpy, 12, audited=24).play(0, 3, 2)
+    assert [(window.caught, len(window.margins)) for window in found] == [(None, 24)] * 6
+    assert [window.answers > 1 for window in found] == [False] * 4 + [True] * 2
+    assert [window.offset for window in found[:4]] == [0, 0, 24, 24]
+    assert 0 < found[4].offset < 48
+    assert len({window.seed for window in found}) == 6
     for window in found[:2]:
-        prompt, output = window.claimed[:-32], window.claimed[-32:]
+        prompt, output = window.claimed[:-24], window.claimed[-24:]
         alone = verify_output(
             numpy_engine,
             prompt,
@@ -104,9 +104,9 @@ def test_honest_windows_pass_and_have_the_margins_of_one_pass(bench, forking_lla
             DEFAULT_THRESHOLDS,
             bench.tokenizer,
         )
-        assert window.margins == pytest.approx(alone.margins, abs=1e-3)
-    assert found[0].claimed[:-32] == found[1].claimed[:-32]
-    assert found[0].claimed != found[1].claimed
+        assert window.margins == pytest.approx(alone.margins, abs=1e-4)
+    assert found[2].claimed[:-24] == found[3].claimed[:-24]
+    assert found[0].claimed[-24:-8] != found[1].claimed[-24:-8]
 
 
 def test_eight_bit_weights_are_caught(bench, model_files, forking_llama, tmp_path):
