@@ -55,4 +55,4 @@ wheel: .venv/ready ## build dist/*.whl
 	@$(BIN)/python -m build --wheel --no-isolation --outdir dist . >/dev/null && ls dist
 
 clean: ## remove the environment and caches
-	rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .cache
+	rm -rf .venv bench/.venv dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .cache
