@@ -5,27 +5,24 @@ whoever bought with such a key would be served honestly and say nothing about ho
 """
 
 import asyncio
-from collections.abc import Sequence
 
 from aiohttp import web
 
 from deaios.alignment.auditor.service import AuditedModel, Auditor, AuditorSettings
 from deaios.alignment.auditor.store import AuditorStore
-from deaios.alignment.evidence import Evidence
 from deaios.alignment.recheck.service import EngineRecheck
 from deaios.compute.tokenizer import Tokenizer
 from deaios.ledger.suite import AUDIT
 from deaios.market.buyer.client import Buyer
 from deaios.market.chat import context_of, read_chat_body
-from deaios.market.orders import Order
 from deaios.node.context import RoleContext
 from deaios.node.engines import count_engines, open_checked_engine, serving_engine
 from deaios.node.member import Member, open_member
 from deaios.node.models import ModelFiles
-from deaios.node.network import Trade, open_default_model, open_storage, open_trade
+from deaios.node.network import open_default_model, open_storage, open_trade
 from deaios.node.ports import HOST, keep_port
+from deaios.node.shop import Shop
 from deaios.primitives.encoding import encode_hex
-from deaios.primitives.keys import Address
 from deaios.runtime.http import build_application, json_response, serve
 from deaios.runtime.logs import get_logger
 from deaios.runtime.metrics import Metrics
@@ -66,7 +63,7 @@ async def run(context: RoleContext) -> None:
                     sender=member.sender,
                     domain=member.domain,
                     store=store,
-                    shop=_Shop(trade),
+                    shop=Shop(trade),
                     shelf=await open_storage(member, context.clock),
                     recheck=EngineRecheck(service, files.record, tokenizer),
                     model=_describe(descriptor.default_model_record_id, files, tokenizer),
@@ -118,26 +115,3 @@ def _describe(record_id: bytes, files: ModelFiles, tokenizer: Tokenizer) -> Audi
         return ids, context_of(chat, template.template_hash)
 
     return AuditedModel(record_id, files.record.name, files.record.context_tokens, render)
-
-
-class _Shop:
-    """The market's buyer as an auditor uses it."""
-
-    def __init__(self, trade: Trade) -> None:
-        self._trade = trade
-
-    async def list_providers(self, model_record_id: bytes) -> Sequence[Address]:
-        """Providers of a model that sell now."""
-        found = await self._trade.directory.fetch_candidates()
-        return [
-            candidate.provider
-            for candidate in found
-            if not candidate.paused and candidate.signed_offer.offer.model_record_id == model_record_id
-        ]
-
-    async def buy(self, order: Order) -> Evidence:
-        """Buy one answer to its end."""
-        purchase = await self._trade.buyer.purchase(order)
-        async for _delta in purchase:
-            pass
-        return Evidence(purchase.opening, order.prompt_ids)

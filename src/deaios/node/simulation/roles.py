@@ -5,7 +5,7 @@ are in `cheats`.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,6 @@ from aiohttp import web
 from deaios.alignment.auditor.service import AuditedModel, Auditor, AuditorSettings
 from deaios.alignment.auditor.store import AuditorStore
 from deaios.alignment.defence.service import Defender
-from deaios.alignment.evidence import Evidence
 from deaios.alignment.ports import Recheck
 from deaios.alignment.recheck.service import EngineRecheck
 from deaios.chain.service import ChainService
@@ -34,18 +33,17 @@ from deaios.market.buyer.client.settings import BuyerSettings
 from deaios.market.chat import context_of, read_chat_body
 from deaios.market.client import LedgerChain
 from deaios.market.directory.client import Directory
-from deaios.market.orders import Order
 from deaios.market.ports import Generate, Piece, SellerChain
 from deaios.market.seller.service import Seller, SellerSettings
 from deaios.node.member import Member
-from deaios.node.network import terms_of
+from deaios.node.network import Trade, terms_of
+from deaios.node.shop import Shop
 from deaios.node.simulation import model
 from deaios.node.simulation.loop import Process, SimulatedClock, SimulatedDice
 from deaios.node.simulation.network import Network, SimulatedHttp, SimulatedRpc
 from deaios.node.simulation.town import CHAIN, CHAIN_URL, EXECUTOR, LIMITS, SHELF_URL, key_of, url_of
 from deaios.primitives.encoding import decode_hex
 from deaios.primitives.hashing import sha256, tagged_sha256
-from deaios.primitives.keys import Address
 from deaios.primitives.units import CREDIT
 from deaios.runtime.errors import NotFound, RefusedTooLarge
 from deaios.runtime.http import build_application, read_body
@@ -228,14 +226,6 @@ def generate_with(weights: model.Weights, token_s: float = model.TOKEN_S) -> Gen
     return generate
 
 
-@dataclass(frozen=True, slots=True)
-class Trade:
-    """A buyer and where it looks for sellers."""
-
-    buyer: Buyer
-    directory: Directory
-
-
 @asynccontextmanager
 async def open_trade(life: Life, member: Member) -> AsyncIterator[Trade]:
     """Buy with a member's key."""
@@ -265,9 +255,6 @@ async def open_trade(life: Life, member: Member) -> AsyncIterator[Trade]:
     )
     async with buyer:
         yield Trade(buyer, directory)
-
-
-API_KEY = "sk-deaios-simulated"
 
 
 async def live_gateway(life: Life, on_start: Callable[[Buyer, KeyStore, str], None]) -> None:
@@ -300,28 +287,6 @@ async def live_gateway(life: Life, on_start: Callable[[Buyer, KeyStore, str], No
         on_start(trade.buyer, keys, text_path.read_text())
         life.listen(application)
         await trade.buyer.watch()
-
-
-class Shop:
-    """The market's buyer as an auditor uses it."""
-
-    def __init__(self, trade: Trade) -> None:
-        self._trade = trade
-
-    async def list_providers(self, model_record_id: bytes) -> Sequence[Address]:
-        """Providers of a model that sell now."""
-        return [
-            candidate.provider
-            for candidate in await self._trade.directory.fetch_candidates()
-            if not candidate.paused and candidate.signed_offer.offer.model_record_id == model_record_id
-        ]
-
-    async def buy(self, order: Order) -> Evidence:
-        """Buy one answer to its end."""
-        purchase = await self._trade.buyer.purchase(order)
-        async for _delta in purchase:
-            pass
-        return Evidence(purchase.opening, order.prompt_ids)
 
 
 def render_chat(body: bytes) -> tuple[tuple[int, ...], bytes]:

@@ -1,0 +1,31 @@
+"""Where an auditor buys: the market's buyer behind `alignment.ports.Shop`."""
+
+from collections.abc import Sequence
+
+from deaios.alignment.evidence import Evidence
+from deaios.market.orders import Order
+from deaios.node.network import Trade
+from deaios.primitives.keys import Address
+
+
+class Shop:
+    """The market's buyer as an auditor uses it: `alignment.ports.Shop`."""
+
+    def __init__(self, trade: Trade) -> None:
+        self._trade = trade
+
+    async def list_providers(self, model_record_id: bytes) -> Sequence[Address]:
+        """Providers of a model that sell now."""
+        found = await self._trade.directory.fetch_candidates()
+        return [
+            candidate.provider
+            for candidate in found
+            if not candidate.paused and candidate.signed_offer.offer.model_record_id == model_record_id
+        ]
+
+    async def buy(self, order: Order) -> Evidence:
+        """Buy one answer to its end."""
+        purchase = await self._trade.buyer.purchase(order)
+        async for _delta in purchase:
+            pass
+        return Evidence(purchase.opening, order.prompt_ids)
