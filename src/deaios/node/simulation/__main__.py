@@ -4,14 +4,17 @@ import argparse
 import json
 import os
 import sys
+from collections import Counter, deque
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from deaios.node.simulation.runs import Failure, Tally, find_missing, run_histories, silence_logs
 from deaios.node.simulation.stories import COURTS, tell
+from deaios.runtime.disk import write_atomic
 
 CHUNK = 20
 """Histories per task of a worker."""
@@ -31,6 +34,7 @@ def main() -> int:
     parser.add_argument("--kind", help=f"trade, or {kinds}; what the seed says by default")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
     parser.add_argument("--least", type=int, default=0, help="every fault and cheat must happen in so many histories")
+    parser.add_argument("--out", type=Path, help="keep counts in this file; a run that was interrupted goes on from it")
     parser.add_argument("--json", action="store_true", help="print the counts as JSON")
     options = parser.parse_args()
     silence_logs()
@@ -38,7 +42,8 @@ def main() -> int:
         return _tell_one(options.seed, options.kind)
     if options.seeds is None:
         parser.error("give --seed N or --seeds FROM TO")
-    tally = _run_many(range(*options.seeds), options.kind, options.workers)
+    tally = _load(options.out)
+    _run_many(tally, range(*options.seeds), options.kind, options.workers, options.out)
     missing = find_missing(tally.happened, options.least) if options.least else []
     _report(tally, missing, as_json=options.json)
     return 1 if tally.failures else 2 if missing else 0
@@ -60,27 +65,51 @@ def _tell_one(seed: int, kind: str | None) -> int:
     return 0
 
 
-def _run_many(seeds: range, kind: str | None, workers: int) -> Tally:
-    tally = Tally()
+def _run_many(tally: Tally, seeds: range, kind: str | None, workers: int, out: Path | None) -> None:
+    """Run what is left of the seeds in order, so that one number says how far a run came; Ctrl-C ends with a report."""
     columns = (TextColumn("histories"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with (
-        ProcessPoolExecutor(workers, initializer=silence_logs, max_tasks_per_child=TASKS_PER_WORKER) as pool,
-        Progress(*columns, console=_console) as progress,
-    ):
-        task = progress.add_task("histories", total=len(seeds))
-        futures = {pool.submit(run_histories, list(chunk), kind): chunk for chunk in _cut(seeds)}
+    pool = ProcessPoolExecutor(workers, initializer=silence_logs, max_tasks_per_child=TASKS_PER_WORKER)
+    with Progress(*columns, console=_console) as progress:
+        task = progress.add_task("histories", total=len(seeds), completed=tally.histories)
+        waiting: deque[Future[Tally]] = deque()
+        chunks = _cut(seeds[tally.histories :])
         try:
-            for future in as_completed(futures):
-                part = future.result()
+            while len(tally.failures) < FAILURES_MAX:
+                while len(waiting) < 2 * workers and (chunk := next(chunks, None)) is not None:
+                    waiting.append(pool.submit(run_histories, list(chunk), kind))
+                if not waiting:
+                    break
+                part = waiting.popleft().result()
                 tally.add(part)
-                progress.advance(task, part.histories)
+                progress.update(task, completed=tally.histories)
                 for failure in part.failures:
                     _show(failure)
-                if len(tally.failures) >= FAILURES_MAX:
-                    break
+                _save(out, tally)
+        except KeyboardInterrupt:
+            _console.print(f"stopped after {tally.histories} of {len(seeds)} histories")
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-    return tally
+
+
+def _load(out: Path | None) -> Tally:
+    if out is None or not out.exists():
+        return Tally()
+    document = json.loads(out.read_text())
+    failures = [Failure(item["seed"], None, item["error"]) for item in document["failures"]]
+    return Tally(document["histories"], Counter(document["happened"]), failures)
+
+
+def _save(out: Path | None, tally: Tally) -> None:
+    if out is not None:
+        write_atomic(out, json.dumps(_describe(tally), indent=1).encode())
+
+
+def _describe(tally: Tally) -> dict[str, object]:
+    return {
+        "histories": tally.histories,
+        "failures": [{"seed": failure.seed, "error": failure.error} for failure in tally.failures],
+        "happened": dict(sorted(tally.happened.items())),
+    }
 
 
 def _cut(seeds: range) -> Iterator[range]:
@@ -94,13 +123,7 @@ def _show(failure: Failure) -> None:
 
 def _report(tally: Tally, missing: list[str], *, as_json: bool) -> None:
     if as_json:
-        document = {
-            "histories": tally.histories,
-            "failures": [{"seed": failure.seed, "error": failure.error} for failure in tally.failures],
-            "happened": dict(sorted(tally.happened.items())),
-            "missing": missing,
-        }
-        sys.stdout.write(json.dumps(document, indent=1) + "\n")
+        sys.stdout.write(json.dumps({**_describe(tally), "missing": missing}, indent=1) + "\n")
         return
     for name, count in sorted(tally.happened.items()):
         sys.stdout.write(f"{count:8} {name}\n")
