@@ -28,6 +28,7 @@ from deaios.node import config, folder, keystore
 from deaios.primitives import encoding, keys
 from deaios.primitives.errors import DeaiosError
 from deaios.rows import manifest, message
+from deaios.runtime.client import read_failure
 from deaios.runtime.dice import SystemDice
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -616,6 +617,12 @@ def _market_targets() -> list[Target]:
             (_market("tokensLine"), _market("tokensLineWithLogprobs"), b'{"kind":"admitted"}', finished),
         ),
         Target("needed", wire.read_needed, ("market.wire.read_needed",), (b'{"title":"a","needed":"12"}',)),
+        Target(
+            "failure",
+            lambda data: read_failure("http://peer", 400 + len(data) % 200, data),
+            ("runtime.client.read_failure",),
+            (b'{"title":"RefusedBusy","detail":"later","status":429}', b"<html>bad gateway</html>"),
+        ),
         Target(
             "offer",
             _typed(
