@@ -110,9 +110,10 @@ class KeyStore:
         return cls(open_journal(path, _MIGRATIONS), writer, pepper)
 
     def close(self) -> None:
-        """Close both connections."""
-        self._reader.close()
-        self._writer.close()
+        """Close both connections, after a write that a thread is in; SQLite does not survive to be closed under one."""
+        with self._writing:
+            self._reader.close()
+            self._writer.close()
 
     def create(
         self,
