@@ -159,7 +159,7 @@ async def test_a_client_that_leaves_a_stream_cancels_the_purchase_and_pays_for_w
         assert world.spent == fee(3)
 
 
-@pytest.mark.parametrize("outcome", ["failed", "cheaper", "never began"])
+@pytest.mark.parametrize("outcome", ["failed", "cheaper", "served", "never began"])
 async def test_a_charge_without_a_receipt_is_set_right_by_the_receipt(start_gateway, session, outcome):
     """The provider is away when the client leaves; what it says later is what the key pays, after a restart too."""
     async with start_gateway() as world:
@@ -180,8 +180,11 @@ async def test_a_charge_without_a_receipt_is_set_right_by_the_receipt(start_gate
         elif outcome == "cheaper":
             purchase.script.fee = 20
             purchase.opening = purchase.build_opening(State.CANCELLED, FinishReason.CANCELLED)
+        elif outcome == "served":
+            purchase.script.fee = 40
+            purchase.opening = purchase.build_opening(State.SERVED, FinishReason.STOP_TOKEN)
         purchase.is_open = False
-        expected = 20 if outcome == "cheaper" else 0
+        expected = {"cheaper": 20, "served": 40}.get(outcome, 0)
         await until(lambda: late.spent == expected)
         (charge,) = late.keys.list_charges(late.key_id, 9)
         counter = None if outcome == "never began" else purchase.counter

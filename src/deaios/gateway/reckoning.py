@@ -1,9 +1,9 @@
 """Charges that were made before their receipt was known, set right once it is.
 
-A client left, its provider could not be asked, and the key was charged for the tokens that had come: the most that the
-receipt may say. The buyer goes on asking the provider; whatever it learns is what the key pays in the end, which is
-nothing where the provider failed. Invariant: when no purchase is open, every charge stands on a receipt. It survives a
-restart, because charges name their purchases on disk.
+A client left, its provider could not be asked, and the key was charged for the tokens that had come. The buyer goes on
+asking the provider; whatever it learns is what the key pays in the end: nothing where the provider failed, all of it
+where the answer had ended before the cancel arrived, as for any cancel. Invariant: when no purchase is open, every
+charge stands on a receipt. It survives a restart, because charges name their purchases on disk.
 """
 
 import asyncio
@@ -50,7 +50,6 @@ class Reckoner:
                 await asyncio.to_thread(self._keys.correct, charge.answer_id, 0, None, None)
             else:
                 receipt = opening.receipt
-                amount = min(charge.amount, receipt.fee)
                 provider = opening.request.provider
-                await asyncio.to_thread(self._keys.correct, charge.answer_id, amount, provider, receipt.counter)
+                await asyncio.to_thread(self._keys.correct, charge.answer_id, receipt.fee, provider, receipt.counter)
             log.info("charge set right", answer=charge.answer_id, was=charge.amount, has_receipt=opening is not None)

@@ -234,7 +234,7 @@ class KeyStore:
         return [Charge(*row) for row in rows]
 
     def correct(self, answer_id: str, amount: int, provider: Address | None, counter: int | None) -> None:
-        """Make a provisional charge final, for no more than it was; the key gets the difference back."""
+        """Make a provisional charge final; the key gets the difference back, or pays it as far as its budget goes."""
         with self._writing, transaction(self._writer) as connection:
             row = connection.execute(
                 "SELECT key_id, amount FROM charges WHERE answer_id = ? AND purchase IS NOT NULL", (answer_id,)
@@ -242,12 +242,14 @@ class KeyStore:
             if row is None:
                 return
             key_id, before = row
-            assert amount <= before, f"a charge of {before} is corrected to {amount}"
             connection.execute(
                 "UPDATE charges SET amount = ?, provider = ?, counter = ?, purchase = NULL WHERE answer_id = ?",
                 (amount, provider, counter, answer_id),
             )
-            connection.execute("UPDATE keys SET spent = max(0, spent - ?) WHERE key_id = ?", (before - amount, key_id))
+            connection.execute(
+                "UPDATE keys SET spent = max(0, min(spent + ?, coalesce(budget, spent + ?))) WHERE key_id = ?",
+                (amount - before, amount - before, key_id),
+            )
 
     def _read(self, column: str, value: object) -> KeyRecord | None:
         row = self._reader.execute(f"SELECT {_COLUMNS} FROM keys WHERE {column} = ?", (value,)).fetchone()  # noqa: S608 # constants
