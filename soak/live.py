@@ -19,6 +19,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from deaios.primitives.errors import DeaiosError
 from deaios.runtime.logs import configure_logs
 from soak.live_load import Load, Record
 from soak.live_network import LiveNetwork, Size, UnavailableNetwork
@@ -129,7 +130,7 @@ async def run_kills(options: Options) -> str:
                 )
             thaw(network)
         await network.stop()
-    except (UnavailableNetwork, Unsettled) as error:
+    except (UnavailableNetwork, Unsettled, DeaiosError) as error:
         raise Finding(f"after {done} kills, in {options.folder}: {error}", options.command) from error
     finally:
         await network.abort()

@@ -6,6 +6,7 @@ the size of write-ahead logs, rows that are only there while something is open. 
 """
 
 import asyncio
+import json
 import re
 import shutil
 import signal
@@ -20,6 +21,7 @@ from pathlib import Path
 import aiohttp
 import psutil
 
+from deaios.primitives.errors import DeaiosError
 from deaios.runtime.logs import configure_logs
 from soak.live_load import Load, Record
 from soak.live_network import LiveNetwork, Size, UnavailableNetwork, read_journal
@@ -149,6 +151,7 @@ async def _run(home: Path, minutes: float, seed: int) -> tuple[Series, Record, s
             while (now_s := time.monotonic() - start_s) < minutes * 60:
                 for name, value in (await sample(network, session)).items():
                     series.setdefault(name, []).append((now_s, value))
+                (home / "samples.json").write_text(json.dumps(series))
                 await asyncio.sleep(SAMPLE_S - (time.monotonic() - start_s - now_s) % SAMPLE_S)
         await load.stop()
         await settle(network)
@@ -157,7 +160,7 @@ async def _run(home: Path, minutes: float, seed: int) -> tuple[Series, Record, s
         for role in network.names_of("auditor"):
             network.signal(role, signal.SIGCONT)
         await network.stop()
-    except (UnavailableNetwork, Unsettled) as error:
+    except (UnavailableNetwork, Unsettled, DeaiosError) as error:
         raise Finding(f"{error}, in {home}", f"python -m soak.live --traffic --minutes {minutes:g}") from error
     finally:
         await network.abort()

@@ -107,6 +107,8 @@ class FakePurchase:
         self.opening = None
         self.ids = ()
         self.cancelled = False
+        self.request_digest = counter.to_bytes(32)
+        self.is_open = True
 
     async def __aiter__(self):
         for step in self.script.steps:
@@ -191,6 +193,7 @@ class FakeBuyer:
     cancelled: list = field(default_factory=list)
     cancel_seen: asyncio.Event = field(default_factory=asyncio.Event)
     proof: Callable | None = None
+    outcomes_asked: int = 0
 
     async def purchase(self, order):
         self.orders.append(order)
@@ -204,6 +207,11 @@ class FakeBuyer:
     async def fetch_opening(self, provider, counter):
         openings = [purchase.opening for purchase in self.purchases if purchase.opening]
         return next((found for found in openings if (provider, counter) == (PROVIDER, found.receipt.counter)), None)
+
+    async def fetch_outcome(self, request_digest):
+        self.outcomes_asked += 1
+        purchase = next(item for item in self.purchases if item.request_digest == request_digest)
+        return purchase.is_open and purchase.opening is None, purchase.opening
 
     async def fetch_proof(self, opening, timeout_s):
         if self.proof is not None:

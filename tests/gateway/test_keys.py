@@ -1,6 +1,8 @@
 """Keys, their store and their budgets: nothing secret on disk, nothing spent twice, nothing overdrawn."""
 
 import asyncio
+import sqlite3
+import threading
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -81,6 +83,30 @@ def test_charges_survive_and_count_once(tmp_path, counting_dice):
     assert store.get(record.key_id).spent == 40
     assert [charge.answer_id for charge in store.list_charges(record.key_id, 2)] == ["a", "c"]
     store.close()
+
+
+def test_closing_waits_for_a_write_in_another_thread(tmp_path, counting_dice):
+    keys = KeyStore.open(tmp_path / "keys.db", b"p" * 32)
+    _, record = keys.create(counting_dice, 0, name="k")
+    other = sqlite3.connect(tmp_path / "keys.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    charged = []
+    writing = threading.Thread(
+        target=lambda: charged.extend(keys.charge([Charge("a", record.key_id, 5, 1, 1, 1)])), daemon=True
+    )
+    writing.start()
+    while not keys._writing.locked():
+        writing.join(0.001)
+    closing = threading.Thread(target=keys.close, daemon=True)
+    closing.start()
+    closing.join(0.2)
+    assert closing.is_alive()
+    other.execute("ROLLBACK")
+    writing.join()
+    closing.join()
+    assert charged == [True]
+    assert other.execute("SELECT spent FROM keys").fetchone() == (5,)
+    other.close()
 
 
 def test_a_lowered_budget_is_never_exceeded(store, counting_dice):

@@ -12,7 +12,7 @@ import pytest
 
 from deaios.gateway.answer import LAG_PIECES_MAX, Patience
 from deaios.gateway.chat import Limits
-from deaios.ledger.structs import State
+from deaios.ledger.structs import FinishReason, State
 from deaios.primitives.errors import Unavailable
 from deaios.primitives.units import compute_fee
 
@@ -157,6 +157,38 @@ async def test_a_client_that_leaves_a_stream_cancels_the_purchase_and_pays_for_w
             await world.buyer.cancel_seen.wait()
         await until(lambda: world.spent)
         assert world.spent == fee(3)
+
+
+@pytest.mark.parametrize("outcome", ["failed", "cheaper", "served", "never began"])
+async def test_a_charge_without_a_receipt_is_set_right_by_the_receipt(start_gateway, session, outcome):
+    """The provider is away when the client leaves; what it says later is what the key pays, after a restart too."""
+    async with start_gateway() as world:
+        world.buyer.reply = lambda order: world.script([tuple(b"abc"), asyncio.Event()])
+        async with session.post(
+            world.base_url + "/chat/completions", json=BODY | {"stream": True}, headers=world.headers
+        ) as response:
+            await response.content.readuntil(b"abc")
+            response.close()
+        await until(lambda: world.spent == fee(3))
+        lost, purchase = world, world.buyer.purchases[0]
+    async with start_gateway(buyer=lost.buyer, limits=Limits(reckon_s=0.01)) as world:
+        late = replace(world, key=lost.key, key_id=lost.key_id)
+        await until(lambda: late.buyer.outcomes_asked > 2)
+        assert late.spent == fee(3), "as long as the purchase is open, the charge stands"
+        if outcome == "failed":
+            purchase.opening = purchase.build_opening(State.FAILED_PROVIDER, FinishReason.FAILED)
+        elif outcome == "cheaper":
+            purchase.script.fee = 20
+            purchase.opening = purchase.build_opening(State.CANCELLED, FinishReason.CANCELLED)
+        elif outcome == "served":
+            purchase.script.fee = 40
+            purchase.opening = purchase.build_opening(State.SERVED, FinishReason.STOP_TOKEN)
+        purchase.is_open = False
+        expected = {"cheaper": 20, "served": 40}.get(outcome, 0)
+        await until(lambda: late.spent == expected)
+        (charge,) = late.keys.list_charges(late.key_id, 9)
+        counter = None if outcome == "never began" else purchase.counter
+        assert (charge.amount, charge.counter, charge.purchase) == (expected, counter, None)
 
 
 async def test_a_cancel_that_the_provider_receipts_costs_what_the_receipt_says(start_gateway, session):

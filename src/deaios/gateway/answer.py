@@ -147,6 +147,7 @@ class Answer:
         self._is_closing = False
         self._on_end: Callable[[], None] = lambda: None
         self._grace: asyncio.Task[None] | None = None
+        self._unproven: bytes | None = None
         self._task = asyncio.create_task(self._run(), name=f"answer {wanted.answer_id}")
 
     @property
@@ -327,7 +328,7 @@ class Answer:
         return min(receipt.fee, reservation.amount), None
 
     async def _cancel(self, purchase: Purchase | None, prepared: Prepared) -> int:
-        """Cancel at the market; returns what the key owes for what it had received."""
+        """Cancel at the market; returns what the key owes for what it had received: for now, if there is no receipt."""
         if purchase is None:
             return 0
         try:
@@ -339,6 +340,7 @@ class Answer:
         if self.opening is not None:
             fee = self.opening.receipt.fee
         else:
+            self._unproven = purchase.request_digest
             model = self.wanted.model
             fee = compute_fee(len(prepared.order.prompt_ids), self.tokens, model.input_price, model.output_price)
             fee = fee if self.tokens else 0
@@ -362,6 +364,7 @@ class Answer:
             provider=self.opening.request.provider if self.opening is not None else None,
             counter=receipt.counter if receipt is not None else None,
             request=self.wanted.request,
+            purchase=self._unproven,
         )
         await self._budgets.settle(prepared.reservation, charge)
 

@@ -64,6 +64,7 @@ class Limits:
         hold_s: how long a stream's first byte is held back, so that a failure can still be an HTTP status.
         keep_alive_s: longest silence inside a stream.
         write_s: how long one write may wait for a client that does not read.
+        reckon_s: between looks for receipts of purchases that were charged without one.
         patience: of the answers.
     """
 
@@ -73,6 +74,7 @@ class Limits:
     hold_s: float = 10.0
     keep_alive_s: float = 10.0
     write_s: float = 60.0
+    reckon_s: float = 5.0
     patience: Patience = field(default_factory=Patience)
 
 

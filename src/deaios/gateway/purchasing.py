@@ -40,6 +40,10 @@ class Delta(Protocol):
 class Purchase(Protocol):
     """One running purchase: iterate it for deltas, to the end."""
 
+    @property
+    def request_digest(self) -> bytes:
+        """What names it, for ever."""
+
     def __aiter__(self) -> AsyncIterator[Delta]:
         """Deltas until the receipt has been checked."""
 
@@ -67,6 +71,9 @@ class Purchasing(Protocol):
 
     async def fetch_opening(self, provider: Address, counter: int) -> Opening | None:
         """The papers of a purchase that this buyer made and still keeps."""
+
+    async def fetch_outcome(self, request_digest: bytes) -> tuple[bool, Opening | None]:
+        """Whether a purchase is still open, and its papers once there is a receipt; none where it never began."""
 
     async def fetch_proof(self, opening: Opening, timeout_s: float) -> BatchProof:
         """Where on chain the receipt is; waits until it is there.

@@ -4,7 +4,8 @@
 no configuration.
 """
 
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 
 from aiohttp import web
@@ -15,6 +16,7 @@ from deaios.gateway.chat import ChatDoor, Limits
 from deaios.gateway.errors import RefusedKey, RefusedModel, render_openai_error
 from deaios.gateway.keys import KEY_CHARS_MAX, KEY_PREFIX, KeyRecord
 from deaios.gateway.purchasing import Purchasing, ServedModel, ServedModels
+from deaios.gateway.reckoning import Reckoner
 from deaios.gateway.store import KeyStore
 from deaios.market.chat import BODY_BYTES_MAX, InvalidParameter
 from deaios.primitives.encoding import InvalidEncoding, decode_decimal, encode_hex
@@ -127,9 +129,18 @@ def build_gateway_application(
     router.add_get("/v1/models/{name:.+}", door.keyed(door.show_model))
     router.add_get("/v1/receipts/{provider}/{counter}/proof", door.keyed(door.fetch_proof))
 
+    reckoner = Reckoner(buyer, keys, clock, (limits or Limits()).reckon_s)
+
+    async def reckon(_application: web.Application) -> AsyncIterator[None]:
+        task = asyncio.create_task(reckoner.run(), name="reckoner")
+        yield
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
     async def close(_application: web.Application) -> None:
         await chat.close()
 
+    application.cleanup_ctx.append(reckon)
     application.on_shutdown.append(close)
     return application
 

@@ -7,6 +7,7 @@ their own, so that a read never waits for a write's fsync.
 
 import json
 import sqlite3
+import threading
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,9 @@ PEPPER_SIZE = 32
 NAME_CHARS_MAX = 128
 MODELS_MAX = 256
 _COLUMNS = "key_id, name, budget, spent, models, created_at_ms, expires_at_ms, revoked_at_ms"
-_CHARGE_COLUMNS = "answer_id, key_id, amount, prompt_tokens, completion_tokens, at_ms, provider, counter, request"
+_CHARGE_COLUMNS = (
+    "answer_id, key_id, amount, prompt_tokens, completion_tokens, at_ms, provider, counter, request, purchase"
+)
 _MIGRATIONS = (
     """
     CREATE TABLE keys (
@@ -53,6 +56,8 @@ _MIGRATIONS = (
     """
     ALTER TABLE charges ADD COLUMN request BLOB;
     CREATE INDEX charges_by_request ON charges (request, at_ms) WHERE request IS NOT NULL;
+    ALTER TABLE charges ADD COLUMN purchase BLOB;
+    CREATE INDEX charges_provisional ON charges (at_ms) WHERE purchase IS NOT NULL;
     """,
 )
 
@@ -66,7 +71,8 @@ class Charge:
     """What one answer cost a key.
 
     `provider` and `counter` name the receipt, where there is one: two answers with one receipt are paid once.
-    `request` identifies the request as `retries.identify` does.
+    `request` identifies the request as `retries.identify` does. `purchase` is set while the charge is provisional: the
+    digest of the purchase whose receipt is not known yet.
     """
 
     answer_id: str
@@ -78,6 +84,7 @@ class Charge:
     provider: Address | None = None
     counter: int | None = None
     request: bytes | None = None
+    purchase: bytes | None = None
 
 
 class KeyStore:
@@ -87,6 +94,8 @@ class KeyStore:
         self._reader = reader
         self._writer = writer
         self._pepper = pepper
+        # Charges and corrections are written from threads, over one connection.
+        self._writing = threading.Lock()
 
     @classmethod
     def open(cls, path: Path, pepper: bytes) -> Self:
@@ -101,9 +110,10 @@ class KeyStore:
         return cls(open_journal(path, _MIGRATIONS), writer, pepper)
 
     def close(self) -> None:
-        """Close both connections."""
-        self._reader.close()
-        self._writer.close()
+        """Close both connections, after a write that a thread is in; SQLite does not survive to be closed under one."""
+        with self._writing:
+            self._reader.close()
+            self._writer.close()
 
     def create(
         self,
@@ -137,7 +147,7 @@ class KeyStore:
         )
         listed = None if record.models is None else json.dumps(sorted(record.models))
         values = (record.key_id, name, budget, 0, listed, now_ms, expires_at_ms, None, hash_key(text, self._pepper))
-        with transaction(self._writer) as connection:
+        with self._writing, transaction(self._writer) as connection:
             connection.execute(f"INSERT INTO keys ({_COLUMNS}, hash) VALUES (?,?,?,?,?,?,?,?,?)", values)  # noqa: S608 # a constant
         return text, record
 
@@ -168,7 +178,7 @@ class KeyStore:
             NotFound: no such key.
         """
         self.get(key_id)
-        with transaction(self._writer) as connection:
+        with self._writing, transaction(self._writer) as connection:
             connection.execute(
                 "UPDATE keys SET revoked_at_ms = coalesce(revoked_at_ms, ?) WHERE key_id = ?", (now_ms, key_id)
             )
@@ -183,7 +193,7 @@ class KeyStore:
         record = self.get(key_id)
         _validate_terms(record.name, budget, record.models)
         try:
-            with transaction(self._writer) as connection:
+            with self._writing, transaction(self._writer) as connection:
                 connection.execute("UPDATE keys SET budget = ? WHERE key_id = ?", (budget, key_id))
         except sqlite3.IntegrityError as error:
             raise InvalidKeyTerms(f"budget {budget} is below what was spent, {self.get(key_id).spent}") from error
@@ -196,7 +206,7 @@ class KeyStore:
         Returns:
             For each charge, False where its answer or its receipt was charged before, and nothing changed.
         """
-        with transaction(self._writer) as connection:
+        with self._writing, transaction(self._writer) as connection:
             return [_apply_charge(connection, charge) for charge in charges]
 
     def list_charges(self, key_id: str, count_max: int) -> list[Charge]:
@@ -215,6 +225,32 @@ class KeyStore:
         )
         return [Charge(*row) for row in rows]
 
+    def list_provisional(self, count_max: int) -> list[Charge]:
+        """Charges whose receipt is not known yet, oldest first."""
+        rows = self._reader.execute(
+            f"SELECT {_CHARGE_COLUMNS} FROM charges WHERE purchase IS NOT NULL ORDER BY at_ms LIMIT ?",  # noqa: S608 # a constant
+            (count_max,),
+        )
+        return [Charge(*row) for row in rows]
+
+    def correct(self, answer_id: str, amount: int, provider: Address | None, counter: int | None) -> None:
+        """Make a provisional charge final; the key gets the difference back, or pays it as far as its budget goes."""
+        with self._writing, transaction(self._writer) as connection:
+            row = connection.execute(
+                "SELECT key_id, amount FROM charges WHERE answer_id = ? AND purchase IS NOT NULL", (answer_id,)
+            ).fetchone()
+            if row is None:
+                return
+            key_id, before = row
+            connection.execute(
+                "UPDATE charges SET amount = ?, provider = ?, counter = ?, purchase = NULL WHERE answer_id = ?",
+                (amount, provider, counter, answer_id),
+            )
+            connection.execute(
+                "UPDATE keys SET spent = max(0, min(spent + ?, coalesce(budget, spent + ?))) WHERE key_id = ?",
+                (amount - before, amount - before, key_id),
+            )
+
     def _read(self, column: str, value: object) -> KeyRecord | None:
         row = self._reader.execute(f"SELECT {_COLUMNS} FROM keys WHERE {column} = ?", (value,)).fetchone()  # noqa: S608 # constants
         return None if row is None else _build_record(row)
@@ -222,7 +258,7 @@ class KeyStore:
 
 def _apply_charge(connection: sqlite3.Connection, charge: Charge) -> bool:
     cursor = connection.execute(
-        f"INSERT INTO charges ({_CHARGE_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?) ON CONFLICT DO NOTHING",  # noqa: S608 # a constant
+        f"INSERT INTO charges ({_CHARGE_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?) ON CONFLICT DO NOTHING",  # noqa: S608 # a constant
         (
             charge.answer_id,
             charge.key_id,
@@ -233,6 +269,7 @@ def _apply_charge(connection: sqlite3.Connection, charge: Charge) -> bool:
             charge.provider,
             charge.counter,
             charge.request,
+            charge.purchase,
         ),
     )
     if not cursor.rowcount:

@@ -175,6 +175,17 @@ class BuyerStore:
 
         return await self._journal.read(query)
 
+    async def fetch_outcome(self, request_digest: bytes) -> tuple[bool, Opening | None]:
+        """Whether a purchase is open, and its opening once it was accepted."""
+
+        def query(connection: sqlite3.Connection) -> tuple[bool, Opening | None]:
+            digest = (request_digest,)
+            is_open = connection.execute("SELECT 1 FROM open_purchases WHERE request_digest = ?", digest).fetchone()
+            row = connection.execute("SELECT opening FROM openings WHERE request_digest = ?", digest).fetchone()
+            return is_open is not None, None if row is None else Opening.decode_json(json.loads(row[0]))
+
+        return await self._journal.read(query)
+
     async def has_purchase(self, request_digest: bytes) -> bool:
         """Whether a request was sent before, open or ended."""
 

@@ -414,6 +414,10 @@ class Buyer:
         """An opening this buyer keeps, by the receipt's provider and counter."""
         return await self._store.fetch_opening(provider, counter)
 
+    async def fetch_outcome(self, request_digest: bytes) -> tuple[bool, Opening | None]:
+        """Whether a purchase is still open, and its opening once there is a receipt; None where it never began."""
+        return await self._store.fetch_outcome(request_digest)
+
     async def fetch_proof(self, opening: Opening, timeout_s: float) -> BatchProof:
         """Where on chain the receipt is: asks the provider, else rebuilds the proof from the stored batch.
 
