@@ -34,7 +34,7 @@ from soak.live_network import LiveNetwork
 ATTEMPTS_MAX = 200
 """Tries of one request; with their pauses far longer than any restart."""
 RETRY_S = 100.0
-"""A chat request is not sent again later than this: gateways know retries for two minutes, longer than any SDK tries."""
+"""A chat request is not sent again later than this: gateways know retries for two minutes, SDKs give up sooner."""
 REQUEST_S = 120.0
 FILE_BYTES = (1_000, 200_000)
 FILES_MAX = 400
