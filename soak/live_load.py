@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 import json
 import random
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -32,6 +33,8 @@ from soak.live_network import LiveNetwork
 
 ATTEMPTS_MAX = 200
 """Tries of one request; with their pauses far longer than any restart."""
+RETRY_S = 100.0
+"""A chat request is not sent again later than this: gateways know retries for two minutes, SDKs give up sooner."""
 REQUEST_S = 120.0
 FILE_BYTES = (1_000, 200_000)
 FILES_MAX = 400
@@ -182,7 +185,10 @@ class Load:
             }
         ).encode()
         digest = hash_client(nonce, body)
+        last_s = time.monotonic() + RETRY_S
         for attempt in range(ATTEMPTS_MAX):
+            if time.monotonic() > last_s:
+                break
             headers = {
                 "Authorization": f"Bearer {self._network.api_key}",
                 "Content-Type": "application/json",

@@ -89,6 +89,21 @@ async def test_a_retry_after_the_gateway_died_is_answered_and_not_charged_again(
         assert (status, retried.spent) == (200, 2 * once)
 
 
+async def test_a_retry_that_finds_no_provider_does_not_use_up_the_forgiveness(start_gateway, session):
+    """After a crash of everything, the first retries come before any provider is back."""
+    async with start_gateway() as world:
+        await ask(session, world)
+        once, lost = world.spent, world
+    async with start_gateway(buyer=lost.buyer) as world:
+        retried = replace(world, key=lost.key, key_id=lost.key_id)
+        answers = iter([retried.script([Unavailable("away")]), retried.say("again")])
+        retried.buyer.reply = lambda order: next(answers)
+        assert (await ask(session, retried, retry="1"))[0] == 503
+        status, body = await ask(session, retried, retry="2")
+        assert (status, body["choices"][0]["message"]["content"]) == (200, "again")
+        assert retried.spent == once
+
+
 async def test_one_crash_forgives_one_purchase_only(start_gateway, session):
     async with start_gateway() as world:
         await ask(session, world)

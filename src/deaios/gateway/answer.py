@@ -46,7 +46,7 @@ class Wanted:
 
     Attributes:
         request: identifies the request, as `retries.identify` does.
-        is_paid: the request was charged before a crash that lost its answer; this time the gateway bears the cost.
+        paid_by: answer that the request was charged for before a crash lost it; this time the gateway bears the cost.
     """
 
     answer_id: str
@@ -56,7 +56,7 @@ class Wanted:
     chat: ChatBody
     client_nonce: bytes
     request: bytes
-    is_paid: bool = False
+    paid_by: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -347,7 +347,7 @@ class Answer:
         return min(fee, prepared.reservation.amount)
 
     async def _settle(self, prepared: Prepared, amount: int) -> None:
-        if self.wanted.is_paid:
+        if self.wanted.paid_by is not None:
             log.info("not charged again after a crash", answer=self.wanted.answer_id, amount=amount)
             amount = 0
         if not amount:

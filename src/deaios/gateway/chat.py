@@ -121,8 +121,8 @@ class ChatDoor:
         answer = self._book.find(identity, self._clock.monotonic_s()) if _is_retry(request) else None
         if answer is None:
             chat = await _off_loop(body, partial(read_chat_body, body))
-            is_paid = _is_retry(request) and self._take_lost(identity)
-            answer = self._start(identity, key, key_text, chat, nonce, body, is_paid=is_paid)
+            paid_by = self._take_lost(identity) if _is_retry(request) else None
+            answer = self._start(identity, key, key_text, chat, nonce, body, paid_by=paid_by)
         else:
             self._retries.inc()
         reader = answer.join(is_streaming=answer.wanted.chat.stream)
@@ -148,18 +148,18 @@ class ChatDoor:
         assert len(body) <= BODY_BYTES_MAX
         return body
 
-    def _take_lost(self, identity: bytes) -> bool:
-        """Was this request charged by a process that died, so that its answer is in no memory? True once a charge."""
+    def _take_lost(self, identity: bytes) -> str | None:
+        """The answer that a process which ended was paid for, and which is in no memory; each is given once."""
         now_ms = self._clock.now_ms()
         while self._forgiven and next(iter(self._forgiven.values())) < now_ms - WINDOW_MS:
             del self._forgiven[next(iter(self._forgiven))]
         if now_ms - WINDOW_MS > self._started_ms:
-            return False
+            return None
         for charge in self._budgets.find_charges(identity, now_ms - WINDOW_MS, self._started_ms):
             if charge.answer_id not in self._forgiven:
                 self._forgiven[charge.answer_id] = now_ms
-                return True
-        return False
+                return charge.answer_id
+        return None
 
     def _start(
         self,
@@ -170,7 +170,7 @@ class ChatDoor:
         nonce: bytes | None,
         body: bytes,
         *,
-        is_paid: bool,
+        paid_by: str | None,
     ) -> Answer:
         """Begin a purchase; nothing here waits, so that two retries cannot both begin one."""
         model = self._models.find(chat.model)
@@ -193,7 +193,7 @@ class ChatDoor:
                 chat=chat,
                 client_nonce=draws.client_nonce,
                 request=identity,
-                is_paid=is_paid,
+                paid_by=paid_by,
             ),
             partial(self._prepare, key.key_id, model, chat, draws, body),
             buyer=self._buyer,
@@ -208,6 +208,8 @@ class ChatDoor:
 
     def _note_end(self, answer: Answer, serial: int) -> None:
         del self._running[answer]
+        if answer.wanted.paid_by is not None and not answer.tokens:  # nothing was bought: it is still owed
+            self._forgiven.pop(answer.wanted.paid_by, None)
         self._book.end(serial, self._clock.monotonic_s())
         self._outcomes.labels("served" if answer.error is None else type(answer.error).__name__).inc()
         if answer.opening is not None:
