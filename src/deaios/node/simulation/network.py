@@ -145,8 +145,7 @@ class Network:
         self._arrived: dict[tuple[str, str], int] = {}
 
     def listen(self, name: str, process: Process, application: web.Application) -> None:
-        """Put an application on the network."""
-        application.freeze()
+        """Put an application that has started on the network."""
         self.hosts[name] = Host(name, process, application)
 
     def now_s(self) -> float:

@@ -40,6 +40,7 @@ class User:
         self._world = world
         self._checks = checks
         self._random = random
+        self._has_begun = False
         self._http = SimulatedHttp(world.network, total_s=30.0)
 
     async def ask_until(self, end_s: float) -> None:
@@ -62,6 +63,7 @@ class User:
             "stream": self._random.random() < 0.5,
         }
         data, nonce = msgspec.json.encode(body), self._random.randbytes(32)
+        self._has_begun = False
         for attempt in range(1 + RETRIES_MAX):
             headers = {
                 "Authorization": f"Bearer {self._world.api_key}",
@@ -75,6 +77,8 @@ class User:
             except (Unavailable, Refused, Invalid) as error:
                 self._world.note(f"{text} failed: {error}")
                 self.failures += 1
+                if self._has_begun:  # SDKs repeat what failed before its first byte, and nothing that they have begun
+                    return False
                 await asyncio.sleep(0.5 * (attempt + 1))
                 continue
             self.answers += 1
@@ -93,6 +97,7 @@ class User:
             async for line in lines:
                 if line.startswith(b":"):
                     continue  # a comment that keeps the connection alive
+                self._has_begun = True
                 data = line.removeprefix(b"data: ")
                 if data == b"[DONE]":
                     return

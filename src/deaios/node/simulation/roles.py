@@ -74,8 +74,10 @@ class Life:
         contracts = Contracts(rpc, self.descriptor.contracts)
         return Member(self.descriptor, key_of(name or self.name), http, rpc, contracts, sender)
 
-    def listen(self, application: web.Application) -> None:
+    async def listen(self, application: web.Application) -> None:
         """Serve under this role's name."""
+        application.freeze()
+        await application.startup()
         self.network.listen(self.name, self.process, application)
 
 
@@ -114,7 +116,7 @@ async def live_shelf(life: Life, contents: dict[bytes, bytes]) -> None:
     application = build_application("shelf", body_bytes_max=8 << 20)
     application.router.add_put("/{id}", put)
     application.router.add_get("/{id}", get)
-    life.listen(application)
+    await life.listen(application)
     await asyncio.Event().wait()
 
 
@@ -135,7 +137,7 @@ async def live_chain(life: Life, on_start: Callable[[ChainService], None]) -> No
         limits=LIMITS,
     )
     on_start(chain)
-    life.listen(build_chain_application(chain))
+    await life.listen(build_chain_application(chain))
     await chain.run()
 
 
@@ -193,7 +195,7 @@ async def live_provider(
     if on_start is not None:
         on_start(seller, member)
     async with seller:
-        life.listen(seller.application)
+        await life.listen(seller.application)
         work: list[asyncio.Task[None]] = [asyncio.create_task(seller.watch())]
         if with_defender:
             work.append(asyncio.create_task(_build_defender(life, member).run()))
@@ -285,7 +287,7 @@ async def live_gateway(life: Life, on_start: Callable[[Buyer, KeyStore, str], No
             dice=life.dice,
         )
         on_start(trade.buyer, keys, text_path.read_text())
-        life.listen(application)
+        await life.listen(application)
         await trade.buyer.watch()
 
 

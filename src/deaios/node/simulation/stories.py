@@ -167,7 +167,7 @@ class _Trade(_Story):
         self.checks.check_books(self.honest)
 
     async def _is_resolved(self) -> bool:
-        """The buyer waits for nothing from those that are honest."""
+        """The buyer waits for nothing from those that are honest, and no user's charge waits for its receipt."""
         role = self.world.roles[GATEWAY]
         if not role.process.is_alive or self.world.buyer is None:
             return False
@@ -211,6 +211,7 @@ class _Court(_Story):
     def __init__(self, world: World, cheat: str, jury: str) -> None:
         self.cheat = cheat
         self.jury = jury
+        self.has_faults = False
         self.is_provider_guilty = cheat in GENERATION_CHEATS
         super().__init__(world, frozenset(() if self.is_provider_guilty else (HONEST,)))
         self.provider = CHEAT if self.is_provider_guilty else HONEST
@@ -226,7 +227,9 @@ class _Court(_Story):
             self._add_auditor(number, name)
         names = (*AUDITORS, CHAIN, SHELF) if self.jury == "honest" else (SHELF, CHAIN)
         await until(world, self._has_begun, COURT_S, "somebody is accused")
-        lay_faults(world, self.random, names, 10.0, self.random.randrange(3))
+        count = self.random.randrange(3)
+        self.has_faults = count > 0
+        lay_faults(world, self.random, names, 10.0, count)
         world.at(12.0, world.heal)
         await until(world, self._is_closed, COURT_S, "the dispute is closed")
         self._check_verdict()
@@ -281,7 +284,10 @@ class _Court(_Story):
         closed = next(event for event in self.checks.history if event.name == "Closed")
         verdict = Decision(closed.values["verdict"])
         self.world.counts[f"closed {verdict.name.lower()}"] += 1
-        if self.is_provider_guilty and self.jury in ("honest", "copied verdict") and verdict != Decision.GUILTY:
+        # Jurors whom faults keep from two draws in a row leave no quorum; that acquits, and the docs say so.
+        is_hindered = verdict == Decision.NO_QUORUM and self.has_faults
+        is_certain = self.is_provider_guilty and self.jury in ("honest", "copied verdict") and not is_hindered
+        if is_certain and verdict != Decision.GUILTY:
             raise Violation(
                 f"a provider with {self.cheat} was not found guilty by an honest majority, but {verdict.name}"
             )
