@@ -8,6 +8,7 @@ from aiohttp import web
 from deaios.gateway.chat import NONCE_HEADER
 from deaios.primitives.encoding import encode_hex
 from deaios.primitives.hashing import sha256
+from deaios.runtime.http import build_application
 
 OWN_NONCE = encode_hex(sha256(b"the gateway's nonce"))
 
@@ -110,6 +111,6 @@ def build_front(world, url, cheat):
                 data, status, kind = await answer.read(), answer.status, answer.content_type
         return web.Response(body=cheat.tell(data, headers) if is_chat else data, status=status, content_type=kind)
 
-    application = web.Application()
+    application = build_application("cheat", body_bytes_max=1 << 20)
     application.router.add_route("*", "/{path:.*}", forward)
     return application

@@ -15,6 +15,7 @@ from deaios.market.batches import SignedReceipt
 from deaios.market.ports import Piece
 from deaios.market.wire import build_finished, decode_line, encode_line, read_receipt
 from deaios.primitives.hashing import sha256
+from deaios.runtime.http import build_application
 
 HIDDEN_PROMPT = (17, 4, 33)
 
@@ -199,6 +200,6 @@ def build_lying_door(world, key, url, lie):
             build_finished(SignedReceipt(changed, sign_struct(key, world.terms.protocol, changed)))
         ).rstrip(b"\n")
 
-    application = web.Application()
+    application = build_application("cheat", body_bytes_max=1 << 20)
     application.router.add_route("*", "/{path:.*}", forward)
     return application

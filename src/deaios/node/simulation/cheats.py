@@ -306,6 +306,18 @@ def fall_silent(world: World) -> Callable[[Auditor], None]:
     return alter
 
 
+def withhold_secrets(world: World) -> Callable[[Auditor], None]:
+    """A member of the beacon that commits and never reveals."""
+
+    async def withhold(_round_id: int, _secrets: Mapping[int, bytes]) -> None:
+        world.counts["cheat: withheld beacon secret"] += 1
+
+    def alter(auditor: Auditor) -> None:
+        auditor.beacon._reveal = withhold  # type: ignore[method-assign,assignment] # this is what the cheat does
+
+    return alter
+
+
 def copy_verdicts(world: World) -> Callable[[Auditor], None]:
     """A juror that commits to whatever another juror has committed to."""
 

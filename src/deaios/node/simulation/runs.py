@@ -21,6 +21,7 @@ CHEATS = (
     "silent juror",
     "copied verdict",
     "bribed juror",
+    "withheld beacon secret",
     "replayed papers",
     "withdrawal while buying",
     "gateway alters the prompt",

@@ -25,6 +25,7 @@ from deaios.node.simulation.cheats import (
     fall_silent,
     live_cheating_provider,
     prove_all,
+    withhold_secrets,
 )
 from deaios.node.simulation.checks import Checks
 from deaios.node.simulation.faults import count_faults, lay_faults
@@ -44,12 +45,12 @@ COURT_S = 400.0
 NEVER_S = 1e9
 
 TRADE_CHEATS = (*REFUSED_LIES, *FORKS, "batch without the receipt", "claims above receipts")
-JURIES = ("honest", "always-fine juror", "silent juror", "copied verdict", "bribed jurors", "silent jury")
 COURTS: tuple[tuple[str, str], ...] = (
     *((cheat, "honest") for cheat in GENERATION_CHEATS),
     ("requantised model", "always-fine juror"),
     ("invented tokens", "silent juror"),
     ("smaller model", "copied verdict"),
+    ("other seed", "withheld beacon secret"),
     ("stale model", "silent jury"),
     ("false accusation", "honest"),
     ("false accusation", "bribed jurors"),
@@ -251,6 +252,8 @@ class _Court(_Story):
             alter = fall_silent(world)
         if number == 1 and self.jury == "copied verdict":
             alter = copy_verdicts(world)
+        if number == 1 and self.jury == "withheld beacon secret":
+            alter = withhold_secrets(world)
         if number == 0:
             alter = self._stop_when_accused
         world.add(name, lambda life: live_auditor(life, interval_s=interval_s, recheck=recheck, alter=alter))
@@ -286,7 +289,11 @@ class _Court(_Story):
         self.world.counts[f"closed {verdict.name.lower()}"] += 1
         # Jurors whom faults keep from two draws in a row leave no quorum; that acquits, and the docs say so.
         is_hindered = verdict == Decision.NO_QUORUM and self.has_faults
-        is_certain = self.is_provider_guilty and self.jury in ("honest", "copied verdict") and not is_hindered
+        is_certain = (
+            self.is_provider_guilty
+            and self.jury in ("honest", "copied verdict", "withheld beacon secret")
+            and not is_hindered
+        )
         if is_certain and verdict != Decision.GUILTY:
             raise Violation(
                 f"a provider with {self.cheat} was not found guilty by an honest majority, but {verdict.name}"
