@@ -40,6 +40,9 @@ def tally():
     total = Tally()
     parts = [(list(TRADES)[start::10], None) for start in range(10)]
     parts += [([number], f"court-{number}") for number in range(len(COURTS))]
+    # An appeal needs two bribed jurors among the first three, which one draw in two brings.
+    bribed = COURTS.index(("false accusation", "bribed jurors"))
+    parts += [([seed], f"court-{bribed}") for seed in range(100, 107)]
     with ProcessPoolExecutor(2) as pool:
         for part in pool.map(run_part, *zip(*parts, strict=True)):
             total.add(part)

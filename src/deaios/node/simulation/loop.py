@@ -54,8 +54,9 @@ class Process:
     on_death: "list[Callable[[], None]]" = field(default_factory=list)
 
 
-_WORLD = Process("world")
-_PROCESS: contextvars.ContextVar[Process] = contextvars.ContextVar("process", default=_WORLD)
+WORLD = Process("world")
+"""Where everything runs that belongs to no role: users, and the story itself."""
+_PROCESS: contextvars.ContextVar[Process] = contextvars.ContextVar("process", default=WORLD)
 
 
 def current_process() -> Process:
@@ -69,7 +70,7 @@ class _Handle(events.Handle):
     __slots__ = ()
 
     def _run(self) -> None:
-        if self._context.get(_PROCESS, _WORLD).is_alive:  # type: ignore[attr-defined] # private slot of Handle
+        if self._context.get(_PROCESS, WORLD).is_alive:  # type: ignore[attr-defined] # private slot of Handle
             super()._run()
 
 
@@ -79,7 +80,7 @@ class _TimerHandle(events.TimerHandle):
     __slots__ = ()
 
     def _run(self) -> None:
-        if self._context.get(_PROCESS, _WORLD).is_alive:  # type: ignore[attr-defined] # private slot of Handle
+        if self._context.get(_PROCESS, WORLD).is_alive:  # type: ignore[attr-defined] # private slot of Handle
             super()._run()
 
 
@@ -112,7 +113,7 @@ class SimulatedLoop(base_events.BaseEventLoop):
         self.faults: list[BaseException] = []
         self.after_step: Callable[[], None] | None = None
         self._outside = contextvars.copy_context()
-        self._outside.run(_PROCESS.set, _WORLD)
+        self._outside.run(_PROCESS.set, WORLD)
         self.set_task_factory(self._make_task)  # type: ignore[arg-type] # its protocol is private to typeshed
         self.set_exception_handler(self._note_fault)
 
@@ -182,10 +183,10 @@ class SimulatedLoop(base_events.BaseEventLoop):
         **options: Any,  # Any: name and context of asyncio.Task
     ) -> "asyncio.Task[T]":
         context = options.get("context")
-        process = _PROCESS.get() if context is None else context.get(_PROCESS, _WORLD)
+        process = _PROCESS.get() if context is None else context.get(_PROCESS, WORLD)
         task: asyncio.Task[T] = _Task(work, loop=loop, **options)
         task._log_destroy_pending = False  # type: ignore[attr-defined] # a dead process's tasks never end
-        (self._own if process is _WORLD else process.tasks).append(task)
+        (self._own if process is WORLD else process.tasks).append(task)
         return task
 
     # Scheduling

@@ -21,7 +21,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
 from deaios.ledger.client.rpc import Rpc, UnavailableChain
-from deaios.node.simulation.loop import Process, SimulatedLoop, current_process
+from deaios.node.simulation.loop import WORLD, Process, SimulatedLoop, current_process
 from deaios.runtime.client import (
     STREAM_IDLE_S,
     STREAM_S,
@@ -187,7 +187,8 @@ class Network:
         path = (target.path or "/") + (f"?{target.query}" if target.query else "")
         if self.on_request is not None:
             self.on_request(name, method, path, headers, body)
-        if self._random.random() < self.weather.doubling:
+        # What a user sends twice is bought twice, as the gateway says; between roles it must change nothing.
+        if self._random.random() < self.weather.doubling and client is not WORLD:
             self.counts["doubled"] += 1
             self.deliver_later(self._random.random() * RESEND_S_MAX, name, method, path, headers, body)
         exchange = self._deliver(name, method, path, headers, body)
