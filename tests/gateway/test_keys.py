@@ -25,8 +25,8 @@ def store(tmp_path):
     opened.close()
 
 
-def charge_of(key_id, amount, answer="a", provider=None, counter=None):
-    return Charge(answer, key_id, amount, 1, 2, 3, provider, counter)
+def charge_of(key_id, amount, answer="a", provider=None, counter=None, **more):
+    return Charge(answer, key_id, amount, 1, 2, 3, provider, counter, **more)
 
 
 def test_a_key_is_found_by_its_text_only_and_its_text_is_nowhere_on_disk(tmp_path, counting_dice):
@@ -82,6 +82,67 @@ def test_charges_survive_and_count_once(tmp_path, counting_dice):
     store = KeyStore.open(tmp_path / "k.sqlite", PEPPER)
     assert store.get(record.key_id).spent == 40
     assert [charge.answer_id for charge in store.list_charges(record.key_id, 2)] == ["a", "c"]
+    store.close()
+
+
+def amounts_of(store, key_id):
+    return {charge.answer_id: charge.amount for charge in store.list_charges(key_id, 99)}
+
+
+def test_a_repetition_costs_what_it_is_above_the_attempts_before_it(store, counting_dice):
+    _, record = store.create(counting_dice, 0, name="one", budget=100)
+    store.charge([charge_of(record.key_id, 30, "first")])
+    store.charge([charge_of(record.key_id, 20, "second", repeats="first")])
+    store.charge([charge_of(record.key_id, 36, "third", repeats="second")])
+    assert amounts_of(store, record.key_id) == {"first": 30, "second": 0, "third": 6}
+    assert store.get(record.key_id).spent == 36
+    store.charge([charge_of(record.key_id, 10, "unknown", repeats="nothing")])
+    assert store.get(record.key_id).spent == 46
+
+
+def test_a_charge_counts_for_so_many_repetitions_and_no_more(store, counting_dice):
+    _, record = store.create(counting_dice, 0, name="one")
+    for number in range(5):
+        store.charge([charge_of(record.key_id, 10, str(number), repeats=str(number - 1))])
+    assert amounts_of(store, record.key_id) == {"0": 10, "1": 0, "2": 0, "3": 10, "4": 0}
+
+
+def test_a_correction_rights_what_repeats_it(store, counting_dice):
+    _, record = store.create(counting_dice, 0, name="one", budget=100)
+    store.charge([charge_of(record.key_id, 30, "first", purchase=b"p")])
+    store.charge([charge_of(record.key_id, 36, "second", repeats="first")])
+    store.charge([charge_of(record.key_id, 40, "third", repeats="second")])
+    store.correct("first", 0, None, None)
+    assert amounts_of(store, record.key_id) == {"first": 0, "second": 36, "third": 4}
+    assert store.get(record.key_id).spent == 40
+    store.correct("first", 50, None, None)
+    assert store.get(record.key_id).spent == 40, "a final charge stays"
+
+
+@given(
+    attempts=st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50), st.booleans()), min_size=1, max_size=6),
+    data=st.data(),
+)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_attempts_within_reach_cost_the_dearest_of_them_whenever_receipts_come(
+    tmp_path_factory, counting_dice, attempts, data
+):
+    """Corrections in any order, between or after the repetitions."""
+    store = KeyStore.open(tmp_path_factory.mktemp("keys") / "k.sqlite", PEPPER)
+    _, record = store.create(counting_dice, 0, name="one")
+    attempts = attempts[:3]
+    waiting, costs = {}, {}
+    for number, (first, final, is_provisional) in enumerate(attempts):
+        purchase = bytes([number]) if is_provisional else None
+        store.charge([charge_of(record.key_id, first, str(number), repeats=str(number - 1), purchase=purchase)])
+        costs[number] = first
+        if is_provisional:
+            waiting[number] = final
+        while waiting and data.draw(st.booleans()):
+            chosen = data.draw(st.sampled_from(sorted(waiting)))
+            costs[chosen] = waiting.pop(chosen)
+            store.correct(str(chosen), costs[chosen], None, None)
+        assert store.get(record.key_id).spent == max(costs.values()) == sum(amounts_of(store, record.key_id).values())
     store.close()
 
 

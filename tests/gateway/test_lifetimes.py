@@ -119,6 +119,73 @@ async def test_one_crash_forgives_one_purchase_only(start_gateway, session):
         assert retried.spent == once + fee(6)
 
 
+async def leave_and_return(session, world, *, body=BODY):
+    """A connection that breaks while the answer is made, longer than the grace; then the SDK asks again."""
+    call = asyncio.create_task(ask(session, world, body))
+    await until(lambda: world.buyer.purchases and world.buyer.purchases[0].ids)
+    call.cancel()
+    await until(lambda: world.spent)
+    before = world.spent
+    status, answer = await ask(session, world, body, retry="1")
+    return before, status, answer
+
+
+async def test_a_connection_that_breaks_midway_is_paid_once(start_gateway, session):
+    async with start_gateway(limits=Limits(patience=Patience(grace_s=0.01))) as world:
+        scripts = iter([world.script([tuple(b"abc"), asyncio.Event()]), world.say("abcde")])
+        world.buyer.reply = lambda order: next(scripts)
+        before, status, answer = await leave_and_return(session, world)
+        assert (status, answer["choices"][0]["message"]["content"]) == (200, "abcde")
+        assert (before, world.spent) == (fee(3), fee(6))
+        first, second = sorted(world.keys.list_charges(world.key_id, 9), key=lambda charge: -charge.amount)
+        assert (second.repeats, second.amount) == (first.answer_id, fee(6) - fee(3))
+
+
+async def test_a_retry_that_is_turned_away_keeps_what_was_paid(start_gateway, session):
+    limits = Limits(answers_per_key_max=1, patience=Patience(grace_s=0.01))
+    async with start_gateway(limits=limits) as world:
+        gate = asyncio.Event()
+        scripts = iter(
+            [
+                world.script([tuple(b"abc"), asyncio.Event()]),
+                world.script([gate, *world.say("other").steps]),
+                world.script([Unavailable("away")]),
+                world.say("abcde"),
+            ]
+        )
+        world.buyer.reply = lambda order: next(scripts)
+        call = asyncio.create_task(ask(session, world))
+        await until(lambda: world.buyer.purchases and world.buyer.purchases[0].ids)
+        call.cancel()
+        await until(lambda: world.spent)
+        other = asyncio.create_task(ask(session, world, BODY | {"seed": 1}))
+        await until(lambda: len(world.buyer.purchases) == 2)
+        assert (await ask(session, world, retry="1"))[0] == 429
+        gate.set()
+        await other
+        assert (await ask(session, world, retry="2"))[0] == 503
+        assert (await ask(session, world, retry="3"))[0] == 200
+        assert world.spent == fee(6) + fee(6)
+
+
+async def test_who_saw_some_of_a_stream_buys_the_rest_anew(start_gateway, session):
+    """Else every answer could be had several times over for the price of one."""
+    async with start_gateway(limits=Limits(patience=Patience(grace_s=0.01))) as world:
+        scripts = iter([world.script([tuple(b"abc"), asyncio.Event()]), world.say("abcde")])
+        world.buyer.reply = lambda order: next(scripts)
+        body = BODY | {"stream": True}
+        async with session.post(
+            world.base_url + "/chat/completions", json=body, headers=world.headers | {"x-stainless-retry-count": "0"}
+        ) as response:
+            await response.content.readuntil(b"abc")
+            response.close()
+        await until(lambda: world.spent == fee(3))
+        headers = world.headers | {"x-stainless-retry-count": "1"}
+        async with session.post(world.base_url + "/chat/completions", json=body, headers=headers) as response:
+            assert b"[DONE]" in await response.read()
+        assert world.spent == fee(3) + fee(6)
+
+
 async def test_asking_twice_on_purpose_buys_twice(world, session):
     first = await ask(session, world)
     second = await ask(session, world)
@@ -204,6 +271,21 @@ async def test_a_charge_without_a_receipt_is_set_right_by_the_receipt(start_gate
         (charge,) = late.keys.list_charges(late.key_id, 9)
         counter = None if outcome == "never began" else purchase.counter
         assert (charge.amount, charge.counter, charge.purchase) == (expected, counter, None)
+
+
+async def test_a_stream_whose_head_was_lost_is_had_again_by_the_retry(start_gateway, session):
+    """The client cannot tell a lost head from a request that never came, so it asks again at once."""
+    async with start_gateway(limits=Limits(patience=Patience(grace_s=WAIT_S))) as world:
+        gate = asyncio.Event()
+        world.buyer.reply = lambda order: world.script([tuple(b"abc"), gate, (256,)])
+        url, body = world.base_url + "/chat/completions", BODY | {"stream": True}
+        async with session.post(url, json=body, headers=world.headers | {"x-stainless-retry-count": "0"}) as response:
+            response.close()
+        async with session.post(url, json=body, headers=world.headers | {"x-stainless-retry-count": "1"}) as response:
+            gate.set()
+            assert b'"content":"abc"' in await response.read()
+        assert len(world.buyer.orders) == 1
+        assert world.spent == fee(4)
 
 
 async def test_a_cancel_that_the_provider_receipts_costs_what_the_receipt_says(start_gateway, session):

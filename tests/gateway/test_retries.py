@@ -15,6 +15,7 @@ class FakeAnswer:
     weight: int = 1
     error: object = None
     is_orphan: bool = False
+    counts_for: str | None = None
 
 
 def test_key_nonce_and_body_all_belong_to_the_identity():
@@ -32,8 +33,8 @@ def test_the_answer_everybody_left_comes_first():
     orphan, followed = FakeAnswer(is_orphan=True), FakeAnswer()
     book.add(ONE, orphan)
     book.add(ONE, followed)
-    assert book.find(ONE, 0) is orphan
-    assert book.find(TWO, 0) is None
+    assert book.find(ONE, 0) == (orphan, None)
+    assert book.find(TWO, 0) == (None, None)
 
 
 def test_a_failure_is_served_anew_before_anothers_answer_is_shared():
@@ -43,30 +44,40 @@ def test_a_failure_is_served_anew_before_anothers_answer_is_shared():
     book.add(ONE, other)
     failed.error = "provider down"
     book.end(serial, 1)
-    assert book.find(ONE, 2) is None
-    assert book.find(ONE, 2) is other
+    assert book.find(ONE, 2) == (None, None)
+    assert book.find(ONE, 2) == (other, None)
+
+
+def test_the_charge_for_a_failure_counts_for_one_repetition():
+    book = AnswerBook()
+    failed = FakeAnswer(counts_for="a", error="abandoned")
+    book.end(book.add(ONE, failed), 1)
+    assert book.find(TWO, 2) == (None, None)
+    assert [book.find(ONE, 2), book.find(ONE, 2)] == [(None, "a"), (None, None)]
+    book.fail(ONE, 2, "b")
+    assert [book.find(ONE, 3), book.find(ONE, 3)] == [(None, "b"), (None, None)]
 
 
 def test_a_request_that_was_turned_away_counts_as_a_failure():
     book = AnswerBook()
     book.add(ONE, other := FakeAnswer())
     book.fail(ONE, 1)
-    assert [book.find(ONE, 2), book.find(ONE, 2)] == [None, other]
+    assert [book.find(ONE, 2), book.find(ONE, 2)] == [(None, None), (other, None)]
 
 
 def test_a_running_answer_that_is_failing_is_not_joined():
     book = AnswerBook()
     book.add(ONE, FakeAnswer(error="abandoned"))
-    assert book.find(ONE, 0) is None
+    assert book.find(ONE, 0) == (None, None)
 
 
 def test_ended_answers_are_forgotten_after_the_window():
     book = AnswerBook(window_s=10)
     serial = book.add(ONE, answer := FakeAnswer())
-    assert book.find(ONE, 1000) is answer
+    assert book.find(ONE, 1000) == (answer, None)
     book.end(serial, 1000)
-    assert book.find(ONE, 1010) is answer
-    assert book.find(ONE, 1010.1) is None
+    assert book.find(ONE, 1010) == (answer, None)
+    assert book.find(ONE, 1010.1) == (None, None)
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.booleans()), max_size=60))
@@ -87,7 +98,7 @@ def test_the_book_is_bounded_and_never_mixes_identities(steps):
         elif kind == 2:
             book.fail(identity, now)
         else:
-            found = book.find(identity, now)
+            found, _ = book.find(identity, now)
             assert found is None or (made[id(found)][0] == identity and found.error is None)
         assert book.running == len(running)
         assert len(book._ended) <= 4

@@ -25,6 +25,7 @@ KEPT = (
     (27, "trade"),  # a full disk: the provider claimed charges whose receipts were lost when it restarted
     (134, "trade"),  # the same without a cheat in it
     (35, "trade"),  # the same, with a withdrawal waiting
+    (164, "trade"),  # a connection broke while its answer was made, and the retry was charged as if nothing had been
 )
 """Histories that failed once; their seeds are replayed as long as they stand for what they found."""
 

@@ -46,7 +46,8 @@ class Wanted:
 
     Attributes:
         request: identifies the request, as `retries.identify` does.
-        paid_by: answer that the request was charged for before a crash lost it; this time the gateway bears the cost.
+        repeats: charge for an answer to the same request that never reached its client; this one costs only what it
+            is above that, and the gateway bears the rest.
     """
 
     answer_id: str
@@ -56,7 +57,7 @@ class Wanted:
     chat: ChatBody
     client_nonce: bytes
     request: bytes
-    paid_by: str | None = None
+    repeats: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +134,7 @@ class Answer:
         self.error: DeaiosError | None = None
         self.has_ended = False
         self.is_delivered = False
+        self.is_shown = False
         self.tokens = 0
         self._text: Generation | None = None
         self._shown = ShownTokens(wanted.model.tokenizer)
@@ -148,12 +150,20 @@ class Answer:
         self._on_end: Callable[[], None] = lambda: None
         self._grace: asyncio.Task[None] | None = None
         self._unproven: bytes | None = None
+        self._is_charged = False
         self._task = asyncio.create_task(self._run(), name=f"answer {wanted.answer_id}")
 
     @property
     def is_orphan(self) -> bool:
         """Nobody follows it, and nobody has had all of it."""
         return not self._readers and not self.is_delivered
+
+    @property
+    def counts_for(self) -> str | None:
+        """The charge that a repetition may count on: none once a client has seen some of this answer."""
+        if self.is_shown:
+            return None
+        return self.wanted.answer_id if self._is_charged else self.wanted.repeats
 
     @property
     def weight(self) -> int:
@@ -347,9 +357,6 @@ class Answer:
         return min(fee, prepared.reservation.amount)
 
     async def _settle(self, prepared: Prepared, amount: int) -> None:
-        if self.wanted.paid_by is not None:
-            log.info("not charged again after a crash", answer=self.wanted.answer_id, amount=amount)
-            amount = 0
         if not amount:
             self._budgets.release(prepared.reservation)
             return
@@ -365,8 +372,9 @@ class Answer:
             counter=receipt.counter if receipt is not None else None,
             request=self.wanted.request,
             purchase=self._unproven,
+            repeats=self.wanted.repeats,
         )
-        await self._budgets.settle(prepared.reservation, charge)
+        self._is_charged = await self._budgets.settle(prepared.reservation, charge)
 
     def _end(self, error: DeaiosError | None) -> None:
         self.error = error

@@ -40,6 +40,8 @@ NONCE_HEADER = "X-DeAIOS-Nonce"
 RETRY_HEADER = "x-stainless-retry-count"
 NONCE_SIZE = 32
 WINDOW_MS = int(WINDOW_S * 1000)
+HEAD_S = 1.0
+"""For so long after a stream's head was sent, a client that is gone may not have had it."""
 HEAVY_BODY_BYTES = 8 << 10
 """From this size on, reading and rendering go to a thread; below, the hop costs more than the work."""
 _FINISH = {
@@ -103,7 +105,7 @@ class ChatDoor:
         self._book: AnswerBook[Answer] = AnswerBook()
         self._running: dict[Answer, str] = {}
         self._started_ms = clock.now_ms()
-        self._forgiven: dict[str, int] = {}
+        self._given: dict[str, int] = {}
         metrics.gauge("gateway_answers_running", "Answers in the making").set_function(lambda: len(self._running))
         self._outcomes = metrics.counter("gateway_answers_total", "Purchases by outcome", ("outcome",))
         self._retries = metrics.counter("gateway_retries_joined_total", "Retries that joined an existing answer")
@@ -118,22 +120,24 @@ class ChatDoor:
         nonce = _read_nonce(request)
         body = await self._read_body(request)
         identity = identify(key.key_id, nonce, body)
-        answer = self._book.find(identity, self._clock.monotonic_s()) if _is_retry(request) else None
+        answer, repeats = None, None
+        if _is_retry(request):
+            answer, repeats = self._book.find(identity, self._clock.monotonic_s())
         if answer is None:
             chat = await _off_loop(body, partial(read_chat_body, body))
-            paid_by = self._take_lost(identity) if _is_retry(request) else None
-            answer = self._start(identity, key, key_text, chat, nonce, body, paid_by=paid_by)
+            if _is_retry(request):
+                repeats = repeats or self._take_lost(identity)
+            answer = self._start(identity, key, key_text, chat, nonce, body, repeats=repeats)
         else:
             self._retries.inc()
         reader = answer.join(is_streaming=answer.wanted.chat.stream)
-        # Once a stream has begun, SDKs do not send the request again.
-        may_return = RETRY_HEADER in request.headers
+        began_s: float | None = None
         try:
             if not answer.wanted.chat.stream:
                 await reader.wait_for_end()
                 return self._whole(answer)
             await self._hold(answer, reader)
-            may_return = False
+            began_s = self._clock.monotonic_s()
             response = await self._open_stream(request, answer)
             try:
                 await self._stream(request, response, answer, reader)
@@ -141,7 +145,9 @@ class ChatDoor:
                 log.info("client went away", answer=answer.wanted.answer_id, error=repr(error))
             return response
         finally:
-            answer.leave(reader, may_return=may_return)
+            # SDKs do not send a request again once they have seen a stream begin; its head may have been lost.
+            has_seen = began_s is not None and self._clock.monotonic_s() - began_s > HEAD_S
+            answer.leave(reader, may_return=RETRY_HEADER in request.headers and not has_seen)
 
     async def _read_body(self, request: web.Request) -> bytes:
         body = await read_body(request, self._limits.body_s)
@@ -149,15 +155,15 @@ class ChatDoor:
         return body
 
     def _take_lost(self, identity: bytes) -> str | None:
-        """The answer that a process which ended was paid for, and which is in no memory; each is given once."""
+        """The charge of a process that ended, for an answer that is in no memory; each is given once."""
         now_ms = self._clock.now_ms()
-        while self._forgiven and next(iter(self._forgiven.values())) < now_ms - WINDOW_MS:
-            del self._forgiven[next(iter(self._forgiven))]
+        while self._given and next(iter(self._given.values())) < now_ms - WINDOW_MS:
+            del self._given[next(iter(self._given))]
         if now_ms - WINDOW_MS > self._started_ms:
             return None
         for charge in self._budgets.find_charges(identity, now_ms - WINDOW_MS, self._started_ms):
-            if charge.answer_id not in self._forgiven:
-                self._forgiven[charge.answer_id] = now_ms
+            if charge.answer_id not in self._given:
+                self._given[charge.answer_id] = now_ms
                 return charge.answer_id
         return None
 
@@ -170,7 +176,7 @@ class ChatDoor:
         nonce: bytes | None,
         body: bytes,
         *,
-        paid_by: str | None,
+        repeats: str | None,
     ) -> Answer:
         """Begin a purchase; nothing here waits, so that two retries cannot both begin one."""
         model = self._models.find(chat.model)
@@ -178,7 +184,7 @@ class ChatDoor:
             raise RefusedModel(f"the model {chat.model!r} does not exist or this key may not use it")
         own = sum(1 for key_id in self._running.values() if key_id == key.key_id)
         if len(self._running) >= self._limits.answers_max or own >= self._limits.answers_per_key_max:
-            self._book.fail(identity, self._clock.monotonic_s())
+            self._book.fail(identity, self._clock.monotonic_s(), repeats)
             raise RefusedBusy(
                 f"{own} answers of this key and {len(self._running)} of all are in the making; allowed are "
                 f"{self._limits.answers_per_key_max} and {self._limits.answers_max}"
@@ -193,7 +199,7 @@ class ChatDoor:
                 chat=chat,
                 client_nonce=draws.client_nonce,
                 request=identity,
-                paid_by=paid_by,
+                repeats=repeats,
             ),
             partial(self._prepare, key.key_id, model, chat, draws, body),
             buyer=self._buyer,
@@ -208,8 +214,6 @@ class ChatDoor:
 
     def _note_end(self, answer: Answer, serial: int) -> None:
         del self._running[answer]
-        if answer.wanted.paid_by is not None and not answer.tokens:  # nothing was bought: it is still owed
-            self._forgiven.pop(answer.wanted.paid_by, None)
         self._book.end(serial, self._clock.monotonic_s())
         self._outcomes.labels("served" if answer.error is None else type(answer.error).__name__).inc()
         if answer.opening is not None:
@@ -285,6 +289,7 @@ class ChatDoor:
             }
         )
         await response.prepare(request)
+        answer.is_shown = True
         return response
 
     async def _stream(self, request: web.Request, response: web.StreamResponse, answer: Answer, reader: Reader) -> None:

@@ -39,6 +39,10 @@ class Kept(Protocol):
     def is_orphan(self) -> bool:
         """Nobody follows it, and nobody has had all of it."""
 
+    @property
+    def counts_for(self) -> str | None:
+        """Which charge a repetition of it may count on: what its key has paid for nothing."""
+
 
 def identify(key_id: str, client_nonce: bytes | None, body: bytes) -> bytes:
     """What makes two requests the same: the key, the nonce header and the exact body."""
@@ -51,11 +55,15 @@ T = TypeVar("T", bound=Kept)
 
 @dataclass(slots=True)
 class _Entry(Generic[T]):
-    """One request: its answer, or None where it failed; `ended_s` is None while it runs."""
+    """One request: its answer, or None where it failed, with the charge that its repetition may count on.
+
+    `ended_s` is None while it runs.
+    """
 
     identity: bytes
     answer: T | None
     ended_s: float | None = None
+    counts_for: str | None = None
 
 
 class AnswerBook(Generic[T]):
@@ -90,6 +98,7 @@ class AnswerBook(Generic[T]):
         entry = self._entries[serial]
         assert entry.answer is not None
         if entry.answer.error is not None:
+            entry.counts_for = entry.answer.counts_for
             entry.answer = None
         else:
             self._weight += entry.answer.weight
@@ -97,14 +106,14 @@ class AnswerBook(Generic[T]):
         self._ended[serial] = entry
         self._evict(now_s)
 
-    def fail(self, identity: bytes, now_s: float) -> None:
-        """A request failed before there was an answer."""
-        serial = self._insert(_Entry(identity, None, now_s))
+    def fail(self, identity: bytes, now_s: float, counts_for: str | None = None) -> None:
+        """A request failed before there was an answer; the charge that it could have counted on is left."""
+        serial = self._insert(_Entry(identity, None, now_s, counts_for))
         self._ended[serial] = self._entries[serial]
         self._evict(now_s)
 
-    def find(self, identity: bytes, now_s: float) -> T | None:
-        """The answer that a retry continues.
+    def find(self, identity: bytes, now_s: float) -> tuple[T | None, str | None]:
+        """The answer that a retry continues; where there is none, the charge that a new one may count on, if any.
 
         An answer that everybody left comes first: it is most likely this client's. Then a failure is used up, because
         its client must be served anew. Then comes an answer whose last bytes the client may have missed.
@@ -115,12 +124,13 @@ class AnswerBook(Generic[T]):
         good = [answer for answer in answers if answer.error is None]
         orphan = next((answer for answer in good if answer.is_orphan), None)
         if orphan is not None:
-            return orphan
+            return orphan, None
         failed = next((serial for serial in serials if self._entries[serial].answer is None), None)
         if failed is not None:
+            counts_for = self._entries[failed].counts_for
             self._drop(failed)
-            return None
-        return good[0] if good else None
+            return None, counts_for
+        return good[0] if good else None, None
 
     def _insert(self, entry: _Entry[T]) -> int:
         self._serial += 1

@@ -25,8 +25,10 @@ NAME_CHARS_MAX = 128
 MODELS_MAX = 256
 _COLUMNS = "key_id, name, budget, spent, models, created_at_ms, expires_at_ms, revoked_at_ms"
 _CHARGE_COLUMNS = (
-    "answer_id, key_id, amount, prompt_tokens, completion_tokens, at_ms, provider, counter, request, purchase"
+    "answer_id, key_id, amount, prompt_tokens, completion_tokens, at_ms, provider, counter, request, purchase, repeats"
 )
+REPEATS_MAX = 2
+"""How many repetitions a charge counts for: as often as OpenAI SDKs repeat a request by default."""
 _MIGRATIONS = (
     """
     CREATE TABLE keys (
@@ -59,6 +61,12 @@ _MIGRATIONS = (
     ALTER TABLE charges ADD COLUMN purchase BLOB;
     CREATE INDEX charges_provisional ON charges (at_ms) WHERE purchase IS NOT NULL;
     """,
+    """
+    ALTER TABLE charges ADD COLUMN cost INTEGER NOT NULL DEFAULT 0 CHECK (cost >= amount);
+    UPDATE charges SET cost = amount;
+    ALTER TABLE charges ADD COLUMN repeats TEXT;
+    CREATE INDEX charges_by_repeats ON charges (repeats) WHERE repeats IS NOT NULL;
+    """,
 )
 
 
@@ -72,7 +80,9 @@ class Charge:
 
     `provider` and `counter` name the receipt, where there is one: two answers with one receipt are paid once.
     `request` identifies the request as `retries.identify` does. `purchase` is set while the charge is provisional: the
-    digest of the purchase whose receipt is not known yet.
+    digest of the purchase whose receipt is not known yet. `repeats` is the charge of an answer that never reached its
+    client and that this one makes good: given to `KeyStore.charge`, `amount` is what the answer cost; kept is what that
+    is above what the last `REPEATS_MAX` attempts were charged.
     """
 
     answer_id: str
@@ -85,6 +95,7 @@ class Charge:
     counter: int | None = None
     request: bytes | None = None
     purchase: bytes | None = None
+    repeats: str | None = None
 
 
 class KeyStore:
@@ -218,9 +229,12 @@ class KeyStore:
         return [Charge(*row) for row in rows]
 
     def find_charges(self, request: bytes, from_ms: int, to_ms: int) -> list[Charge]:
-        """What a request was charged from one moment up to another, newest first."""
+        """What a request was charged from one moment up to another and no later charge repeats, newest first."""
         rows = self._reader.execute(
-            f"SELECT {_CHARGE_COLUMNS} FROM charges WHERE request = ? AND at_ms >= ? AND at_ms < ? ORDER BY at_ms DESC",  # noqa: S608 # a constant
+            f"""
+            SELECT {_CHARGE_COLUMNS} FROM charges AS kept WHERE request = ? AND at_ms >= ? AND at_ms < ?
+            AND NOT EXISTS (SELECT 1 FROM charges AS later WHERE later.repeats = kept.answer_id) ORDER BY at_ms DESC
+            """,  # noqa: S608 # a constant
             (request, from_ms, to_ms),
         )
         return [Charge(*row) for row in rows]
@@ -233,23 +247,24 @@ class KeyStore:
         )
         return [Charge(*row) for row in rows]
 
-    def correct(self, answer_id: str, amount: int, provider: Address | None, counter: int | None) -> None:
-        """Make a provisional charge final; the key gets the difference back, or pays it as far as its budget goes."""
+    def correct(self, answer_id: str, cost: int, provider: Address | None, counter: int | None) -> None:
+        """Make a provisional charge final, and right what repeats it.
+
+        The key gets the difference back, or pays it as far as its budget goes.
+        """
         with self._writing, transaction(self._writer) as connection:
-            row = connection.execute(
-                "SELECT key_id, amount FROM charges WHERE answer_id = ? AND purchase IS NOT NULL", (answer_id,)
-            ).fetchone()
-            if row is None:
+            cursor = connection.execute(
+                "UPDATE charges SET provider = ?, counter = ?, purchase = NULL "
+                "WHERE answer_id = ? AND purchase IS NOT NULL",
+                (provider, counter, answer_id),
+            )
+            if not cursor.rowcount:
                 return
-            key_id, before = row
-            connection.execute(
-                "UPDATE charges SET amount = ?, provider = ?, counter = ?, purchase = NULL WHERE answer_id = ?",
-                (amount, provider, counter, answer_id),
-            )
-            connection.execute(
-                "UPDATE keys SET spent = max(0, min(spent + ?, coalesce(budget, spent + ?))) WHERE key_id = ?",
-                (amount - before, amount - before, key_id),
-            )
+            changed = [(answer_id, cost)]
+            while changed:
+                answer_id, cost = changed.pop()
+                _set_amount(connection, answer_id, cost)
+                changed += connection.execute("SELECT answer_id, cost FROM charges WHERE repeats = ?", (answer_id,))
 
     def _read(self, column: str, value: object) -> KeyRecord | None:
         row = self._reader.execute(f"SELECT {_COLUMNS} FROM keys WHERE {column} = ?", (value,)).fetchone()  # noqa: S608 # constants
@@ -258,11 +273,10 @@ class KeyStore:
 
 def _apply_charge(connection: sqlite3.Connection, charge: Charge) -> bool:
     cursor = connection.execute(
-        f"INSERT INTO charges ({_CHARGE_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?) ON CONFLICT DO NOTHING",  # noqa: S608 # a constant
+        f"INSERT INTO charges ({_CHARGE_COLUMNS}, cost) VALUES (?,?,0,?,?,?,?,?,?,?,?,?) ON CONFLICT DO NOTHING",  # noqa: S608 # a constant
         (
             charge.answer_id,
             charge.key_id,
-            charge.amount,
             charge.prompt_tokens,
             charge.completion_tokens,
             charge.at_ms,
@@ -270,15 +284,38 @@ def _apply_charge(connection: sqlite3.Connection, charge: Charge) -> bool:
             charge.counter,
             charge.request,
             charge.purchase,
+            charge.repeats,
+            charge.amount,
         ),
     )
     if not cursor.rowcount:
         return False
-    connection.execute(
-        "UPDATE keys SET spent = min(spent + ?, coalesce(budget, spent + ?)) WHERE key_id = ?",
-        (charge.amount, charge.amount, charge.key_id),
-    )
+    _set_amount(connection, charge.answer_id, charge.amount)
     return True
+
+
+def _set_amount(connection: sqlite3.Connection, answer_id: str, cost: int) -> None:
+    """Let a charge be what its cost is above what the attempts before it were charged; the key pays the difference."""
+    key_id, before, repeats = connection.execute(
+        "SELECT key_id, amount, repeats FROM charges WHERE answer_id = ?", (answer_id,)
+    ).fetchone()
+    amount = max(0, cost - _sum_repeated(connection, repeats))
+    connection.execute("UPDATE charges SET amount = ?, cost = ? WHERE answer_id = ?", (amount, cost, answer_id))
+    connection.execute(
+        "UPDATE keys SET spent = max(0, min(spent + ?, coalesce(budget, spent + ?))) WHERE key_id = ?",
+        (amount - before, amount - before, key_id),
+    )
+
+
+def _sum_repeated(connection: sqlite3.Connection, repeats: str | None) -> int:
+    total = 0
+    for _ in range(REPEATS_MAX):
+        row = connection.execute("SELECT amount, repeats FROM charges WHERE answer_id = ?", (repeats,)).fetchone()
+        if row is None:
+            break
+        amount, repeats = row
+        total += amount
+    return total
 
 
 def _build_record(row: tuple[Any, ...]) -> KeyRecord:  # Any: STRICT tables hold the declared types

@@ -50,6 +50,7 @@ class Checks:
     Attributes:
         events: every contract event so far, by name.
         honest: providers that keep to the protocol.
+        whole_requests: identities of questions whose answers were wanted in one piece.
     """
 
     def __init__(self, world: World, honest: frozenset[str]) -> None:
@@ -62,6 +63,7 @@ class Checks:
         self.balance_of: Counter[bytes] = Counter()
         self.published: Counter[str] = Counter()
         self.acknowledged = Acknowledged()
+        self.whole_requests: set[bytes] = set()
         addresses = world.town.descriptor.contracts
         self._contract_of = {getattr(addresses, field): name for field, name in _NAMES.items()}
         self._abis = {name: load_artifact(name).abi for name in _NAMES.values()}
@@ -214,6 +216,9 @@ class Checks:
             ).fetchall()
             (spent,) = connection.execute("SELECT sum(spent) FROM keys").fetchone()
             (charged,) = connection.execute("SELECT coalesce(sum(amount), 0) FROM charges").fetchone()
+            by_request = connection.execute(
+                "SELECT request, sum(amount), max(cost), count(*) FROM charges GROUP BY request"
+            ).fetchall()
         finally:
             connection.close()
         if spent != charged:
@@ -221,6 +226,11 @@ class Checks:
         seen = Counter((bytes(provider), counter) for provider, counter, _ in rows)
         if seen and max(seen.values()) > 1:
             raise Violation(f"a receipt was charged to users more than once: {seen.most_common(1)}")
+        for request, paid, dearest, attempts in by_request:
+            if attempts > 1:
+                self.events["repetition charged"] += 1
+            if request in self.whole_requests and paid > dearest:
+                raise Violation(f"a question was charged {paid} over {attempts} attempts, the dearest cost {dearest}")
 
     def _charged(self, name: str, channel_id: bytes) -> int | None:
         role = self.world.roles.get(name)

@@ -8,6 +8,7 @@ import msgspec
 
 from deaios.compute.commitments import commit_prompt, hash_client
 from deaios.gateway.chat import NONCE_HEADER
+from deaios.gateway.retries import identify
 from deaios.market.chat import read_chat_body
 from deaios.market.opening import Opening
 from deaios.node.simulation import model
@@ -23,7 +24,11 @@ PAUSE_S_MEAN = 2.0
 RETRIES_MAX = 2
 """As OpenAI SDKs."""
 LEAVING = 0.15
-"""Share of streams whose reader goes away early."""
+"""Share of streams whose reader goes away early, and of other questions whose connection breaks meanwhile."""
+BREAKS_S_MAX = 2.0
+"""After so long a connection that breaks has broken."""
+BACKOFF_S = (0.5, 8.0)
+"""How long an SDK waits before it tries again."""
 RETRY_HEADER = "x-stainless-retry-count"
 
 
@@ -63,6 +68,8 @@ class User:
             "stream": self._random.random() < 0.5,
         }
         data, nonce = msgspec.json.encode(body), self._random.randbytes(32)
+        if not body["stream"]:  # a stream that breaks once it has begun is another matter: its repetition is bought
+            self._checks.whole_requests.add(identify(self._world.key_id, nonce, data))
         self._has_begun = False
         for attempt in range(1 + RETRIES_MAX):
             headers = {
@@ -79,7 +86,7 @@ class User:
                 self.failures += 1
                 if self._has_begun:  # SDKs repeat what failed before its first byte, and nothing that they have begun
                     return False
-                await asyncio.sleep(0.5 * (attempt + 1))
+                await asyncio.sleep(self._random.uniform(*BACKOFF_S))
                 continue
             self.answers += 1
             return True
@@ -87,11 +94,17 @@ class User:
 
     async def _send(self, body: bytes, nonce: bytes, headers: dict[str, str], *, is_stream: bool) -> None:
         url = f"{GATEWAY_URL}/v1/chat/completions"
+        leaves = self._random.random() < LEAVING
         if not is_stream:
-            answer = json.loads(await self._http.request("POST", url, body=body, headers=headers))
+            breaks_s = self._random.uniform(0, BREAKS_S_MAX) if leaves else None
+            try:
+                async with asyncio.timeout(breaks_s):
+                    answer = json.loads(await self._http.request("POST", url, body=body, headers=headers))
+            except TimeoutError as error:
+                self._world.counts["question broken off"] += 1
+                raise Unavailable("the connection broke") from error
             self._remember(answer, body, nonce)
             return
-        leaves = self._random.random() < LEAVING
         lines = self._http.stream_lines(url, body, headers)
         try:
             async for line in lines:

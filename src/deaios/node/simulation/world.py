@@ -92,6 +92,7 @@ class World:
         self.buyer: Buyer | None = None
         self.keys: KeyStore | None = None
         self.api_key = ""
+        self.key_id = ""
         self.sellers: dict[str, Seller] = {}
         self.shelf: dict[bytes, bytes] = {}
         self.terms = terms_of(self.town.descriptor)
@@ -164,6 +165,9 @@ class World:
 
     def _meet_gateway(self, buyer: Buyer, keys: KeyStore, api_key: str) -> None:
         self.buyer, self.keys, self.api_key = buyer, keys, api_key
+        record = keys.find(api_key)
+        assert record is not None, "the gateway made this key"
+        self.key_id = record.key_id
         if self.on_gateway is not None:
             self.on_gateway(buyer)
 
