@@ -4,18 +4,21 @@ import asyncio
 import hashlib
 import importlib.util
 import multiprocessing
+import os
 import random
 import subprocess
+import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from bench.environment import AbsentPeer, install
 from bench.processes import running
 from bench.rows import Row, Run, compare, cpu_seconds, skip
+from deaios.coding.kernels.tiers import TIER_VARIABLE, Tier, get_tier
 from deaios.coding.matrix import RowVerifier, decode, encode, prove_row
 from deaios.coding.parameters import Profile
 
@@ -30,11 +33,15 @@ SPINNERS_MIN = 1.8
 """Two idle spinners below this share a core with somebody; two of our threads would measure that somebody."""
 
 
+def build_payload() -> bytes:
+    return random.Random(1).randbytes(SIZE)
+
+
 def measure(run: Run) -> Iterator[Row]:
-    data = random.Random(1).randbytes(SIZE)
-    if run.wants("coding.encode_commit"):
-        yield skip("coding.encode_commit", "not built: there is no native tier yet, only the portable one")
+    data = build_payload()
     yield from _measure_passes(run, data)
+    if run.wants("coding.encode_commit_portable"):
+        yield _measure_portable(run, data)
     if run.wants("coding.encode_commit_vs_kzg"):
         yield _measure_kzg(run, data)
     if run.wants("coding.two_threads"):
@@ -56,17 +63,35 @@ def _measure_passes(run: Run, data: bytes) -> Iterator[Row]:
 
     row_bytes = sum(map(len, rows.values()))
     works: tuple[tuple[str, Callable[[], object], int], ...] = (
-        ("coding.encode_commit_portable", lambda: encode(data, PROFILE), SIZE),
+        ("coding.encode_commit", lambda: encode(data, PROFILE), SIZE),
         ("coding.verify_row", verify_all, row_bytes),
         ("coding.decode_random", decode_all, SIZE),
     )
     for name, work, payload in works:
         if not run.wants(name):
             continue
+        if name == "coding.encode_commit" and get_tier() == Tier.PORTABLE:
+            yield skip(name, "this machine has no native tier: neither AVX2 nor AVX-512 with GFNI")
+            continue
         both = {"ours": cpu_seconds(work), "peer": cpu_seconds(lambda: hashlib.sha256(data).digest())}
         found = asyncio.run(run.interleave(name, both, 9))
         ours = [payload / MIB / seconds for seconds in found["ours"]]
-        yield compare(name, UNIT, ours, PEER, [SIZE / MIB / seconds for seconds in found["peer"]])
+        theirs = [SIZE / MIB / seconds for seconds in found["peer"]]
+        yield compare(name, UNIT, ours, PEER, theirs, f"the {get_tier()} tier")
+
+
+def _measure_portable(run: Run, data: bytes) -> Row:
+    name = "coding.encode_commit_portable"
+    environment = os.environ | {TIER_VARIABLE: Tier.PORTABLE}
+    with _worker([sys.executable, "-m", "bench.coding_worker"], environment) as code:
+
+        async def ours() -> float:
+            return code()
+
+        works = {"ours": ours, "peer": cpu_seconds(lambda: hashlib.sha256(data).digest())}
+        found = asyncio.run(run.interleave(name, works, 9))
+    speeds = {who: [SIZE / MIB / seconds for seconds in found[who]] for who in works}
+    return compare(name, UNIT, speeds["ours"], PEER, speeds["peer"])
 
 
 def _measure_kzg(run: Run, data: bytes) -> Row:
@@ -92,28 +117,33 @@ def _measure_kzg(run: Run, data: bytes) -> Row:
     ours = [SIZE / MIB / seconds for seconds in found["ours"]]
     payload = BLOB_BYTES // 32 * 31 / MIB
     theirs = [payload / seconds for seconds in found["peer"]]
-    return compare(name, UNIT, ours, "ckzg, commitment and cell proofs", theirs, "our tier is the portable one")
+    return compare(name, UNIT, ours, "ckzg, commitment and cell proofs", theirs, f"ours is the {get_tier()} tier")
 
 
 @contextmanager
 def _kzg(python: Path, setup: Path, blob: bytes) -> Iterator[Callable[[], float]]:
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        (folder / "blob").write_bytes(blob)
-        command = [python, Path(__file__).with_name("kzg_peer.py"), setup, folder / "blob"]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        process = stack.enter_context(running(command, **pipes))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "blob"
+        path.write_bytes(blob)
+        with _worker([python, Path(__file__).with_name("kzg_peer.py"), setup, path], os.environ) as prove:
+            yield prove
+
+
+@contextmanager
+def _worker(command: Sequence[str | Path], environment: Mapping[str, str]) -> Iterator[Callable[[], float]]:
+    """A process that works once for each line it is sent, and answers with its CPU seconds."""
+    with running(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, environment=environment) as process:
         assert process.stdin
         assert process.stdout
         source, sink = process.stdout, process.stdin
         assert source.readline() == b"ready\n"
 
-        def prove() -> float:
+        def work() -> float:
             sink.write(b"\n")
             sink.flush()
             return float(source.readline())
 
-        yield prove
+        yield work
 
 
 def _measure_threads(run: Run, data: bytes) -> Row:

@@ -35,7 +35,7 @@ from deaios.coding.parameters import (
     Profile,
     decode_parameters,
 )
-from deaios.coding.tree import build_levels, hash_row, seal_root
+from deaios.coding.tree import build_levels, hash_rows, seal_root
 from deaios.primitives.errors import Invalid
 from deaios.primitives.hashing import ZERO32
 
@@ -103,8 +103,8 @@ def cheat_encoding(payload, profile, corrupt):
     honest = encode(payload, profile)
     rows = honest.rows.copy()
     corrupt(rows)
-    levels = build_levels([hash_row(row.data) for row in rows])
-    root = seal_root(levels[-1][0])
+    levels = build_levels(hash_rows(rows))
+    root = seal_root(levels[-1].tobytes())
     y = Combiner(root, honest.head.parameters).combine(rows[: profile.data_rows])
     return CodedMatrix(Head(honest.head.parameters, root, y.astype("<u2").tobytes()), rows, levels)
 

@@ -5,13 +5,18 @@ product of four levels, so that set-up stays small and each test misses a fault 
 layout is frozen in docs/spec/coding.md; every kernel gives the same bits.
 """
 
+from typing import Protocol
+
 import blake3
 import numpy as np
 from numpy.typing import NDArray
 
-from deaios.coding.field import CHUNK_BYTES, SYMBOLS_PER_CHUNK, multiply
-from deaios.coding.kernels import LANES, combine
+from deaios.coding.field import CHUNK_BYTES, SYMBOLS_PER_CHUNK, multiply, unpack_symbols
+from deaios.coding.kernels.combine import LANES, combine
+from deaios.coding.kernels.fold import fold
+from deaios.coding.kernels.tiers import get_multiplier
 from deaios.coding.parameters import Parameters
+from deaios.coding.tables import build_passes
 from deaios.primitives.hashing import sha256
 
 SEED_TAG = b"deaios/code/seed/1"
@@ -55,18 +60,12 @@ def draw_coefficients(root: bytes, parameters: Parameters) -> tuple[NDArray[np.u
 class Combiner:
     """The tests of one matrix, ready to run on any of its rows."""
 
-    __slots__ = ("_parameters", "_passes")
+    __slots__ = ("_work",)
 
     def __init__(self, root: bytes, parameters: Parameters) -> None:
-        self._parameters = parameters
-        tests = parameters.profile.tests
-        lanes = next((lanes for lanes in LANES if lanes >= tests), LANES[-1])
         r1, r2, r3, r4 = draw_coefficients(root, parameters)
-        places = multiply(r3[:, None, :], r4[None, :, :]).reshape(SYMBOLS_PER_CHUNK, tests)
-        self._passes = [
-            _Tables(r1[:, first : first + lanes], r2[:, first : first + lanes], places[:, first : first + lanes], lanes)
-            for first in range(0, tests, lanes)
-        ]
+        places = multiply(r3[:, None, :], r4[None, :, :]).reshape(SYMBOLS_PER_CHUNK, -1)
+        self._work: _Work = (_LookUps if get_multiplier() is None else _Folds)(r1, r2, places)
 
     def combine(self, rows: NDArray[np.uint8]) -> NDArray[np.uint16]:
         """Combinations of each row.
@@ -77,8 +76,46 @@ class Combiner:
         Returns:
             (count, tests) uint16.
         """
+        return self._work.combine(rows)
+
+
+class _Work(Protocol):
+    def combine(self, rows: NDArray[np.uint8]) -> NDArray[np.uint16]: ...
+
+
+class _Folds:
+    """Native tiers: whole chunks times constants; the 32 symbols that are left of each row and test are few."""
+
+    __slots__ = ("_blocks", "_groups", "_places")
+
+    def __init__(self, r1: NDArray[np.uint16], r2: NDArray[np.uint16], places: NDArray[np.uint16]) -> None:
+        self._places = places
+        self._blocks, self._groups = build_passes(r1), build_passes(r2)
+
+    def combine(self, rows: NDArray[np.uint8]) -> NDArray[np.uint16]:
+        tests = self._places.shape[1]
+        folded = fold(rows, self._blocks, self._groups)[:, :tests].reshape(-1, CHUNK_BYTES)
+        symbols = unpack_symbols(folded).reshape(len(rows), tests, SYMBOLS_PER_CHUNK)
+        sums: NDArray[np.uint16] = np.bitwise_xor.reduce(multiply(symbols, self._places.T), axis=2)
+        return sums
+
+
+class _LookUps:
+    """The portable tier: all tests of a pass side by side, each byte of a row one look-up."""
+
+    __slots__ = ("_passes", "_tests")
+
+    def __init__(self, r1: NDArray[np.uint16], r2: NDArray[np.uint16], places: NDArray[np.uint16]) -> None:
+        self._tests = tests = r1.shape[1]
+        lanes = next((lanes for lanes in LANES if lanes >= tests), LANES[-1])
+        self._passes = [
+            _Tables(r1[:, first : first + lanes], r2[:, first : first + lanes], places[:, first : first + lanes], lanes)
+            for first in range(0, tests, lanes)
+        ]
+
+    def combine(self, rows: NDArray[np.uint8]) -> NDArray[np.uint16]:
         parts = [combine(rows, tables.low, tables.high, tables.blocks, tables.groups) for tables in self._passes]
-        return np.concatenate(parts, axis=1)[:, : self._parameters.profile.tests]
+        return np.concatenate(parts, axis=1)[:, : self._tests]
 
 
 class _Tables:

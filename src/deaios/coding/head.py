@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from deaios.coding.parameters import PARAMETERS_BYTES, Parameters, decode_parameters
-from deaios.coding.tree import HASH_BYTES
 from deaios.primitives.errors import Invalid
-from deaios.primitives.hashing import sha256
+from deaios.primitives.hashing import HASH_BYTES, sha256
 
 COMMITMENT_TAG = b"deaios/code/1"
 

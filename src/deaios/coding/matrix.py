@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deaios.coding.combinations import Combiner
-from deaios.coding.field import SYMBOLS_PER_CHUNK, pack_symbols, unpack_symbols
+from deaios.coding.field import pack_symbols, unpack_symbols
 from deaios.coding.head import Head, InvalidHead
 from deaios.coding.parameters import LEAF_BYTES, Parameters, Profile
-from deaios.coding.reed_solomon import encode_row, extend_rows, restore_rows
+from deaios.coding.reed_solomon import ALIGNED_BYTES, encode_row, extend_rows, restore_rows
 from deaios.coding.tree import (
     Levels,
     Path,
@@ -22,7 +22,7 @@ from deaios.coding.tree import (
     climb,
     hash_leaf,
     hash_leaves,
-    hash_row,
+    hash_rows,
     is_path,
     read_path,
     seal_root,
@@ -85,8 +85,8 @@ def encode(data: Bytes, profile: Profile) -> CodedMatrix:
     rows = np.zeros((profile.rows, parameters.row_bytes), np.uint8)
     rows.reshape(-1)[: len(data)] = np.frombuffer(data, np.uint8)
     extend_rows(rows, profile)
-    levels = build_levels([hash_row(row.data) for row in rows])
-    root = seal_root(levels[-1][0])
+    levels = build_levels(hash_rows(rows))
+    root = seal_root(levels[-1].tobytes())
     y = Combiner(root, parameters).combine(rows[: profile.data_rows])
     return CodedMatrix(Head(parameters, root, y.astype("<u2").tobytes()), rows, levels)
 
@@ -122,10 +122,11 @@ class RowVerifier:
             return False
         if not is_path(proof, parameters.profile.depth):
             return False
-        if seal_root(climb(hash_row(memoryview(row)), index, proof)) != self.head.root:
+        rows = np.frombuffer(row, np.uint8).reshape(1, -1)
+        if seal_root(climb(hash_rows(rows).tobytes(), index, proof)) != self.head.root:
             return False
-        found = self._combiner.combine(np.frombuffer(row, np.uint8).reshape(1, -1))
-        return bool(np.array_equal(found[0], self._extended[index]))
+        found = self._combiner.combine(rows)
+        return bool((found[0] == self._extended[index]).all())
 
 
 def verify_row(commitment: bytes, head: Head, index: int, row: Bytes, proof: Path) -> bool:
@@ -140,7 +141,7 @@ def prove_leaf(parameters: Parameters, row: Bytes, row_proof: Path, leaf_index: 
             f"leaf {leaf_index} of a row of {len(row)} bytes; "
             f"{parameters.leaves_per_row} leaves of {LEAF_BYTES} bytes expected"
         )
-    return read_path(build_levels(hash_leaves(memoryview(row))), leaf_index) + row_proof
+    return read_path(build_levels(hash_leaves(np.frombuffer(row, np.uint8))), leaf_index) + row_proof
 
 
 def verify_leaf(root: bytes, parameters: Parameters, row_index: int, leaf_index: int, leaf: Bytes, path: Path) -> bool:
@@ -205,7 +206,7 @@ def _decode_rows(parameters: Parameters, rows: Mapping[int, Bytes]) -> NDArray[n
 def _extend_combinations(head: Head) -> NDArray[np.uint16]:
     """Combinations of all n rows from those of the data rows: the code commutes with combining columns."""
     profile = head.parameters.profile
-    width = -(-profile.tests // SYMBOLS_PER_CHUNK) * SYMBOLS_PER_CHUNK
+    width = -(-2 * profile.tests // ALIGNED_BYTES) * ALIGNED_BYTES // 2
     symbols = np.zeros((profile.data_rows, width), np.uint16)
     symbols[:, : profile.tests] = np.frombuffer(head.y, "<u2").reshape(profile.data_rows, profile.tests)
     packed = np.zeros((profile.rows, 2 * width), np.uint8)

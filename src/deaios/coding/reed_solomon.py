@@ -1,16 +1,23 @@
-"""Reed-Solomon rows over GF(2^16), by Leopard's algorithm in the `reed-solomon-leopard` wheel.
+"""Reed-Solomon rows over GF(2^16), bit for bit as Leopard's algorithm gives them.
 
-The code works column by column on 64-byte chunks, so rows are fed in strips that fit the cache; the strip size never
-changes the result. Knows no hashes and no proofs.
+On native tiers a row is a sum of k others times constants, which costs the more the more rows are wanted; on the
+portable tier the `reed-solomon-leopard` wheel does the work, in strips that fit the cache. Knows no hashes and no
+proofs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 import numpy as np
 import reed_solomon_leopard
 from numpy.typing import NDArray
 
+from deaios.coding.kernels.mix import mix
+from deaios.coding.kernels.tiers import get_multiplier
+from deaios.coding.kernels.transform import transform
 from deaios.coding.parameters import Profile
+from deaios.coding.points import compute_constants, find_points, list_twists
+from deaios.coding.tables import build_passes, build_tables
 
 ENCODE_STRIP_BYTES = 16 << 10
 """Columns encoded at once: small enough that all strips of a (64, 96) code stay in the second-level cache."""
@@ -18,15 +25,21 @@ ENCODE_STRIP_BYTES = 16 << 10
 DECODE_STRIP_BYTES = 64 << 10
 """Columns decoded at once: large enough to hide the decoder's fixed cost of about 0.2 ms."""
 
+ALIGNED_BYTES = 256
+"""Rows are a multiple of this."""
+
 
 def extend_rows(rows: NDArray[np.uint8], profile: Profile) -> None:
     """Fill the recovery rows of a matrix in place.
 
     Args:
-        rows: (n, row_bytes) with the first k rows set; row_bytes is a multiple of 64.
+        rows: (n, row_bytes) with the first k rows set; row_bytes is a multiple of 256.
         profile: gives k and n.
     """
     data_rows, size = profile.data_rows, rows.shape[1]
+    if get_multiplier() is not None:
+        transform(list(rows[:data_rows]), list(rows[data_rows:]), *_build_encoder(profile))
+        return
     for start in range(0, size, ENCODE_STRIP_BYTES):
         end = min(size, start + ENCODE_STRIP_BYTES)
         strips = [rows[index, start:end].tobytes() for index in range(data_rows)]
@@ -46,6 +59,10 @@ def restore_rows(
         profile: gives k and n.
     """
     data_rows, size = profile.data_rows, target.shape[1]
+    if get_multiplier() is not None:
+        tables = _build_mixer(profile, missing, list(known))
+        mix(list(known.values()), tables, [target[index] for index in missing])
+        return
     for start in range(0, size, DECODE_STRIP_BYTES):
         end = min(size, start + DECODE_STRIP_BYTES)
         original = {index: row[start:end].tobytes() for index, row in known.items() if index < data_rows}
@@ -64,8 +81,29 @@ def encode_row(data: NDArray[np.uint8], index: int, profile: Profile) -> bytes:
         profile: gives k and n.
     """
     data_rows, size = profile.data_rows, data.shape[1]
+    if get_multiplier() is not None:
+        row = np.empty(size, np.uint8)
+        mix(list(data), _build_mixer(profile, [index], range(data_rows)), [row])
+        return row.tobytes()
     parts = []
     for start in range(0, size, ENCODE_STRIP_BYTES):
         strips = [row[start : start + ENCODE_STRIP_BYTES].tobytes() for row in data]
         parts.append(bytes(reed_solomon_leopard.encode(strips, profile.rows - data_rows)[index - data_rows]))
     return b"".join(parts)
+
+
+@lru_cache(maxsize=8)
+def _build_encoder(profile: Profile) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Tables of the transforms of all parts: of the data rows, upwards, and of the recovery rows, downwards."""
+    points = find_points(profile)
+    inverse = [list_twists(points.width, first) for first in points.data_parts]
+    forward = [list_twists(points.width, first)[::-1] for first in points.recovery_parts]
+    both = []
+    for parts in (inverse, forward):
+        twists = np.array([np.concatenate([np.zeros(0, np.uint16), *layers]) for layers in parts])
+        both.append(build_tables(twists))
+    return both[0], both[1]
+
+
+def _build_mixer(profile: Profile, targets: Sequence[int], known: Sequence[int]) -> NDArray[np.uint8]:
+    return build_passes(np.ascontiguousarray(compute_constants(profile, targets, known).T))

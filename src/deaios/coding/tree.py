@@ -8,39 +8,42 @@ of two are 32 zero bytes; an index outside the matrix is refused, so no padding 
 parameters, never from a caller's path.
 """
 
-import hashlib
 from collections.abc import Sequence
 
-from deaios.coding.parameters import LEAF_BYTES
-from deaios.primitives.hashing import ZERO32, sha256
+import numpy as np
+from numpy.typing import NDArray
 
-HASH_BYTES = 32
+from deaios.coding.kernels.sha256 import Hasher
+from deaios.coding.parameters import LEAF_BYTES
+from deaios.primitives.hashing import HASH_BYTES, sha256
+
 _LEAF = b"\x00"
 _NODE = b"\x01"
 _ROW = b"\x02"
 _ROOT = b"\x03"
+_LEAVES = Hasher(LEAF_BYTES, _LEAF[0])
+_NODES = Hasher(2 * HASH_BYTES, _NODE[0])
 
 Path = tuple[bytes, ...]
-Levels = list[list[bytes]]
+Hashes = NDArray[np.uint8]
+"""(count, 32) uint8."""
+Levels = list[Hashes]
 
 
 def hash_leaf(data: bytes | memoryview) -> bytes:
     """Hash of one 1 KiB leaf."""
-    state = hashlib.sha256(data)
-    state.update(_LEAF)
-    return state.digest()
+    return sha256(bytes(data) + _LEAF)
 
 
-def build_levels(hashes: Sequence[bytes]) -> Levels:
+def hash_leaves(row: NDArray[np.uint8]) -> Hashes:
+    """Hashes of a row's leaves in order."""
+    return _LEAVES.hash(row)
+
+
+def build_levels(hashes: Hashes) -> Levels:
     """All levels of a tree over hashes, padded with zeros to a power of two, bottom first."""
-    level = list(hashes)
-    level += [ZERO32] * ((1 << (len(level) - 1).bit_length()) - len(level))
-    levels = [level]
-    sha, tag = hashlib.sha256, _NODE  # locals: this loop runs once per leaf
-    while len(level) > 1:
-        level = [sha(left + right + tag).digest() for left, right in zip(level[::2], level[1::2], strict=True)]
-        levels.append(level)
-    return levels
+    levels = _climb_all(hashes[None])
+    return [level[0] for level in levels]
 
 
 def climb(node: bytes, index: int, path: Sequence[bytes]) -> bytes:
@@ -53,23 +56,19 @@ def climb(node: bytes, index: int, path: Sequence[bytes]) -> bytes:
 
 def read_path(levels: Levels, index: int) -> Path:
     """Sibling hashes from the bottom up."""
-    return tuple(level[(index >> depth) ^ 1] for depth, level in enumerate(levels[:-1]))
+    return tuple(level[(index >> depth) ^ 1].tobytes() for depth, level in enumerate(levels[:-1]))
 
 
-def hash_leaves(row: memoryview) -> list[bytes]:
-    """Hashes of a row's leaves in order."""
-    sha, tag = hashlib.sha256, _LEAF
-    hashes = []
-    for start in range(0, len(row), LEAF_BYTES):
-        state = sha(row[start : start + LEAF_BYTES])
-        state.update(tag)
-        hashes.append(state.digest())
-    return hashes
+def hash_rows(rows: NDArray[np.uint8]) -> Hashes:
+    """Hashes of whole rows from their leaves.
 
-
-def hash_row(row: memoryview) -> bytes:
-    """Hash of a whole row from its leaves."""
-    return seal_row(build_levels(hash_leaves(row))[-1][0])
+    Args:
+        rows: (count, row_bytes), C order.
+    """
+    count = len(rows)
+    leaves = _LEAVES.hash(rows).reshape(count, -1, HASH_BYTES)
+    tops = _climb_all(leaves)[-1]
+    return np.frombuffer(b"".join(seal_row(top.tobytes()) for top in tops), np.uint8).reshape(count, HASH_BYTES)
 
 
 def seal_row(top: bytes) -> bytes:
@@ -85,3 +84,16 @@ def seal_root(top: bytes) -> bytes:
 def is_path(path: Sequence[bytes], depth: int) -> bool:
     """Has a path the depth that the parameters give, and hashes of the right size?"""
     return len(path) == depth and all(len(node) == HASH_BYTES for node in path)
+
+
+def _climb_all(hashes: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
+    """Levels of several trees of one size: (trees, count, 32) each."""
+    trees, count, _ = hashes.shape
+    width = 1 << (count - 1).bit_length()
+    level = np.zeros((trees, width, HASH_BYTES), np.uint8)
+    level[:, :count] = hashes
+    levels = [level]
+    while level.shape[1] > 1:
+        level = _NODES.hash(level).reshape(trees, level.shape[1] // 2, HASH_BYTES)
+        levels.append(level)
+    return levels

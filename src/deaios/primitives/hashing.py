@@ -22,6 +22,9 @@ except ImportError:  # no safe-pysha3 wheel on this platform
         return bytes(_keccak.new(digest_bits=256, data=data).digest())
 
 
+HASH_BYTES = 32
+"""Of every hash here."""
+
 ZERO32 = bytes(32)
 
 

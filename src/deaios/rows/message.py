@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from deaios.coding.head import Head, decode_head
 from deaios.coding.matrix import CodedMatrix, prove_row, verify_row
 from deaios.coding.parameters import PARAMETERS_BYTES, Parameters
-from deaios.coding.tree import HASH_BYTES, Path
+from deaios.coding.tree import Path
 from deaios.primitives.errors import Invalid
+from deaios.primitives.hashing import HASH_BYTES
 from deaios.rows.manifest import SEGMENT_BYTES_MAX
 
 _MAGIC = b"deaios/row/1"

@@ -1,17 +1,17 @@
-"""The one hot loop of the portable tier, as LLVM code that is compiled for this machine at first use.
+"""Sums of table look-ups: how every tier combines the symbols of rows where there are no Galois-field instructions.
 
-The code uses generic vectors only, so it runs wherever LLVM does; calls go through ctypes and leave the interpreter's
-lock free. It knows packed words, not the field: tables carry all arithmetic. llvmlite instead of numba, which spends a
-second of every process on its own import.
+The code uses generic vectors only, so it runs wherever LLVM does. It knows packed words, not the field: tables carry
+all arithmetic.
 """
 
 import ctypes
-import importlib
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
+
+from deaios.coding.kernels.compiler import Function, compile_functions
 
 LANES = (16, 32)
 """Tests done in one pass, 16 bits each: one or two 256-bit vectors."""
@@ -19,8 +19,6 @@ LANES = (16, 32)
 POSITIONS = 32
 CHAINS = 4
 """Independent sums, so that table look-ups overlap."""
-
-Kernel = Callable[..., None]
 
 
 def combine(
@@ -54,24 +52,9 @@ def combine(
 
 
 @cache
-def _compile(lanes: int) -> Kernel:
-    llvm = importlib.import_module("llvmlite.binding")  # at first use: it loads all of LLVM
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
-    module = llvm.parse_assembly("\n".join(_write_code(lanes)))
-    module.verify()
-    target = llvm.Target.from_default_triple().create_target_machine(
-        cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=2
-    )
-    engine = llvm.create_mcjit_compiler(module, target)
-    engine.finalize_object()
-    _ENGINES.append(engine)
-    prototype = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 6, *[ctypes.c_int64] * 3)
-    return prototype(engine.get_function_address("combine"))
-
-
-_ENGINES: list[object] = []
-"""Compiled code lives as long as its engine."""
+def _compile(lanes: int) -> Function:
+    signature = (*[ctypes.c_void_p] * 6, *[ctypes.c_int64] * 3)
+    return compile_functions("\n".join(_write_code(lanes)), {"combine": signature})["combine"]
 
 
 def _write_code(lanes: int) -> Iterator[str]:

@@ -1,0 +1,81 @@
+"""LLVM assembly to functions of this machine; compiled code is kept in the user's cache.
+
+llvmlite instead of numba, which spends a second of every process on its own import. Calls go through ctypes and leave
+the interpreter's lock free. A file of the cache is named by all that its content depends on and begins with its own
+hash, so that a torn or foreign file is compiled anew; a cache that cannot be written only costs time.
+"""
+
+import contextlib
+import ctypes
+import importlib
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from deaios.primitives.hashing import HASH_BYTES, sha256
+from deaios.runtime.disk import UnavailableDisk, write_atomic
+
+Function = Callable[..., None]
+Signature = tuple[Any, ...]
+"""ctypes of the arguments; Any: ctypes has no common type for them."""
+
+
+@cache
+def get_features() -> frozenset[str]:
+    """What this machine's processor has, by LLVM's names."""
+    return frozenset(name for name, has in _load_llvm().get_host_cpu_features().items() if has)
+
+
+def compile_functions(code: str, signatures: Mapping[str, Signature]) -> dict[str, Function]:
+    """Compile assembly that defines functions of these names, or take it from the cache."""
+    llvm = _load_llvm()
+    target = llvm.Target.from_default_triple().create_target_machine(
+        cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=2, jit=True
+    )
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), target)
+    engine.add_object_file(llvm.ObjectFileRef.from_data(_build_object(llvm, target, code)))
+    engine.finalize_object()
+    _ENGINES.append(engine)
+    return {
+        name: ctypes.CFUNCTYPE(None, *signature)(engine.get_function_address(name))
+        for name, signature in signatures.items()
+    }
+
+
+_ENGINES: list[object] = []
+"""Compiled code lives as long as its engine."""
+
+
+@cache
+def _load_llvm() -> Any:  # Any: a module at first use, because it loads all of LLVM
+    llvm = importlib.import_module("llvmlite.binding")
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    return llvm
+
+
+def _build_object(llvm: Any, target: Any, code: str) -> bytes:  # Any: as above
+    version = ".".join(map(str, llvm.llvm_version_info))
+    name = "\n".join((version, target.triple, llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten(), code))
+    path = Path(platformdirs.user_cache_dir("deaios")) / "kernels" / f"{sha256(name.encode()).hex()[:40]}.o"
+    kept = _read_object(path)
+    if kept is not None:
+        return kept
+    module = llvm.parse_assembly(code)
+    module.verify()
+    data: bytes = target.emit_object(module)
+    with contextlib.suppress(OSError, UnavailableDisk):  # a read-only home: the next process compiles again
+        write_atomic(path, sha256(data) + data)
+    return data
+
+
+def _read_object(path: Path) -> bytes | None:
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    data = content[HASH_BYTES:]
+    return data if data and sha256(data) == content[:HASH_BYTES] else None

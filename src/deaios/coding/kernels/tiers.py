@@ -1,0 +1,63 @@
+"""Which kernels run: those for the widest vectors that the processor has, unless an operator says otherwise."""
+
+import os
+from enum import StrEnum
+from functools import cache
+from typing import Any
+
+from deaios.coding.kernels.compiler import get_features
+from deaios.coding.kernels.multipliers import GaloisMultiplier, Multiplier, ShuffleMultiplier
+from deaios.primitives.errors import ConfigError
+
+TIER_VARIABLE = "DEAIOS_CODING_TIER"
+
+
+class Tier(StrEnum):
+    """Kernels by what they need; all give the same bits."""
+
+    PORTABLE = "portable"
+    """Any processor."""
+    AVX2 = "avx2"
+    """256-bit vectors; SHA instructions where there are any."""
+    AVX512 = "avx512"
+    """512-bit vectors and Galois-field instructions."""
+
+
+_NEEDS = {
+    Tier.PORTABLE: frozenset[str](),
+    Tier.AVX2: frozenset({"avx2"}),
+    Tier.AVX512: frozenset({"avx512f", "avx512bw", "avx512vl", "gfni"}),
+}
+
+
+def list_tiers() -> tuple[Tier, ...]:
+    """Those that this machine can run, the fastest last."""
+    return tuple(tier for tier in Tier if _NEEDS[tier] <= get_features())
+
+
+@cache
+def get_tier() -> Tier:
+    """The tier of this process, decided at first use.
+
+    Raises:
+        ConfigError: the operator asks for one that does not exist or that this machine cannot run.
+    """
+    wanted = os.environ.get(TIER_VARIABLE)
+    runnable = list_tiers()
+    if wanted is None:
+        return runnable[-1]
+    if wanted not in runnable:
+        raise ConfigError(f"{TIER_VARIABLE} is {wanted!r}; this machine runs {', '.join(runnable)}")
+    return Tier(wanted)
+
+
+def get_multiplier() -> Multiplier[Any] | None:  # Any: what each calls a chunk
+    """How this tier multiplies; None where only tables do."""
+    return _MULTIPLIERS[get_tier()]
+
+
+_MULTIPLIERS: dict[Tier, Multiplier[Any] | None] = {  # Any: as above
+    Tier.PORTABLE: None,
+    Tier.AVX2: ShuffleMultiplier(),
+    Tier.AVX512: GaloisMultiplier(),
+}

@@ -1,0 +1,175 @@
+"""Kernels of every tier give the bits of the slow, plain way; what they rest on is checked, not believed."""
+
+import ctypes
+import hashlib
+import json
+import os
+import random
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import reed_solomon_leopard
+
+from deaios.coding.field import pack_symbols, unpack_symbols
+from deaios.coding.kernels import compiler, tiers
+from deaios.coding.kernels.compiler import compile_functions, get_features
+from deaios.coding.kernels.sha256 import ROUND_CONSTANTS, START, Hasher, write_lanes, write_pairs
+from deaios.coding.kernels.tiers import TIER_VARIABLE, list_tiers
+from deaios.coding.parameters import Profile
+from deaios.coding.points import compute_constants, find_points
+from deaios.primitives.errors import ConfigError
+
+HASHERS = [(Hasher(1024, 0), 16), (Hasher(64, 1), 1)]
+
+
+def digests_of(messages, hasher):
+    size, data = hasher.message_bytes, messages.tobytes()
+    parts = [data[start : start + size] for start in range(0, len(data), size)]
+    return b"".join(hashlib.sha256(part + bytes([hasher.tag])).digest() for part in parts)
+
+
+def write(writing, hasher, blocks):
+    if writing == "pairs":
+        return write_pairs("hash", blocks, hasher.tag), 1
+    return write_lanes("hash", blocks, hasher.tag, writing), writing
+
+
+@pytest.mark.parametrize(("hasher", "blocks"), HASHERS, ids=("leaf", "node"))
+@pytest.mark.parametrize("writing", ["pairs", 4, 8, 16])
+def test_every_writing_of_the_hash_is_the_hash(writing, hasher, blocks):
+    if writing == "pairs" and "sha" not in get_features():
+        pytest.skip("this processor has no SHA instructions")
+    code, least = write(writing, hasher, blocks)
+    function = compile_functions(code, {"hash": (ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p)})["hash"]
+    for count in {least, least + 1, 2 * least, 37} - set(range(least)):
+        messages = np.frombuffer(random.Random(count).randbytes(count * hasher.message_bytes), np.uint8)
+        room = np.full((count + 2, 32), 0xA5, np.uint8)
+        function(messages.ctypes.data, count, room[1:-1].ctypes.data)
+        assert room[1:-1].tobytes() == digests_of(messages, hasher), count
+        assert (room[[0, -1]] == 0xA5).all(), "nothing outside is written"
+
+
+@pytest.mark.parametrize(("hasher", "blocks"), HASHERS, ids=("leaf", "node"))
+def test_any_count_is_hashed(hasher, blocks):
+    for count in (0, 1, 2, 15, 16, 17, 33):
+        messages = np.frombuffer(random.Random(count).randbytes(count * hasher.message_bytes), np.uint8)
+        assert hasher.hash(messages).tobytes() == digests_of(messages, hasher)
+
+
+def test_the_constants_of_the_hash_are_the_standard_s():
+    assert [hex(word) for word in (START[0], START[7], ROUND_CONSTANTS[0], ROUND_CONSTANTS[63])] == [
+        "0x6a09e667",
+        "0x5be0cd19",
+        "0x428a2f98",
+        "0xc67178f2",
+    ]
+
+
+CODE = """
+import hashlib, json, random, sys
+from deaios.coding.kernels.tiers import get_tier
+from deaios.coding.matrix import RowVerifier, decode, encode, prove_row, rebuild_row
+from deaios.coding.parameters import Profile
+said = {"tier": str(get_tier())}
+for k, n, length in json.loads(sys.argv[1]):
+    dice = random.Random(length)
+    payload = dice.randbytes(length)
+    matrix = encode(payload, Profile(k, n))
+    verifier = RowVerifier(matrix.commitment, matrix.head)
+    assert all(verifier.verify(i, bytes(matrix.get_row(i)), prove_row(matrix, i)) for i in range(n))
+    broken = bytearray(matrix.get_row(n - 1))
+    broken[dice.randrange(len(broken))] ^= 1 << dice.randrange(8)
+    assert not verifier.verify(n - 1, broken, prove_row(matrix, n - 1))
+    for _ in range(3):
+        chosen = dice.sample(range(n), k)
+        rows = {i: matrix.get_row(i) for i in chosen}
+        assert decode(matrix.head.parameters, rows) == payload
+        lost = dice.randrange(n)
+        assert rebuild_row(matrix.head.parameters, lost, rows) == matrix.get_row(lost)
+    said[f"{k},{n},{length}"] = [matrix.commitment.hex(), hashlib.sha256(matrix.rows.tobytes()).hexdigest()]
+print(json.dumps(said))
+"""
+SHAPES = [(2, 3, 5000), (1, 2, 1), (1, 9, 3000), (9, 10, 40_000), (3, 5, 70_001), (21, 64, 30_000), (32, 64, 200_000)]
+SHAPES += [(64, 96, 300_001), (10, 14, 65_536), (100, 256, 150_000), (200, 256, 210_000), (255, 256, 262_144)]
+
+
+def test_all_tiers_give_the_same_bits():
+    """Commitments, all rows, and what is decoded and rebuilt; in a process for each, which decides its tier once."""
+    told = []
+    for tier in list_tiers():
+        environment = os.environ | {TIER_VARIABLE: tier}
+        command = [sys.executable, "-c", CODE, json.dumps(SHAPES)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        told.append(json.loads(done.stdout))
+    assert [said.pop("tier") for said in told] == list(list_tiers())
+    assert told[0]
+    assert all(said == told[0] for said in told)
+
+
+@pytest.mark.parametrize("profile", [(1, 2), (2, 3), (3, 5), (5, 8), (10, 14), (21, 64), (33, 97), (64, 97), (64, 128)])
+def test_the_wheel_s_code_is_evaluation_at_these_points(profile):
+    """One data row at a time: what the wheel makes of a single one is the constant by which it counts."""
+    profile = Profile(*profile)
+    data, recovery = profile.data_rows, profile.rows - profile.data_rows
+    made = []
+    for chosen in range(data):
+        symbols = np.zeros((data, 32), np.uint16)
+        symbols[chosen, 0] = 1
+        rows = [row.tobytes() for row in pack_symbols(symbols)]
+        encoded = np.frombuffer(b"".join(reed_solomon_leopard.encode(rows, recovery)), np.uint8)
+        made.append(unpack_symbols(encoded.reshape(recovery, 64))[:, 0])
+    constants = compute_constants(profile, range(data, profile.rows), range(data))
+    assert np.array_equal(constants, np.stack(made, axis=1))
+
+
+def test_points_are_all_different():
+    for data in range(1, 24):
+        for recovery in range(1, 24):
+            points = find_points(Profile(data, data + recovery))
+            everything = (*points.rows, *points.zeros)
+            assert len(set(everything)) == len(everything)
+
+
+def test_a_torn_or_foreign_file_in_the_cache_is_compiled_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(compiler.platformdirs, "user_cache_dir", lambda _name: str(tmp_path))
+    code = write_lanes("hash", 1, 1, 4)
+    signature = {"hash": (ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p)}
+    hasher = Hasher(64, 1)
+    messages = np.frombuffer(random.Random(1).randbytes(4 * 64), np.uint8)
+
+    def run():
+        hashes = np.empty((4, 32), np.uint8)
+        compile_functions(code, signature)["hash"](messages.ctypes.data, 4, hashes.ctypes.data)
+        assert hashes.tobytes() == digests_of(messages, hasher)
+
+    run()
+    (path,) = (tmp_path / "kernels").iterdir()
+    whole = path.read_bytes()
+    for content in (whole[: len(whole) // 2], b"", b"\x7fELF", bytes(32) + whole[32:], whole):
+        path.write_bytes(content)
+        run()
+        assert path.read_bytes() == whole
+
+
+def test_a_home_that_cannot_be_written_only_costs_time(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(compiler.platformdirs, "user_cache_dir", lambda _name: str(tmp_path / "file"))
+    function = compile_functions("define void @nothing() {\n  ret void\n}", {"nothing": ()})["nothing"]
+    function()
+
+
+@pytest.mark.parametrize(("features", "expected"), [((), ["portable"]), (("avx2",), ["portable", "avx2"])])
+def test_a_machine_runs_what_it_can(monkeypatch, features, expected):
+    monkeypatch.setattr(tiers, "get_features", lambda: frozenset(features))
+    assert list_tiers() == tuple(expected)
+    tiers.get_tier.cache_clear()
+    try:
+        assert tiers.get_tier() == expected[-1]
+        tiers.get_tier.cache_clear()
+        monkeypatch.setenv(TIER_VARIABLE, "avx512")
+        with pytest.raises(ConfigError, match=f"avx512.*runs {', '.join(expected)}"):
+            tiers.get_tier()
+    finally:
+        tiers.get_tier.cache_clear()
