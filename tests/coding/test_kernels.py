@@ -14,7 +14,8 @@ import reed_solomon_leopard
 
 from deaios.coding.field import pack_symbols, unpack_symbols
 from deaios.coding.kernels import compiler, tiers
-from deaios.coding.kernels.compiler import compile_functions, get_features
+from deaios.coding.kernels.compiler import compile_functions
+from deaios.coding.kernels.machine import get_features
 from deaios.coding.kernels.sha256 import ROUND_CONSTANTS, START, Hasher, write_lanes, write_pairs
 from deaios.coding.kernels.tiers import TIER_VARIABLE, list_tiers
 from deaios.coding.parameters import Profile

@@ -7,14 +7,14 @@ hash, so that a torn or foreign file is compiled anew; a cache that cannot be wr
 
 import contextlib
 import ctypes
-import importlib
 from collections.abc import Callable, Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import platformdirs
 
+from deaios.coding.kernels.machine import load_llvm
+from deaios.coding.kernels.tiers import get_tier, list_instructions
 from deaios.primitives.hashing import HASH_BYTES, sha256
 from deaios.runtime.disk import UnavailableDisk, write_atomic
 
@@ -23,20 +23,15 @@ Signature = tuple[Any, ...]
 """ctypes of the arguments; Any: ctypes has no common type for them."""
 
 
-@cache
-def get_features() -> frozenset[str]:
-    """What this machine's processor has, by LLVM's names."""
-    return frozenset(name for name, has in _load_llvm().get_host_cpu_features().items() if has)
-
-
 def compile_functions(code: str, signatures: Mapping[str, Signature]) -> dict[str, Function]:
     """Compile assembly that defines functions of these names, or take it from the cache."""
-    llvm = _load_llvm()
+    llvm = load_llvm()
+    features = list_instructions(get_tier())
     target = llvm.Target.from_default_triple().create_target_machine(
-        cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=2, jit=True
+        cpu=llvm.get_host_cpu_name(), features=features, opt=2, jit=True
     )
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), target)
-    engine.add_object_file(llvm.ObjectFileRef.from_data(_build_object(llvm, target, code)))
+    engine.add_object_file(llvm.ObjectFileRef.from_data(_build_object(llvm, target, features, code)))
     engine.finalize_object()
     _ENGINES.append(engine)
     return {
@@ -49,17 +44,9 @@ _ENGINES: list[object] = []
 """Compiled code lives as long as its engine."""
 
 
-@cache
-def _load_llvm() -> Any:  # Any: a module at first use, because it loads all of LLVM
-    llvm = importlib.import_module("llvmlite.binding")
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
-    return llvm
-
-
-def _build_object(llvm: Any, target: Any, code: str) -> bytes:  # Any: as above
+def _build_object(llvm: Any, target: Any, features: str, code: str) -> bytes:  # Any: LLVM's, which has no types
     version = ".".join(map(str, llvm.llvm_version_info))
-    name = "\n".join((version, target.triple, llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten(), code))
+    name = f"{version}\n{target.triple}\n{llvm.get_host_cpu_name()}\n{features}\n{code}"
     path = Path(platformdirs.user_cache_dir("deaios")) / "kernels" / f"{sha256(name.encode()).hex()[:40]}.o"
     kept = _read_object(path)
     if kept is not None:

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deaios.coding.kernels.assembly import Assembly, write_constant
-from deaios.coding.kernels.compiler import compile_functions, get_features
+from deaios.coding.kernels.compiler import compile_functions
+from deaios.coding.kernels.machine import get_features
 from deaios.coding.kernels.tiers import Tier, get_tier
 from deaios.primitives.hashing import HASH_BYTES
 

@@ -5,7 +5,7 @@ from enum import StrEnum
 from functools import cache
 from typing import Any
 
-from deaios.coding.kernels.compiler import get_features
+from deaios.coding.kernels.machine import get_features, load_llvm
 from deaios.coding.kernels.multipliers import GaloisMultiplier, Multiplier, ShuffleMultiplier
 from deaios.primitives.errors import ConfigError
 
@@ -49,6 +49,21 @@ def get_tier() -> Tier:
     if wanted not in runnable:
         raise ConfigError(f"{TIER_VARIABLE} is {wanted!r}; this machine runs {', '.join(runnable)}")
     return Tier(wanted)
+
+
+def list_instructions(tier: Tier) -> str:
+    """What a tier's code may use of this processor, as LLVM's list of features.
+
+    A narrower tier does not get the registers of a wider one, so that it is here what it is where there is no wider one.
+    """
+    features = load_llvm().get_host_cpu_features()
+    narrow = tier == Tier.AVX2
+    return ",".join(
+        f"{'+' if has and not (narrow and name.startswith(_WIDER)) else '-'}{name}" for name, has in features.items()
+    )
+
+
+_WIDER = ("avx512", "avx10", "evex512", "gfni")
 
 
 def get_multiplier() -> Multiplier[Any] | None:  # Any: what each calls a chunk
