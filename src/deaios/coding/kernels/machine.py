@@ -7,7 +7,7 @@ from typing import Any
 
 @cache
 def load_llvm() -> Any:  # Any: a module at first use, because it loads all of LLVM
-    """llvmlite's binding, ready to compile for this machine."""
+    """The binding of llvmlite, ready to compile for this machine."""
     llvm = importlib.import_module("llvmlite.binding")
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()

@@ -54,7 +54,7 @@ def get_tier() -> Tier:
 def list_instructions(tier: Tier) -> str:
     """What a tier's code may use of this processor, as LLVM's list of features.
 
-    A narrower tier does not get the registers of a wider one, so that it is here what it is where there is no wider one.
+    A narrower tier does not get the registers of a wider one: it is the same here as where there is no wider one.
     """
     features = load_llvm().get_host_cpu_features()
     narrow = tier == Tier.AVX2
