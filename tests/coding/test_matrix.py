@@ -3,9 +3,11 @@
 import random
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from math import comb
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,6 +24,8 @@ from deaios.coding.matrix import (
     prove_row,
     rebuild_row,
     verify_leaf,
+    verify_payload,
+    verify_place,
     verify_row,
 )
 from deaios.coding.parameters import (
@@ -33,9 +37,11 @@ from deaios.coding.parameters import (
     InvalidParameters,
     Parameters,
     Profile,
+    build_committee_profile,
     decode_parameters,
 )
 from deaios.coding.tree import build_levels, hash_rows, seal_root
+from deaios.coding.workers import Workers
 from deaios.primitives.errors import Invalid
 from deaios.primitives.hashing import ZERO32
 
@@ -200,10 +206,10 @@ def test_claimed_sizes_are_refused_before_anything_is_allocated():
     with pytest.raises(InvalidParameters, match="1 to 67108864 allowed"):
         decode_parameters(huge)
     with pytest.raises(InvalidParameters):
-        decode_parameters((2).to_bytes(2) + (65535).to_bytes(2) + (1).to_bytes(8))
+        decode_parameters((2).to_bytes(2) + (65535).to_bytes(2) + LENGTH_MAX.to_bytes(8))
     with pytest.raises(InvalidParameters):
         decode_parameters(huge[:-1])
-    for data_rows, rows in ((0, 3), (3, 3), (4, 3), (1, 257)):
+    for data_rows, rows in ((0, 3), (3, 3), (4, 3), (1, 65_536), (40_000, 65_535)):
         with pytest.raises(InvalidParameters):
             Profile(data_rows, rows)
     for length in (0, -1, LENGTH_MAX + 1):
@@ -211,6 +217,56 @@ def test_claimed_sizes_are_refused_before_anything_is_allocated():
             Parameters(PROFILE_LOCAL, length)
     with pytest.raises(InvalidParameters):
         encode(b"", PROFILE_LOCAL)
+
+
+def test_a_sampled_code_proves_no_row_and_settles_payloads():
+    payload = build_payload(290 * LEAF_BYTES)
+    profile = Profile(290, 300)
+    matrix = encode(payload, profile)
+    assert (profile.is_sampled, profile.tests, matrix.y) == (True, 0, b"")
+    with pytest.raises(InvalidParameters, match="proves nothing alone"):
+        RowVerifier(matrix.commitment, matrix.head)
+    with pytest.raises(InvalidParameters, match="proves nothing alone"):
+        verify_row(matrix.commitment, matrix.head, 0, matrix.get_row(0), prove_row(matrix, 0))
+    assert verify_place(matrix.commitment, matrix.head, 7, matrix.get_row(7), prove_row(matrix, 7))
+    for index, row, proof in (
+        (8, matrix.get_row(7), prove_row(matrix, 7)),
+        (7, matrix.get_row(8), prove_row(matrix, 7)),
+        (7, matrix.get_row(7), prove_row(matrix, 7)[:-1]),
+        (300, matrix.get_row(7), prove_row(matrix, 7)),
+    ):
+        assert not verify_place(matrix.commitment, matrix.head, index, row, proof)
+    assert not verify_place(ZERO32, matrix.head, 7, matrix.get_row(7), prove_row(matrix, 7))
+    decoded = decode(matrix.head.parameters, {index: matrix.get_row(index) for index in range(10, 300)})
+    assert verify_payload(matrix.commitment, matrix.head, decoded)
+    for wrong in (payload[:-1], payload + b"\0", b"\xff" + payload[1:]):
+        assert not verify_payload(matrix.commitment, matrix.head, wrong)
+
+
+def test_a_liar_s_sampled_payload_does_not_settle():
+    def corrupt(rows):
+        rows[3, 0] ^= 1
+
+    honest = encode(build_payload(290 * LEAF_BYTES), Profile(290, 300))
+    rows = honest.rows.copy()
+    corrupt(rows)
+    levels = build_levels(hash_rows(rows))
+    head = Head(honest.head.parameters, seal_root(levels[-1].tobytes()), b"")
+    for chosen in (range(290), range(10, 300)):
+        decoded = decode(head.parameters, {index: rows[index].tobytes() for index in chosen})
+        assert not verify_payload(head.commitment, head, decoded)
+
+
+def test_committees_need_an_honest_third():
+    assert [build_committee_profile(seats) for seats in (3, 16, 64, 256)] == [
+        Profile(1, 3),
+        Profile(5, 16),
+        Profile(21, 64),
+        Profile(85, 256),
+    ]
+    for seats in (2, 257):
+        with pytest.raises(InvalidParameters, match="3 to 256 allowed"):
+            build_committee_profile(seats)
 
 
 def test_decode_refuses_what_does_not_fit():
@@ -240,6 +296,35 @@ def test_tests_leave_192_bits_after_the_union_bound():
     for data_rows in (1, 2, 21, 32, 64, 85, 128, 255):
         profile = Profile(data_rows, 256)
         assert 2 ** (14 * profile.tests) >= 2**192 * comb(256, data_rows + 1) > 2 ** (14 * (profile.tests - 1))
+
+
+@pytest.mark.parametrize("profile", [Profile(2, 3), Profile(21, 64), Profile(64, 96), Profile(290, 300)], ids=str)
+def test_helpers_change_no_bit(profile):
+    payload = build_payload(profile.data_rows * 3 * LEAF_BYTES - 5)
+    alone = encode(payload, profile)
+    with ThreadPoolExecutor(4) as pool:
+        for count in (1, 2, 3, 5, 1000):
+            helped = encode(payload, profile, Workers(pool, count))
+            assert helped.commitment == alone.commitment
+            assert np.array_equal(helped.rows, alone.rows)
+
+
+def test_all_parts_have_ended_when_one_fails():
+    done = []
+
+    def work(start, end):
+        if start == 2:
+            raise ValueError("part failed")
+        done.append((start, end))
+
+    with ThreadPoolExecutor(2) as pool:
+        workers = Workers(pool, 4)
+        with pytest.raises(ValueError, match="part failed"):
+            workers.run(work, 8)
+        assert sorted(done) == [(0, 2), (4, 6), (6, 8)]
+        done.clear()
+        workers.run(lambda start, end: done.append((start, end)), 2500, 1024)
+        assert sorted(done) == [(0, 1024), (1024, 2048), (2048, 2500)]
 
 
 FIRST_USE = """

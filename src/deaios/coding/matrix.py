@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from deaios.coding.combinations import Combiner
 from deaios.coding.field import pack_symbols, unpack_symbols
 from deaios.coding.head import Head, InvalidHead
-from deaios.coding.parameters import LEAF_BYTES, Parameters, Profile
+from deaios.coding.parameters import LEAF_BYTES, InvalidParameters, Parameters, Profile
 from deaios.coding.reed_solomon import ALIGNED_BYTES, encode_row, extend_rows, restore_rows
 from deaios.coding.tree import (
     Levels,
@@ -28,7 +28,9 @@ from deaios.coding.tree import (
     seal_root,
     seal_row,
 )
+from deaios.coding.workers import ALONE, Workers
 from deaios.primitives.errors import Invalid
+from deaios.primitives.hashing import HASH_BYTES
 
 Bytes = bytes | bytearray | memoryview
 
@@ -71,12 +73,13 @@ class CodedMatrix:
         return memoryview(self.rows[index].data)
 
 
-def encode(data: Bytes, profile: Profile) -> CodedMatrix:
+def encode(data: Bytes, profile: Profile, workers: Workers = ALONE) -> CodedMatrix:
     """Code a payload.
 
     Args:
         data: 1 byte to 64 MiB.
         profile: how many rows hold the data and how many there are.
+        workers: who helps; the result does not depend on them.
 
     Raises:
         InvalidParameters: a payload out of range.
@@ -84,11 +87,27 @@ def encode(data: Bytes, profile: Profile) -> CodedMatrix:
     parameters = Parameters(profile, len(data))
     rows = np.zeros((profile.rows, parameters.row_bytes), np.uint8)
     rows.reshape(-1)[: len(data)] = np.frombuffer(data, np.uint8)
-    extend_rows(rows, profile)
-    levels = build_levels(hash_rows(rows))
+    hashes = np.empty((profile.rows, HASH_BYTES), np.uint8)
+
+    def extend(start: int, end: int) -> None:
+        extend_rows(rows[:, start:end], profile)
+
+    def hash_part(start: int, end: int) -> None:
+        hashes[start:end] = hash_rows(rows[start:end])
+
+    workers.run(extend, parameters.row_bytes, LEAF_BYTES)
+    workers.run(hash_part, profile.rows)
+    levels = build_levels(hashes)
     root = seal_root(levels[-1].tobytes())
-    y = Combiner(root, parameters).combine(rows[: profile.data_rows])
-    return CodedMatrix(Head(parameters, root, y.astype("<u2").tobytes()), rows, levels)
+    sums = np.empty((profile.data_rows, profile.tests), "<u2")
+    if not profile.is_sampled:
+        combiner = Combiner(root, parameters)
+
+        def combine(start: int, end: int) -> None:
+            sums[start:end] = combiner.combine(rows[start:end])
+
+        workers.run(combine, profile.data_rows)
+    return CodedMatrix(Head(parameters, root, sums.tobytes()), rows, levels)
 
 
 def prove_row(matrix: CodedMatrix, index: int) -> Path:
@@ -108,30 +127,55 @@ class RowVerifier:
 
         Raises:
             InvalidHead: the commitment does not bind this head.
+            InvalidParameters: the code is sampled, so a single row proves nothing.
         """
         if head.commitment != commitment:
             raise InvalidHead(f"head has commitment {head.commitment.hex()}, {commitment.hex()} expected")
+        if head.parameters.profile.is_sampled:
+            raise InvalidParameters(
+                f"a row of {head.parameters.profile} proves nothing alone; check its place, decode, check the payload"
+            )
         self.head = head
         self._extended = _extend_combinations(head)
         self._combiner = Combiner(head.root, head.parameters)
 
     def verify(self, index: int, row: Bytes, proof: Path) -> bool:
         """Is this the row at `index`, on the one codeword that the commitment names?"""
-        parameters = self.head.parameters
-        if not 0 <= index < parameters.profile.rows or len(row) != parameters.row_bytes:
+        if not verify_place(self.head.commitment, self.head, index, row, proof):
             return False
-        if not is_path(proof, parameters.profile.depth):
-            return False
-        rows = np.frombuffer(row, np.uint8).reshape(1, -1)
-        if seal_root(climb(hash_rows(rows).tobytes(), index, proof)) != self.head.root:
-            return False
-        found = self._combiner.combine(rows)
+        found = self._combiner.combine(np.frombuffer(row, np.uint8).reshape(1, -1))
         return bool((found[0] == self._extended[index]).all())
 
 
 def verify_row(commitment: bytes, head: Head, index: int, row: Bytes, proof: Path) -> bool:
-    """Check one row against the commitment; use `RowVerifier` for several rows of one matrix."""
+    """Check one row against the commitment; use `RowVerifier` for several rows of one matrix.
+
+    Raises:
+        InvalidParameters: the code is sampled, so a single row proves nothing.
+    """
     return head.commitment == commitment and RowVerifier(commitment, head).verify(index, row, proof)
+
+
+def verify_place(commitment: bytes, head: Head, index: int, row: Bytes, proof: Path) -> bool:
+    """Is this the row that was committed to at `index`? Says nothing about whether the rows are a code."""
+    parameters = head.parameters
+    return (
+        head.commitment == commitment
+        and 0 <= index < parameters.profile.rows
+        and len(row) == parameters.row_bytes
+        and is_path(proof, parameters.profile.depth)
+        and seal_root(climb(_hash_row(row), index, proof)) == head.root
+    )
+
+
+def verify_payload(commitment: bytes, head: Head, payload: Bytes) -> bool:
+    """Is this the payload under the commitment? Codes it again: what settles it for a sampled code."""
+    parameters = head.parameters
+    return (
+        head.commitment == commitment
+        and len(payload) == parameters.length
+        and encode(payload, parameters.profile).commitment == commitment
+    )
 
 
 def prove_leaf(parameters: Parameters, row: Bytes, row_proof: Path, leaf_index: int) -> Path:
@@ -182,6 +226,10 @@ def rebuild_row(parameters: Parameters, index: int, rows: Mapping[int, Bytes]) -
     if index < parameters.profile.data_rows:
         return bytes(data[index].data)
     return encode_row(data, index, parameters.profile)
+
+
+def _hash_row(row: Bytes) -> bytes:
+    return hash_rows(np.frombuffer(row, np.uint8).reshape(1, -1)).tobytes()
 
 
 def _decode_rows(parameters: Parameters, rows: Mapping[int, Bytes]) -> NDArray[np.uint8]:

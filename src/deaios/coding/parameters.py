@@ -14,11 +14,20 @@ from deaios.primitives.merkle import tree_depth
 LEAF_BYTES = 1024
 """What one storage challenge opens; fixed by version 1."""
 
-ROWS_MAX = 256
-"""Above this the union bound over row sets needs a `y` too large to ride with a row; such codes need another proof."""
+ROWS_MAX = (1 << 16) - 1
+"""What two bytes count."""
+
+VERIFIABLE_ROWS_MAX = 256
+"""Above this the union bound over row sets needs a `y` too large to ride with a row: such codes are sampled."""
+
+POINTS_MAX = 1 << 16
+"""Elements of the field: rows and padding of a code have a point each."""
 
 LENGTH_MAX = 64 << 20
 """Largest payload of one matrix; larger files are several matrices under a manifest."""
+
+MATRIX_BYTES_MAX = 1 << 30
+"""Largest matrix, all rows together: thin codes have smaller payloads."""
 
 SECURITY_BITS = 192
 """Bits left after the union bound over all sets of k + 1 rows: room for grinding the Fiat-Shamir hash."""
@@ -37,7 +46,9 @@ class InvalidParameters(Invalid):
 class Profile:
     """How many rows hold the data and how many there are.
 
-    Any `data_rows` of the `rows` rows give the payload back.
+    Any `data_rows` of the `rows` rows give the payload back. Up to 256 rows each row can be verified alone. A larger
+    code is *sampled*: its rows are bound by the root, but a single one proves nothing about the others, and what was
+    decoded is checked by coding it again.
     """
 
     data_rows: int
@@ -48,10 +59,24 @@ class Profile:
             raise InvalidParameters(
                 f"profile ({self.data_rows}, {self.rows}): 1 <= data rows < rows <= {ROWS_MAX} must hold"
             )
+        recovery = self.rows - self.data_rows
+        data_width, recovery_width = (1 << (count - 1).bit_length() for count in (self.data_rows, recovery))
+        points = min(data_width, recovery_width) + (recovery if data_width < recovery_width else self.data_rows)
+        if points > POINTS_MAX:
+            raise InvalidParameters(
+                f"profile ({self.data_rows}, {self.rows}) takes {points} points; the field has {POINTS_MAX}"
+            )
+
+    @property
+    def is_sampled(self) -> bool:
+        """Too many rows to verify one alone."""
+        return self.rows > VERIFIABLE_ROWS_MAX
 
     @cached_property
     def tests(self) -> int:
-        """Number of random combinations: ceil((192 + log2 C(n, k + 1)) / 14), in exact integers."""
+        """Number of random combinations: ceil((192 + log2 C(n, k + 1)) / 14), in exact integers; none if sampled."""
+        if self.is_sampled:
+            return 0
         sets = comb(self.rows, self.data_rows + 1)
         bits = SECURITY_BITS + (sets - 1).bit_length()
         return -(-bits // BITS_PER_TEST)
@@ -76,6 +101,22 @@ PROFILE_HOT = Profile(32, 64)
 PROFILE_ARCHIVE = Profile(64, 96)
 """Cheaper and slower to repair, for staked nodes."""
 
+PROFILE_SAMPLED = Profile(1024, 4096)
+"""For light clients of an open network, who take random rows and none of whom is trusted."""
+
+
+def build_committee_profile(seats: int) -> Profile:
+    """The profile of a committee with one row per seat: rows of the honest third are enough.
+
+    With a certificate of two thirds of the seats and at most one third of them dishonest, a third holds its rows.
+
+    Raises:
+        InvalidParameters: fewer than 3 seats, or more than rows can be verified.
+    """
+    if not 3 <= seats <= VERIFIABLE_ROWS_MAX:
+        raise InvalidParameters(f"a committee of {seats} seats; 3 to {VERIFIABLE_ROWS_MAX} allowed")
+    return Profile(seats // 3, seats)
+
 
 @dataclass(frozen=True)
 class Parameters:
@@ -87,6 +128,10 @@ class Parameters:
     def __post_init__(self) -> None:
         if not 1 <= self.length <= LENGTH_MAX:
             raise InvalidParameters(f"payload of {self.length} bytes; 1 to {LENGTH_MAX} allowed")
+        if self.profile.rows * self.row_bytes > MATRIX_BYTES_MAX:
+            raise InvalidParameters(
+                f"a matrix of {self.profile.rows} rows of {self.row_bytes} bytes; {MATRIX_BYTES_MAX} bytes allowed"
+            )
 
     @cached_property
     def leaves_per_row(self) -> int:

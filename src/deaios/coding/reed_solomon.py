@@ -1,8 +1,8 @@
 """Reed-Solomon rows over GF(2^16), bit for bit as Leopard's algorithm gives them.
 
-On native tiers a row is a sum of k others times constants, which costs the more the more rows are wanted; on the
-portable tier the `reed-solomon-leopard` wheel does the work, in strips that fit the cache. Knows no hashes and no
-proofs.
+On native tiers all recovery rows come from transforms, and single ones are sums of k others times constants, which
+costs the more the more rows are wanted. For many of them, and on the portable tier, the `reed-solomon-leopard` wheel
+does the work, in strips that fit the cache. Knows no hashes and no proofs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,6 +24,9 @@ ENCODE_STRIP_BYTES = 16 << 10
 
 DECODE_STRIP_BYTES = 64 << 10
 """Columns decoded at once: large enough to hide the decoder's fixed cost of about 0.2 ms."""
+
+SUMS_MAX = 256
+"""Above so many rows the wheel's decoder, whose time hardly grows with them, is faster than sums."""
 
 ALIGNED_BYTES = 256
 """Rows are a multiple of this."""
@@ -59,7 +62,7 @@ def restore_rows(
         profile: gives k and n.
     """
     data_rows, size = profile.data_rows, target.shape[1]
-    if get_multiplier() is not None:
+    if get_multiplier() is not None and len(missing) <= SUMS_MAX:
         tables = _build_mixer(profile, missing, list(known))
         mix(list(known.values()), tables, [target[index] for index in missing])
         return

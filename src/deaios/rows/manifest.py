@@ -59,6 +59,8 @@ class Manifest:
     def __post_init__(self) -> None:
         if len(self.segments) > SEGMENTS_MAX:
             raise InvalidManifest(f"{len(self.segments)} segments exceed {SEGMENTS_MAX}")
+        if self.profile.is_sampled:
+            raise InvalidManifest(f"rows of {self.profile} cannot be verified one by one, as readers of files do")
         if len(self.content_id) != _HASH_BYTES:
             raise InvalidManifest(f"content id has {len(self.content_id)} bytes, {_HASH_BYTES} expected")
         total = sum(segment.size_bytes for segment in self.segments)

@@ -19,7 +19,10 @@ from deaios.coding.kernels.multipliers import CHUNK_BYTES, TABLE_BYTES, Multipli
 from deaios.coding.kernels.tiers import get_multiplier
 
 STRIP_BYTES = 1024
-"""Columns worked on at once, so that a transform of 128 rows stays in the second-level cache."""
+"""Columns worked on at once, so that a transform of 256 rows stays in the second-level cache."""
+WIDE_STRIP_BYTES = 256
+"""The same for wider transforms."""
+WIDE = 512
 
 
 def transform(
@@ -44,7 +47,8 @@ def transform(
     assert all(row.size == size and row.flags.c_contiguous for row in (*sources, *targets))
     assert inverse.flags.c_contiguous
     assert forward.flags.c_contiguous
-    work = np.empty(2 * width * STRIP_BYTES, np.uint8)
+    strip = STRIP_BYTES if width < WIDE else WIDE_STRIP_BYTES
+    work = np.empty(2 * width * strip, np.uint8)
     read = (ctypes.c_void_p * len(sources))(*(row.ctypes.data for row in sources))
     written = (ctypes.c_void_p * len(targets))(*(row.ctypes.data for row in targets))
     _compile()(
@@ -57,6 +61,7 @@ def transform(
         work.ctypes.data,
         width,
         size,
+        strip,
     )
 
 
@@ -65,14 +70,14 @@ def _compile() -> Function:
     multiplier = get_multiplier()
     assert multiplier is not None, "this tier transforms nothing"
     pointer, number = ctypes.c_void_p, ctypes.c_int64
-    signature = (pointer, number, pointer, number, pointer, pointer, pointer, number, number)
+    signature = (pointer, number, pointer, number, pointer, pointer, pointer, number, number, number)
     return compile_functions(write_transform("extend", multiplier), {"extend": signature})["extend"]
 
 
 def write_transform(name: str, multiplier: Multiplier[Any]) -> str:  # Any: whatever the multiplier calls a chunk
-    """`name(source pointers, sources, target pointers, targets, inverse, forward, work, width, row bytes)`.
+    """`name(source pointers, sources, target pointers, targets, inverse, forward, work, width, row, strip)`.
 
-    `work` has room for two transforms of one strip: the sum, then the part that is being made.
+    `row` and `strip` are bytes. `work` has room for two transforms of one strip: the sum, then the part in the making.
     """
     parts = [
         _write_layers("inverse", multiplier, is_inverse=True),
@@ -144,7 +149,7 @@ def _write_strips(name: str) -> str:
     """The loop over strips: gather and transform the data's parts, sum, then transform and scatter the recovery's."""
     return f"""
 define void @{name}(ptr %sources, i64 %source_count, ptr %targets, i64 %target_count, ptr %inverse, ptr %forward,
-                    ptr %work, i64 %width, i64 %row_bytes) {{
+                    ptr %work, i64 %width, i64 %row_bytes, i64 %strip_bytes) {{
 entry:
   %table_count = sub i64 %width, 1
   %table_bytes = mul i64 %table_count, {TABLE_BYTES}
@@ -152,7 +157,7 @@ entry:
 strip:
   %start = phi i64 [0, %entry], [%start_next, %strip_end]
   %rest = sub i64 %row_bytes, %start
-  %bytes = call i64 @llvm.umin.i64(i64 %rest, i64 {STRIP_BYTES})
+  %bytes = call i64 @llvm.umin.i64(i64 %rest, i64 %strip_bytes)
   %size = mul i64 %bytes, %width
   %part = getelementptr i8, ptr %work, i64 %size
   br label %data
