@@ -19,7 +19,7 @@ class Workers:
     count: int = 1
 
     def run(self, work: Callable[[int, int], None], size: int, step: int = 1) -> None:
-        """Have `work(start, end)` done for ranges that together are 0 to `size`, each but the last a multiple of `step`.
+        """Have `work(start, end)` done for ranges that make up 0 to `size`, in multiples of `step` but for the last.
 
         Returns when all is done, also where a part fails; then what it raised is raised.
         """
