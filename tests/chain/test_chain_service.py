@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import io
 import json
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import aiohttp
@@ -244,6 +245,35 @@ async def test_a_factory_that_leaves_one_behind_gets_a_failed_receipt_with_the_r
     receipt = await client.receipt(await client.send(signed))
     assert (receipt["status"], receipt["gasUsed"], receipt["logs"]) == ("0x0", hex(300_000), [])
     assert "BASEFEE" in receipt["refusal"]
+
+
+async def test_a_block_is_shown_when_it_is_the_head_and_not_before(client, monkeypatch):
+    """It is on disk a moment earlier; whoever saw its receipt then would ask the latest block and find nothing."""
+    durable, may_show = threading.Event(), threading.Event()
+    store = client.chain._store
+    append = store.append
+
+    def append_and_wait(block, *rest):
+        append(block, *rest)
+        if block.receipts:
+            durable.set()
+            assert may_show.wait(20)
+
+    monkeypatch.setattr(store, "append", append_and_wait)
+    try:
+        sent = await client.send(transfer(USERS[0], CHAIN_ID, 0, TO, 5))
+        assert await asyncio.to_thread(durable.wait, 20)
+        number = client.chain.head.number + 1
+        assert store.fetch_receipt(decode_hex(sent)) is not None
+        block_hash = "0x" + store.fetch_block(number).header.hash.hex()
+        assert await client.result("eth_getTransactionReceipt", sent) is None
+        assert (await client.result("eth_getTransactionByHash", sent))["blockHash"] is None
+        assert await client.result("eth_getBlockByHash", block_hash, False) is None
+    finally:
+        may_show.set()
+    receipt = await client.receipt(sent)
+    assert int(await client.result("eth_blockNumber"), 16) >= int(receipt["blockNumber"], 16) == number
+    assert (await client.result("eth_getBlockByHash", block_hash, False))["hash"] == receipt["blockHash"]
 
 
 async def test_logs_are_found_by_address_topics_range_and_block(client):

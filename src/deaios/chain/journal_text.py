@@ -21,6 +21,7 @@ _ACCOUNT = re.compile(
 _SLOT = re.compile(r"(\d+): StorageSlot \{ previous_or_original_value: (\d+), present_value: (\d+) \}")
 _HEAD = "JournaledState { state: {"
 _TAIL = "}, transient_storage: {"
+_CREATED = "Created"
 _STATE_MARK = ": Account { info: "
 
 
@@ -57,6 +58,11 @@ def read_journal(text: str) -> list[TouchedAccount]:
     if (marks := text.count(_STATE_MARK, 0, end)) != len(touched):
         raise UnavailableEngine(f"pyrevm's journal text holds {marks} accounts, {len(touched)} were understood")
     return touched
+
+
+def has_created(text: str) -> bool:
+    """Whether any account in a journal's debug text got its code within the message."""
+    return _CREATED in text
 
 
 def _read_account(match: re.Match[str]) -> TouchedAccount:

@@ -27,7 +27,7 @@ from deaios.chain.evm import (
     Status,
     UnavailableEngine,
 )
-from deaios.chain.journal_text import TouchedAccount, read_journal, validate_code
+from deaios.chain.journal_text import TouchedAccount, has_created, read_journal, validate_code
 from deaios.chain.opcodes import explain_refusal, find_forbidden_opcode
 from deaios.primitives.errors import Invalid
 from deaios.primitives.keys import Address
@@ -224,7 +224,9 @@ class StrictEvm:
             outcome = self._start(message, address)
             touched = None
             if outcome.status is Status.SUCCESS and not self._is_plain(message):
-                touched = read_journal(evm.journal_str)
+                text = evm.journal_str
+                # Of a call that is forgotten only new code is looked at.
+                touched = read_journal(text) if not keeps_code or has_created(text) else None
         finally:
             evm.revert(checkpoint)
             evm.reset_transient_storage()

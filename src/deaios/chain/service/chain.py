@@ -373,7 +373,8 @@ class ChainService:
         """The height of a block hash."""
         if (number := self._recent_hashes.get(block_hash)) is not None:
             return number
-        return await self.read(lambda store: store.fetch_number(block_hash))
+        number = await self.read(lambda store: store.fetch_number(block_hash))
+        return None if number is None or number > self.head.number else number
 
     async def block(self, number: int) -> Block | None:
         """A block by height."""
@@ -386,7 +387,9 @@ class ChainService:
         if place := self._recent_places.get(transaction_hash):
             block = self.recent[place[0]]
             return block.header, block.receipts[place[1]]
-        return await self.read(lambda store: store.fetch_receipt(transaction_hash))
+        found = await self.read(lambda store: store.fetch_receipt(transaction_hash))
+        # A block is on disk a moment before it is the head; readers must not see it in one place and not in another.
+        return None if found is None or found[0].number > self.head.number else found
 
     async def signed_header(self, number: int) -> dict[str, Json] | None:
         """The signed record of a block: header, signature, and the hash of the Ethereum-shaped block."""
