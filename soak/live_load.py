@@ -40,6 +40,8 @@ FILE_BYTES = (1_000, 200_000)
 FILES_MAX = 400
 TRANSFER_GAS = 120_000
 FEE_MAX = 100_000_000_000
+AMOUNTS = 1_000
+"""Payments cost 1 to so many units in turn, so that hours of them do not empty a purse."""
 TOLD_MAX = 64
 """Receipts looked up in one turn."""
 QUESTIONS = (
@@ -283,7 +285,7 @@ class Load:
             credit = Contracts(rpc, descriptor.contracts).credit
             nonce = 0
             while not self._stopping.is_set():
-                amount = 1 + nonce
+                amount = 1 + nonce % AMOUNTS
                 data = credit.contract.abi.get_function("transfer").encode_call((self._receiver, amount))
                 signed = sign_transaction(
                     key,
