@@ -471,11 +471,13 @@ async def _check_transfers(result: Recount, rpc: Rpc, contracts: Contracts, reco
         if transfer.told is not None:
             now = (receipt.block_hash, receipt.block_number, receipt.is_success)
             result.check(now, transfer.told, f"what was told of {text}")
-        result.check(paid[transfer.sender, transfer.amount], 1, f"payments of {transfer.amount} by {text}")
-    for transfer in record.maybe_sent:
-        result.check(
-            paid[transfer.sender, transfer.amount] <= 1, True, f"unsure payment of {transfer.amount} is made once"
-        )
+    sure = Counter((transfer.sender, transfer.amount) for transfer in record.transfers.values())
+    unsure = Counter((transfer.sender, transfer.amount) for transfer in record.maybe_sent)
+    for sender, amount in sure | unsure:
+        least, found = sure[sender, amount], paid[sender, amount]
+        most = least + unsure[sender, amount]
+        what = f"payments of {amount} by {encode_hex(sender)}"
+        result.check(found, min(max(found, least), most), f"{what}, {least} of them sure and {most} possible")
     result.figures["transfers"] = len(record.transfers)
     result.figures["blocks"] = await rpc.block_number()
 
