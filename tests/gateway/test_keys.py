@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deaios.gateway.budgets import Budgets, UnavailableLedger
-from deaios.gateway.errors import RefusedBudget
+from deaios.gateway.errors import InternalFault, RefusedBudget
 from deaios.gateway.keys import KEY_PREFIX, build_key_text, derive_draws, hash_key
 from deaios.gateway.store import Charge, InvalidKeyTerms, KeyStore
 from deaios.primitives.keys import Address
@@ -208,6 +208,32 @@ async def test_a_failed_write_gives_the_reservation_back(store, counting_dice):
     with pytest.raises(UnavailableLedger):
         await budgets.settle(budgets.reserve(record.key_id, 60), charge_of(record.key_id, 10))
     assert (budgets.reserved(record.key_id), store.get(record.key_id).spent) == (0, 0)
+
+
+async def test_a_fault_of_ours_fails_its_own_charges_and_no_others(store, counting_dice, monkeypatch):
+    """Not as if the client had gone, and those that came meanwhile are written."""
+    _, record = store.create(counting_dice, 0, name="one", budget=100)
+    budgets = Budgets(store)
+    begun, may_fail = threading.Event(), threading.Event()
+    charge = store.charge
+
+    def fail_once(charges):
+        monkeypatch.setattr(store, "charge", charge)
+        begun.set()
+        assert may_fail.wait(20)
+        raise TypeError("a bug")
+
+    monkeypatch.setattr(store, "charge", fail_once)
+    faulty = asyncio.create_task(budgets.settle(budgets.reserve(record.key_id, 60), charge_of(record.key_id, 10, "a")))
+    assert await asyncio.to_thread(begun.wait, 20)
+    queued = asyncio.create_task(budgets.settle(budgets.reserve(record.key_id, 20), charge_of(record.key_id, 7, "b")))
+    await asyncio.sleep(0)
+    may_fail.set()
+    with pytest.raises(InternalFault):
+        await faulty
+    async with asyncio.timeout(20):
+        assert await queued
+    assert (budgets.reserved(record.key_id), store.get(record.key_id).spent) == (0, 7)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -9,10 +9,13 @@ import asyncio
 import sqlite3
 from dataclasses import dataclass
 
-from deaios.gateway.errors import RefusedBudget
+from deaios.gateway.errors import InternalFault, RefusedBudget
 from deaios.gateway.store import Charge, KeyStore
-from deaios.primitives.errors import Unavailable
+from deaios.primitives.errors import DeaiosError, Unavailable
 from deaios.primitives.units import format_credit
+from deaios.runtime.logs import get_logger
+
+log = get_logger("gateway")
 
 
 class UnavailableLedger(Unavailable):
@@ -89,14 +92,12 @@ class Budgets:
             try:
                 results = await asyncio.to_thread(self._store.charge, [charge for charge, _ in group])
             except sqlite3.Error as error:
-                for _, written in group:
-                    if not written.done():
-                        written.set_exception(UnavailableLedger(f"the charge could not be written: {error}"))
-            except BaseException:  # cancelled or a fault of ours: whoever waits must not wait for ever
-                for _, written in group:
-                    written.cancel()
-                self._writer = None
-                raise
+                _fail(group, UnavailableLedger(f"the charge could not be written: {error}"))
+            except (
+                Exception
+            ):  # the edge of a task that nobody awaits: log, tell those who wait, write what came meanwhile
+                log.exception("internal fault", charges=len(group))
+                _fail(group, InternalFault("the charge failed"))
             else:
                 for (_, written), result in zip(group, results, strict=True):
                     if not written.done():
@@ -111,3 +112,9 @@ class Budgets:
             self._reserved[reservation.key_id] = left
         else:
             del self._reserved[reservation.key_id]
+
+
+def _fail(group: list[tuple[Charge, asyncio.Future[bool]]], error: DeaiosError) -> None:
+    for _, written in group:
+        if not written.done():
+            written.set_exception(error)
