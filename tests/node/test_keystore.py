@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,43 @@ def test_a_wrong_password_or_damage_is_said(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="DEAIOS_PASSWORD"):
         Keystore(tmp_path, SystemDice(), "wrong").open_key("a")
     (tmp_path / "a.json").write_text("{")
+    with pytest.raises(ConfigError, match="cannot be opened"):
+        Keystore(tmp_path, SystemDice(), "right").open_key("a")
+
+
+DAMAGED = ["", "[]", "1", "null", "{}", '{"version": 4}', '{"version": 9}', '{"version": 3, "crypto": 1}', "[" * 4000]
+
+
+@pytest.mark.parametrize("content", DAMAGED)
+def test_a_file_that_is_no_keystore_is_said(tmp_path: Path, content: str) -> None:
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(ConfigError, match="cannot be opened"):
+        Keystore(tmp_path, SystemDice(), "right").open_key("a")
+
+
+def test_whatever_is_changed_in_a_keystore_is_said_or_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    key = Keystore(tmp_path, SystemDice(), "right").open_key("a")
+    whole = json.loads(path.read_text())
+    places = [("version",), ("crypto",), *(("crypto", name) for name in whole["crypto"])]
+    places += [("crypto", "kdfparams", name) for name in whole["crypto"]["kdfparams"]]
+    for place in places:
+        for value in (None, "", [], {}, -1, 3.5, "zz"):
+            changed = json.loads(json.dumps(whole))
+            target = changed
+            for name in place[:-1]:
+                target = target[name]
+            target[place[-1]] = value
+            path.write_text(json.dumps(changed))
+            try:
+                opened = Keystore(tmp_path, SystemDice(), "right").open_key("a")
+            except ConfigError:
+                continue
+            assert opened.address == key.address, (place, value)
+
+
+def test_a_folder_in_a_keystore_s_place_is_said(tmp_path: Path) -> None:
+    (tmp_path / "a.json").mkdir()
     with pytest.raises(ConfigError, match="cannot be opened"):
         Keystore(tmp_path, SystemDice(), "right").open_key("a")
 

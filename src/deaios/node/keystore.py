@@ -10,7 +10,8 @@ from pathlib import Path
 from eth_keyfile.keyfile import create_keyfile_json, decode_keyfile_json
 from filelock import FileLock
 
-from deaios.primitives.errors import ConfigError
+from deaios.primitives.encoding import validate_json_depth
+from deaios.primitives.errors import ConfigError, Invalid
 from deaios.primitives.keys import PrivateKey
 from deaios.runtime.dice import Dice
 from deaios.runtime.disk import PRIVATE, write_atomic
@@ -58,11 +59,17 @@ class Keystore:
                     content = create_keyfile_json(key.secret, self._password(), kdf="scrypt", iterations=SCRYPT_N)
                     write_atomic(path, json.dumps(content).encode(), PRIVATE)
                     return key
+        password = self._password()
         try:
-            if path.stat().st_size > KEYFILE_BYTES_MAX:
-                raise ValueError("file too large")
-            return PrivateKey(decode_keyfile_json(json.loads(path.read_bytes()), self._password()))
-        except (ValueError, KeyError, TypeError, AttributeError, NotImplementedError) as error:
+            with path.open("rb") as file:
+                data = file.read(KEYFILE_BYTES_MAX + 1)
+            if len(data) > KEYFILE_BYTES_MAX:
+                raise ConfigError(f"{path} has more than {KEYFILE_BYTES_MAX} bytes: not a keystore; restore the file")
+            validate_json_depth(data)
+            return PrivateKey(decode_keyfile_json(json.loads(data), password))
+        # The library has no errors of its own: a wrong password is a ValueError, a damaged file ends in whatever its
+        # parts are taken for. Nothing but that call and the parser runs here.
+        except (OSError, Invalid, ValueError, KeyError, TypeError, AttributeError, NotImplementedError) as error:
             raise ConfigError(f"{path} cannot be opened: {error}; set DEAIOS_PASSWORD or restore the file") from error
 
     def _password(self) -> bytes:
