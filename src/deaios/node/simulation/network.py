@@ -369,7 +369,7 @@ class _Writer(AbstractStreamWriter):
             raise ConnectionResetError("the client is gone")
 
     def enable_compression(self, encoding: str = "deflate", strategy: int | None = None) -> None:
-        raise NotImplementedError("answers of roles are never compressed")  # a bug of ours, if it were
+        raise AssertionError(f"answers of roles are never compressed: {encoding}, {strategy}")
 
     def enable_chunking(self) -> None:
         """Parts are parts."""
