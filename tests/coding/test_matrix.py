@@ -3,6 +3,7 @@
 import random
 import subprocess
 import sys
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from math import comb
@@ -255,6 +256,24 @@ def test_a_liar_s_sampled_payload_does_not_settle():
     for chosen in (range(290), range(10, 300)):
         decoded = decode(head.parameters, {index: rows[index].tobytes() for index in chosen})
         assert not verify_payload(head.commitment, head, decoded)
+
+
+def test_wide_codes_decode_and_rebuild_in_memory_of_their_size():
+    """Not in the square of their rows."""
+    profile = Profile(2_500, 6_500)
+    payload = build_payload(profile.data_rows * LEAF_BYTES - 7)
+    matrix = encode(payload, profile)
+    chosen = [*range(900, 2_500), *range(5_000, 5_900)]
+    rows = {index: matrix.get_row(index) for index in chosen}
+    tracemalloc.start()
+    try:
+        assert decode(matrix.head.parameters, rows) == payload
+        assert rebuild_row(matrix.head.parameters, 3, rows) == matrix.get_row(3)
+        assert rebuild_row(matrix.head.parameters, 6_001, rows) == matrix.get_row(6_001)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 5 * matrix.rows.nbytes
 
 
 def test_committees_need_an_honest_third():

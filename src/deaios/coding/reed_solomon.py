@@ -1,8 +1,8 @@
 """Reed-Solomon rows over GF(2^16), bit for bit as Leopard's algorithm gives them.
 
 On native tiers all recovery rows come from transforms, and single ones are sums of k others times constants, which
-costs the more the more rows are wanted. For many of them, and on the portable tier, the `reed-solomon-leopard` wheel
-does the work, in strips that fit the cache. Knows no hashes and no proofs.
+costs the more the more rows are wanted. Single rows of sampled codes, and everything on the portable tier, are the
+`reed-solomon-leopard` wheel's work, in strips that fit the cache. Knows no hashes and no proofs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,9 +24,6 @@ ENCODE_STRIP_BYTES = 16 << 10
 
 DECODE_STRIP_BYTES = 64 << 10
 """Columns decoded at once: large enough to hide the decoder's fixed cost of about 0.2 ms."""
-
-SUMS_MAX = 256
-"""Above so many rows the wheel's decoder, whose time hardly grows with them, is faster than sums."""
 
 ALIGNED_BYTES = 256
 """Rows are a multiple of this."""
@@ -62,7 +59,7 @@ def restore_rows(
         profile: gives k and n.
     """
     data_rows, size = profile.data_rows, target.shape[1]
-    if get_multiplier() is not None and len(missing) <= SUMS_MAX:
+    if _is_summed(profile):
         tables = _build_mixer(profile, missing, list(known))
         mix(list(known.values()), tables, [target[index] for index in missing])
         return
@@ -84,7 +81,7 @@ def encode_row(data: NDArray[np.uint8], index: int, profile: Profile) -> bytes:
         profile: gives k and n.
     """
     data_rows, size = profile.data_rows, data.shape[1]
-    if get_multiplier() is not None:
+    if _is_summed(profile):
         row = np.empty(size, np.uint8)
         mix(list(data), _build_mixer(profile, [index], range(data_rows)), [row])
         return row.tobytes()
@@ -93,6 +90,11 @@ def encode_row(data: NDArray[np.uint8], index: int, profile: Profile) -> bytes:
         strips = [row[start : start + ENCODE_STRIP_BYTES].tobytes() for row in data]
         parts.append(bytes(reed_solomon_leopard.encode(strips, profile.rows - data_rows)[index - data_rows]))
     return b"".join(parts)
+
+
+def _is_summed(profile: Profile) -> bool:
+    """Are single rows made as sums of k others here? Of a sampled code that would take time and memory in k squared."""
+    return get_multiplier() is not None and not profile.is_sampled
 
 
 @lru_cache(maxsize=8)
