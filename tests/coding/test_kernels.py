@@ -158,6 +158,9 @@ def test_a_torn_or_foreign_file_in_the_cache_is_compiled_anew(tmp_path, monkeypa
         path.write_bytes(content)
         run()
         assert path.read_bytes() == whole
+    path.chmod(0o666)
+    run()
+    assert path.stat().st_mode & 0o777 == 0o644, "what others could have written is not executed, and is replaced"
 
 
 def test_a_home_that_cannot_be_written_only_costs_time(tmp_path, monkeypatch):

@@ -2,11 +2,14 @@
 
 llvmlite instead of numba, which spends a second of every process on its own import. Calls go through ctypes and leave
 the interpreter's lock free. A file of the cache is named by all that its content depends on and begins with its own
-hash, so that a torn or foreign file is compiled anew; a cache that cannot be written only costs time.
+hash; one that is torn, or that others could have written, is compiled anew. A cache that cannot be written only costs
+time.
 """
 
 import contextlib
 import ctypes
+import os
+import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -40,6 +43,7 @@ def compile_functions(code: str, signatures: Mapping[str, Signature]) -> dict[st
     }
 
 
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _ENGINES: list[object] = []
 """Compiled code lives as long as its engine."""
 
@@ -61,7 +65,11 @@ def _build_object(llvm: Any, target: Any, features: str, code: str) -> bytes:  #
 
 def _read_object(path: Path) -> bytes | None:
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            if status.st_uid != os.getuid() or status.st_mode & _OTHERS_WRITE:
+                return None  # somebody else could have written it, and it would be executed
+            content = file.read()
     except OSError:
         return None
     data = content[HASH_BYTES:]
