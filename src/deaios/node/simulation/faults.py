@@ -138,6 +138,8 @@ WITNESSED = (
     "message doubled",
     "message reordered",
     "answer broken midway",
+    "question broken off",
+    "repetition charged",
 )
 """What must have happened over many histories, by the names under which worlds count it."""
 
