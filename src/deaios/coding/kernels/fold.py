@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from deaios.coding.kernels.assembly import Assembly
 from deaios.coding.kernels.compiler import Function, compile_functions
 from deaios.coding.kernels.multipliers import CHUNK_BYTES, TABLE_BYTES, Multiplier
+from deaios.coding.kernels.sums import Sums
 from deaios.coding.kernels.tiers import get_multiplier
 
 
@@ -96,7 +97,6 @@ def _write_groups(
     code: Assembly, multiplier: Multiplier[Any], width: int, name: str, before: str, after: str
 ) -> None:  # Any: as above
     """A loop over groups, `width` at a time, while there are so many."""
-    constants = range(multiplier.constants)
     start = "0" if before == "row" else f"%{before.removesuffix('_test')}_group"
     code.line(f"{name}_test:")
     code.line(f"  %{name}_group = phi i64 [{start}, %{before}], [%{name}_next, %{name}_sum]")
@@ -110,39 +110,24 @@ def _write_groups(
     code.line(f"  br label %{name}_block")
     code.line(f"{name}_block:")
     code.line(f"  %{name}_number = phi i64 [0, %{name}_begin], [%{name}_number_next, %{name}_block]")
-    sums = {(place, constant): multiplier.name(f"%{name}_sum_{place}_{constant}") for place in range(width)
-            for constant in constants}  # fmt: skip
-    ends = {key: multiplier.name(f"%{name}_end_{key[0]}_{key[1]}") for key in sums}
-    for key, total in sums.items():
-        for (kind, vector), (_, end) in zip(
-            multiplier.list_vectors(total), multiplier.list_vectors(ends[key]), strict=True
-        ):
-            code.line(f"  {vector} = phi {kind} [zeroinitializer, %{name}_begin], [{end}, %{name}_block]")
+    sums = Sums(multiplier, width, name)
+    sums.write_start(code, f"{name}_begin", f"{name}_block")
     offset = code.value(f"mul i64 %{name}_number, {CHUNK_BYTES}")
-    parts = [multiplier.split(code, multiplier.load(code, code.at(base, offset))) for base in bases]
     tables_at = code.at("%first", code.value(f"mul i64 %{name}_number, {multiplier.constants * TABLE_BYTES}"))
-    for constant in constants:
-        tables = multiplier.load_tables(code, code.at(tables_at, constant * TABLE_BYTES))
-        for place in range(width):
-            product = multiplier.multiply(code, parts[place], tables)
-            pairs = (
-                multiplier.list_vectors(value) for value in (ends[place, constant], sums[place, constant], product)
-            )
-            for (kind, end), (_, total), (_, vector) in zip(*pairs, strict=True):
-                code.line(f"  {end} = xor {kind} {total}, {vector}")
+    sums.write_turn(code, [code.at(base, offset) for base in bases], tables_at)
     code.line(f"  %{name}_number_next = add i64 %{name}_number, 1")
     code.line(f"  %{name}_more = icmp ult i64 %{name}_number_next, %blocks")
     code.line(f"  br i1 %{name}_more, label %{name}_block, label %{name}_sum")
     code.line(f"{name}_sum:")
     tables_at = code.at("%second", code.value(f"mul i64 %{name}_group, {multiplier.constants * TABLE_BYTES}"))
-    for constant in constants:
+    for constant in range(multiplier.constants):
         target = code.at("%target", constant * CHUNK_BYTES)
         total = multiplier.load(code, target)
         for place in range(width):
             tables = multiplier.load_tables(
                 code, code.at(tables_at, (place * multiplier.constants + constant) * TABLE_BYTES)
             )
-            parts_of = multiplier.split(code, ends[place, constant])
+            parts_of = multiplier.split(code, sums.ends[place, constant])
             total = multiplier.add(code, total, multiplier.multiply(code, parts_of, tables))
         multiplier.store(code, total, target)
     code.line(f"  br label %{name}_test")

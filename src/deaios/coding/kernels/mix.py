@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from deaios.coding.kernels.assembly import Assembly
 from deaios.coding.kernels.compiler import Function, compile_functions
 from deaios.coding.kernels.multipliers import CHUNK_BYTES, TABLE_BYTES, Multiplier
+from deaios.coding.kernels.sums import Sums, list_neighbours
 from deaios.coding.kernels.tiers import get_multiplier
 
 STRIP_CHUNKS = 64
@@ -55,33 +56,18 @@ def write_mix(name: str, multiplier: Multiplier[Any]) -> str:  # Any: whatever t
     A step makes some neighbouring chunks of some targets, whose sums stay in registers over all sources.
     """
     width, constants = multiplier.chunks, multiplier.constants
-    keys = [(place, constant) for place in range(width) for constant in range(constants)]
-    sums = {key: multiplier.name(f"%sum_{key[0]}_{key[1]}") for key in keys}
-    ends = {key: multiplier.name(f"%end_{key[0]}_{key[1]}") for key in keys}
+    sums = Sums(multiplier, width, "row")
     starting, adding, ending = Assembly("s"), Assembly("a"), Assembly("e")
-    for key in keys:
-        pairs = zip(multiplier.list_vectors(sums[key]), multiplier.list_vectors(ends[key]), strict=True)
-        for (kind, total), (_, end) in pairs:
-            starting.line(f"  {total} = phi {kind} [zeroinitializer, %step], [{end}, %source]")
-    chunks = [multiplier.load(adding, adding.at("%base", place * CHUNK_BYTES)) for place in range(width)]
-    parts = [multiplier.split(adding, chunk) for chunk in chunks]
-    for constant in range(constants):
-        tables = multiplier.load_tables(adding, adding.at("%tables_at", constant * TABLE_BYTES))
-        for place in range(width):
-            product = multiplier.multiply(adding, parts[place], tables)
-            values = (ends[place, constant], sums[place, constant], product)
-            for (kind, end), (_, total), (_, vector) in zip(*map(multiplier.list_vectors, values), strict=True):
-                adding.line(f"  {end} = xor {kind} {total}, {vector}")
+    sums.write_start(starting, "step", "source")
+    sums.write_turn(adding, list_neighbours(adding, "%base", width), "%tables_at")
     for constant in range(constants):
         ending.line(f"  %row_{constant}_number = add i64 %row_number, {constant}")
         ending.line(f"  %row_{constant}_place = getelementptr ptr, ptr %targets, i64 %row_{constant}_number")
         ending.line(f"  %row_{constant} = load ptr, ptr %row_{constant}_place")
         ending.line(f"  %row_{constant}_at = getelementptr i8, ptr %row_{constant}, i64 %offset")
-    for (place, constant), end in ends.items():
-        ending.line(
-            f"  %write_{place}_{constant} = getelementptr i8, ptr %row_{constant}_at, i64 {place * CHUNK_BYTES}"
-        )
-        multiplier.store(ending, end, f"%write_{place}_{constant}")
+    for constant in range(constants):
+        for place, target in enumerate(list_neighbours(ending, f"%row_{constant}_at", width)):
+            multiplier.store(ending, sums.ends[place, constant], target)
     return f"""
 define void @{name}(ptr %sources, i64 %count, ptr %tables, ptr %targets, i64 %passes, i64 %chunks) {{
 entry:

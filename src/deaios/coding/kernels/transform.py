@@ -169,18 +169,7 @@ data:
   %data_rest = sub i64 %source_count, %data_first
   %data_rows = call i64 @llvm.umin.i64(i64 %data_rest, i64 %width)
   br label %gather
-gather:
-  %gather_row = phi i64 [0, %data], [%gather_next, %gather]
-  %source_index = add i64 %data_first, %gather_row
-  %source_place = getelementptr ptr, ptr %sources, i64 %source_index
-  %source_row = load ptr, ptr %source_place
-  %source = getelementptr i8, ptr %source_row, i64 %start
-  %gather_offset = mul i64 %gather_row, %bytes
-  %gather_target = getelementptr i8, ptr %into, i64 %gather_offset
-  call void @llvm.memcpy.p0.p0.i64(ptr %gather_target, ptr %source, i64 %bytes, i1 false)
-  %gather_next = add i64 %gather_row, 1
-  %gather_more = icmp ult i64 %gather_next, %data_rows
-  br i1 %gather_more, label %gather, label %pad
+{_write_copies("gather", "data", "pad", "%sources", "%into", is_gather=True)}
 pad:
   %filled = mul i64 %data_rows, %bytes
   %empty_at = getelementptr i8, ptr %into, i64 %filled
@@ -212,18 +201,7 @@ recovery:
   call void @llvm.memcpy.p0.p0.i64(ptr %part, ptr %work, i64 %size, i1 false)
   call void @forward(ptr %part, i64 %size, i64 %bytes, ptr %recovery_tables)
   br label %scatter
-scatter:
-  %scatter_row = phi i64 [0, %recovery], [%scatter_next, %scatter]
-  %target_index = add i64 %recovery_first, %scatter_row
-  %target_place = getelementptr ptr, ptr %targets, i64 %target_index
-  %target_row = load ptr, ptr %target_place
-  %target = getelementptr i8, ptr %target_row, i64 %start
-  %scatter_offset = mul i64 %scatter_row, %bytes
-  %scatter_source = getelementptr i8, ptr %part, i64 %scatter_offset
-  call void @llvm.memcpy.p0.p0.i64(ptr %target, ptr %scatter_source, i64 %bytes, i1 false)
-  %scatter_next = add i64 %scatter_row, 1
-  %scatter_more = icmp ult i64 %scatter_next, %recovery_rows
-  br i1 %scatter_more, label %scatter, label %recovery_end
+{_write_copies("scatter", "recovery", "recovery_end", "%targets", "%part", is_gather=False)}
 recovery_end:
   %recovery_tables_next = getelementptr i8, ptr %recovery_tables, i64 %table_bytes
   %recovery_next = add i64 %recovery_first, %width
@@ -236,3 +214,20 @@ strip_end:
 end:
   ret void
 }}"""
+
+
+def _write_copies(name: str, before: str, after: str, rows: str, packed: str, *, is_gather: bool) -> str:
+    """A loop that copies a strip of each of a part's rows to where strips lie packed, or back."""
+    source, target = (f"%{name}_row_at", f"%{name}_packed_at")[:: 1 if is_gather else -1]
+    return f"""{name}:
+  %{name}_number = phi i64 [0, %{before}], [%{name}_next, %{name}]
+  %{name}_index = add i64 %{before}_first, %{name}_number
+  %{name}_place = getelementptr ptr, ptr {rows}, i64 %{name}_index
+  %{name}_row = load ptr, ptr %{name}_place
+  %{name}_row_at = getelementptr i8, ptr %{name}_row, i64 %start
+  %{name}_offset = mul i64 %{name}_number, %bytes
+  %{name}_packed_at = getelementptr i8, ptr {packed}, i64 %{name}_offset
+  call void @llvm.memcpy.p0.p0.i64(ptr {target}, ptr {source}, i64 %bytes, i1 false)
+  %{name}_next = add i64 %{name}_number, 1
+  %{name}_more = icmp ult i64 %{name}_next, %{before}_rows
+  br i1 %{name}_more, label %{name}, label %{after}"""
