@@ -213,10 +213,16 @@ async def test_a_provider_that_hangs_in_mid_stream_costs_nothing_and_others_serv
 
 
 async def test_a_chain_that_stops_for_a_while_loses_nothing(running: Running) -> None:
+    """What has begun goes on to its end; what begins must know a head of the last seconds, and may have to wait."""
     async with running.load() as record:
         await running.until_more("chat: answered")
-        async with running.stopped("chain"):
-            await running.until_more("chat: answered")
+        chat = Chat(running.network)
+        async with chat.open() as lines:
+            await chat.read(lines, texts=2)
+            async with running.stopped("chain"), asyncio.timeout(WAIT_S):
+                await chat.read(lines)
+        assert chat.is_done, chat.error
+        await running.until_more("chat: answered")
         await running.until_more("sender: paid")
         await running.until_more("transfer", 2)
     assert not record.faults
