@@ -14,9 +14,13 @@ from eth.exceptions import Revert
 from eth_abi import decode, encode
 
 import deaios.ledger
+from deaios.coding.matrix import CodedMatrix, prove_leaf, prove_row
+from deaios.coding.matrix import encode as encode_rows
+from deaios.coding.parameters import build_committee_profile
 from deaios.ledger import structs
+from deaios.ledger.committee import Committee, decode_committee
 from deaios.ledger.eip712 import Domain, hash_struct, hash_typed_data, sign_struct
-from deaios.primitives.hashing import keccak256
+from deaios.primitives.hashing import keccak256, sha256
 from deaios.primitives.keys import ADDRESS_SIZE, Address, PrivateKey, checksum_address
 from deaios.primitives.units import CREDIT
 
@@ -24,6 +28,7 @@ ARTIFACTS = Path(deaios.ledger.__file__).parent / "artifacts"
 COMPUTE = keccak256(b"compute")
 AUDIT = keccak256(b"audit")
 STORAGE = keccak256(b"storage")
+DA = keccak256(b"da")
 SUPPLY = 1_000_000 * CREDIT
 UNBONDING = 3600
 CLAIM_SECONDS = 60
@@ -33,6 +38,14 @@ BEACON_COMMIT, BEACON_REVEAL, BEACON_PENALTY = 20, 20, CREDIT
 PROVIDER_STAKE, AUDITOR_STAKE = 50 * CREDIT, 20 * CREDIT
 AUDITOR_MIN = 15 * CREDIT
 """A few penalties below the stake: who was silent once stays eligible."""
+HOLDER_STAKES = (70 * CREDIT, 60 * CREDIT, 50 * CREDIT, 40 * CREDIT)
+HOLDER_MIN = 10 * CREDIT
+SEATS = 12
+EPOCH_SECONDS, TERM_SECONDS_MAX, ANSWER_SECONDS = 300, 600, 30
+CHALLENGE_BOND, ROW_PENALTY = CREDIT, 10 * CREDIT
+FEE_BASE, FEE_GIB_DAY = 100, 100 * CREDIT
+ROUND_SECONDS = 4 * (BEACON_COMMIT + BEACON_REVEAL)
+"""Longest beacon round."""
 ZERO32 = bytes(32)
 ACQUIT, GUILTY, NO_QUORUM = 1, 2, 3
 
@@ -83,6 +96,39 @@ def struct_tuple(struct: object) -> tuple[Any, ...]:
     )
 
 
+@dataclass(frozen=True)
+class Blob:
+    """A coded payload and what a committee says about it."""
+
+    matrix: CodedMatrix
+    attestation: Any
+
+    @property
+    def digest(self) -> bytes:
+        return hash_struct(self.attestation)
+
+    @property
+    def head(self) -> tuple[bytes, bytes, int]:
+        return self.matrix.root, sha256(self.matrix.y), self.matrix.head.parameters.length
+
+    @property
+    def term_s(self) -> int:
+        return int(self.attestation.expires_at - self.attestation.begins_at)
+
+    @property
+    def tuples(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        return struct_tuple(self.attestation), self.head
+
+    def challenge_id(self, seat: int) -> bytes:
+        return keccak256(self.digest + seat.to_bytes(32))
+
+    def show(self, seat: int, picks: Sequence[int]) -> tuple[list[bytes], list[list[bytes]]]:
+        """Leaves of a row and their paths."""
+        row, proof = bytes(self.matrix.get_row(seat)), prove_row(self.matrix, seat)
+        paths = [list(prove_leaf(self.matrix.head.parameters, row, proof, pick)) for pick in picks]
+        return [row[1024 * pick : 1024 * (pick + 1)] for pick in picks], paths
+
+
 class DeploymentReverted(Exception):
     """A constructor refused its arguments; the message is its reason."""
 
@@ -116,23 +162,34 @@ class World:
     """One deployed suite, over Credit or another token that gives the faucet its supply."""
 
     def __init__(
-        self, settings: Settings | None = None, auditors: int = 5, token: Any = None, supply: int = SUPPLY
+        self,
+        settings: Settings | None = None,
+        auditors: int = 5,
+        token: Any = None,
+        supply: int = SUPPLY,
+        holder_stakes: Sequence[int] = HOLDER_STAKES,
+        seats: int = SEATS,
     ) -> None:
+        self.seats = seats
         self.settings = settings or Settings()
         self.deployer, self.faucet = make_actor("deployer"), make_actor("faucet")
         self.provider, self.buyer, self.accuser = make_actor("provider"), make_actor("buyer"), make_actor("accuser")
         self.stranger = make_actor("stranger")
         self.auditors = [make_actor(f"auditor{i}") for i in range(auditors)]
+        self.holders = [make_actor(f"holder{i}") for i in range(len(holder_stakes))]
         self.chain_id = boa.env.evm.patch.chain_id
         self.counter = 0
         self.credit = token or self._deploy_credit(supply)
         self._deploy()
-        for actor in (self.provider, self.buyer, self.accuser, self.stranger, *self.auditors):
+        for actor in (self.provider, self.buyer, self.accuser, self.stranger, *self.auditors, *self.holders):
             self.credit.transfer(actor.text, 1000 * CREDIT, sender=self.faucet.text)
         self.join(self.provider, COMPUTE, PROVIDER_STAKE)
         for auditor in self.auditors:
             self.join(auditor, AUDIT, AUDITOR_STAKE)
-        self.everyone = [self.faucet, self.provider, self.buyer, self.accuser, self.stranger, *self.auditors]
+        for holder, stake in zip(self.holders, holder_stakes, strict=True):
+            self.join(holder, DA, stake)
+        people = (self.faucet, self.provider, self.buyer, self.accuser, self.stranger)
+        self.everyone = [*people, *self.auditors, *self.holders]
 
     def _deploy_credit(self, supply: int) -> Any:
         names = ("DeAIOS Credit", "CREDIT", "1")
@@ -141,11 +198,12 @@ class World:
     def _deploy(self) -> None:
         sender = self.deployer.text
         nonce = boa.env.evm.vm.state.get_nonce(self.deployer.address)
-        beacon, disputes, forks = (create_address(self.deployer.address, nonce + i) for i in (3, 4, 5))
+        beacon, disputes, forks, availability = (create_address(self.deployer.address, nonce + i) for i in (3, 4, 5, 6))
         self.receipts = deploy("Receipts", sender=sender)
         self.channels = deploy("Channels", self.credit.address, 60, 3600, sender=sender)
         judges = [(COMPUTE, disputes), (COMPUTE, forks), (AUDIT, disputes), (AUDIT, beacon), (STORAGE, sender)]
-        minimums = [(COMPUTE, PROVIDER_STAKE), (AUDIT, AUDITOR_MIN), (STORAGE, CREDIT)]
+        judges.append((DA, availability))
+        minimums = [(COMPUTE, PROVIDER_STAKE), (AUDIT, AUDITOR_MIN), (STORAGE, CREDIT), (DA, HOLDER_MIN)]
         self.staking = deploy("SharedStaking", self.credit.address, UNBONDING, judges, minimums, sender=sender)
         self.beacon = deploy(
             "Beacon", self.staking.address, BEACON_COMMIT, BEACON_REVEAL, BEACON_PENALTY, sender=sender
@@ -171,6 +229,25 @@ class World:
             FORK_PENALTY,
             sender=sender,
         )
+        self.availability = deploy("DataAvailability", *self.availability_arguments(), sender=sender)
+
+    def availability_arguments(self, **changes: Any) -> tuple[Any, ...]:
+        """Constructor arguments of DataAvailability, some of them changed."""
+        arguments = {
+            "token": self.credit.address,
+            "staking": self.staking.address,
+            "beacon": self.beacon.address,
+            "seats": self.seats,
+            "epoch": EPOCH_SECONDS,
+            "term": TERM_SECONDS_MAX,
+            "answer": ANSWER_SECONDS,
+            "bond": CHALLENGE_BOND,
+            "penalty": ROW_PENALTY,
+            "fee_base": FEE_BASE,
+            "fee_gib_day": FEE_GIB_DAY,
+        }
+        assert changes.keys() <= arguments.keys()
+        return tuple((arguments | changes).values())
 
     # Time and money
 
@@ -351,11 +428,63 @@ class World:
     def dispute(self, dispute_id: int) -> Any:
         return self.disputes.disputeOf(dispute_id)
 
+    # Committees and their certificates
+
+    def committee(self, epoch: int | None = None) -> Committee:
+        """Who holds which seats, by default now."""
+        epoch = self.availability.currentEpoch() if epoch is None else epoch
+        begun_at, _ = self.availability.epochOf(epoch)
+        return decode_committee(epoch, begun_at, self.availability.committeeOf(epoch), self.seats)
+
+    def holder_of(self, seat: int, epoch: int | None = None) -> Actor:
+        address = self.committee(epoch).owner_of(seat).address
+        return next(holder for holder in self.holders if holder.address == address)
+
+    def make_blob(self, content: bytes = b"a blob", **changes: Any) -> Blob:
+        """A blob of the current epoch for 300 seconds from now."""
+        matrix = encode_rows(content, build_committee_profile(self.seats))
+        values = {
+            "commitment": matrix.commitment,
+            "epoch": self.availability.currentEpoch(),
+            "begins_at": self.now,
+            "expires_at": self.now + 300,
+        }
+        return Blob(matrix, structs.RowAttestation(**(values | changes)))
+
+    def sign_rows(self, blob: Blob, places: Sequence[int] | None = None) -> list[tuple[int, bytes]]:
+        """Signatures of the members at these places, by default of all."""
+        current = self.availability.currentEpoch()
+        epoch = blob.attestation.epoch if 0 < blob.attestation.epoch <= current else current
+        members, by_address = self.committee(epoch).members, {holder.address: holder for holder in self.holders}
+        domain = structs.availability_domain(self.chain_id, address_of(self.availability))
+        return [
+            (place, sign_struct(by_address[members[place].address].key, domain, blob.attestation))
+            for place in (range(len(members)) if places is None else places)
+        ]
+
+    def certify(self, blob: Blob, places: Sequence[int] | None = None, payer: Actor | None = None) -> Blob:
+        payer = payer or self.buyer
+        self.approve(payer, self.availability)
+        self.availability.certify(*blob.tuples, self.sign_rows(blob, places), sender=payer.text)
+        return blob
+
+    def challenge_row(self, blob: Blob, seat: int, challenger: Actor | None = None) -> bytes:
+        challenger = challenger or self.stranger
+        self.approve(challenger, self.availability)
+        found = self.availability.challenge(struct_tuple(blob.attestation), seat, sender=challenger.text)
+        assert bytes(found) == blob.challenge_id(seat)
+        return bytes(found)
+
+    def answer_row(self, blob: Blob, seat: int, sender: Actor | None = None) -> None:
+        picks = self.availability.picksOf(blob.challenge_id(seat), blob.head[2])
+        sender = sender or self.holder_of(seat, blob.attestation.epoch)
+        self.availability.answer(*blob.tuples, seat, *blob.show(seat, picks), sender=sender.text)
+
     # What must always hold
 
     def total_held(self) -> int:
         """All money anyone holds; equal to the total supply."""
-        contracts = (self.channels, self.staking, self.beacon, self.disputes, self.forks)
+        contracts = (self.channels, self.staking, self.beacon, self.disputes, self.forks, self.availability)
         return sum(self.balance(holder) for holder in (*self.everyone, *contracts))
 
 

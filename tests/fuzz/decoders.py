@@ -18,6 +18,8 @@ from deaios.alignment import answer, documents, evidence
 from deaios.chain import blocks, genesis, journal_text, rpc
 from deaios.coding import head, matrix, parameters
 from deaios.compute import commitments, gguf_file, records, template, tokenizer
+from deaios.da import blob
+from deaios.da import proof as blob_proof
 from deaios.ledger import abi, artifacts, descriptor, eip712, rlp, selection, settings, structs, transactions
 from deaios.ledger import records as chain_records
 from deaios.ledger.client import rpc as rpc_client
@@ -28,6 +30,7 @@ from deaios.node import config, folder, keystore
 from deaios.primitives import encoding, keys
 from deaios.primitives.errors import DeaiosError
 from deaios.rows import manifest, message
+from deaios.runtime import ranges
 from deaios.runtime.client import read_failure
 from deaios.runtime.dice import SystemDice
 
@@ -287,7 +290,70 @@ def _rows_targets() -> list[Target]:
             (made.encode(),),
             lambda value: value.encode(),
         ),
+        Target(
+            "range",
+            lambda data: ranges.decode_range(_text(data), 1000),
+            ("runtime.ranges.decode_range",),
+            (b"bytes=0-499", b"bytes=500-", b"bytes=-1"),
+        ),
     ]
+
+
+def _da_targets() -> list[Target]:
+    profile = parameters.Profile(2, 7)
+    items = [blob.Item(b"one", 1), blob.Item(b"two" * 500, 2**64 - 1), blob.Item(b"three", 0)]
+    segment = manifest.Segment(bytes(32), 5)
+    single, bundle = blob.encode_single(b"content"), blob.encode_bundle(items)
+    large = blob.encode_large(manifest.Manifest(profile, 5, bytes(32), (segment,)))
+    coded = matrix.encode(bundle, profile)
+    proofs = [blob_proof.encode_proof(blob_proof.prove_item(coded, number)) for number in range(len(items))]
+    proofs.append(blob_proof.encode_proof(blob_proof.prove_item(matrix.encode(single, profile), None)))
+    name = "0x" + "11" * 32
+    return [
+        Target(
+            "blob payload",
+            blob.decode_payload,
+            ("da.blob.decode_payload",),
+            (single, bundle, large),
+            _encode_payload,
+        ),
+        Target(
+            "blob id",
+            lambda data: blob.parse_blob_id(_text(data)),
+            ("da.blob.parse_blob_id",),
+            (name.encode(), f"{name}.0".encode(), f"{name}.65535".encode()),
+            lambda value: str(value).encode(),
+        ),
+        Target(
+            "blob proof",
+            lambda data: _check_proof(coded.commitment, items, blob_proof.decode_proof(data)),
+            ("da.proof.decode_proof",),
+            tuple(proofs),
+            blob_proof.encode_proof,
+        ),
+    ]
+
+
+def _encode_payload(payload: object) -> bytes:
+    match payload:
+        case blob.Single(content):
+            return blob.encode_single(content)
+        case blob.Bundle():
+            return blob.encode_bundle(list(payload.iterate_items()))
+        case blob.Large(made):
+            return blob.encode_large(made)
+    raise Broken(f"{payload!r} is no payload")
+
+
+def _check_proof(commitment: bytes, items: list[blob.Item], given: blob_proof.BlobProof) -> blob_proof.BlobProof:
+    """Whatever was sent, only what is there is proven, and a proof under its own commitment breaks nothing."""
+    for number, item in enumerate(items):
+        proven = blob_proof.verify_item(blob.BlobId(commitment, number), given)
+        if proven is not None and (proven.content, proven.expires_at) != (item.content, item.expires_at):
+            raise Broken(f"item {number} is proven to be {proven.content[:80]!r}")
+    for number in (None, 0):
+        blob_proof.verify_item(blob.BlobId(given.commitment, number), given)
+    return given
 
 
 def _ledger_targets() -> list[Target]:
@@ -396,7 +462,7 @@ def _ledger_targets() -> list[Target]:
 
 
 def _descriptor(key: keys.PrivateKey) -> bytes:
-    contracts = SuiteAddresses(*(keys.Address(bytes([index + 1]) * 20) for index in range(9)))
+    contracts = SuiteAddresses(*(keys.Address(bytes([index + 1]) * 20) for index in range(10)))
     made = descriptor.NetworkDescriptor(
         network_id=b"\x99" * 32,
         chain_id=20261123,
@@ -738,6 +804,7 @@ def all_targets() -> dict[str, Target]:
     groups = (
         _primitive_targets,
         _rows_targets,
+        _da_targets,
         _struct_targets,
         _ledger_targets,
         _chain_targets,

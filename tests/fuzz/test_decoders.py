@@ -29,6 +29,8 @@ NOT_OUTSIDE_BYTES = {
     "node.status.read_connection": "shows this folder's own state",
     "node.status.read_status": "shows this folder's own state",
     "node.wallet.read_wallet": "asks the chain through its typed client",
+    "rows.service.RowDoor.read_signed": "over sockets: tests/rows/test_door.py",
+    "rows.service.read_row_name": "two decoders of primitives.encoding, over sockets: tests/storage",
     "runtime.http.read_body": "over sockets: tests/doors",
     "runtime.http.read_json": "over sockets: tests/doors",
 }

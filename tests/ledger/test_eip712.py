@@ -45,6 +45,7 @@ STRUCTS = {
         structs.Batch,
         structs.Offer,
         structs.Verdict,
+        structs.RowAttestation,
         structs.Header,
         structs.ChannelConfig,
         structs.Voucher,
@@ -108,6 +109,7 @@ def test_frozen_vector(vector: dict[str, Any]) -> None:
     ("domain", "name"),
     [
         (structs.protocol_domain(20261123, Address(b"\xd1" * 20)), "Ask"),
+        (structs.availability_domain(20261123, Address(b"\xda" * 20)), "RowAttestation"),
         (structs.header_domain(20261123), "Header"),
         (structs.channels_domain(20261123, Address(b"\xc4" * 20)), "Voucher"),
         (structs.token_domain("DeAIOS Credit", "1", 20261123, Address(b"\x70" * 20)), "ReceiveWithAuthorization"),

@@ -250,7 +250,7 @@ async def test_deployment_again_changes_nothing(network: Network) -> None:
     seen: list[str] = []
     again = await deploy_suite(network.operator, network.chain.rpc, LOCAL, progress=lambda name, _: seen.append(name))
     assert again == network.c.addresses
-    assert len(seen) == 9
+    assert len(seen) == 10
     assert await network.chain.rpc.get_nonce(OPERATOR.address) == nonce
 
 
@@ -270,8 +270,8 @@ async def test_deployment_goes_on_where_it_stopped(network: Network) -> None:
         await deploy_suite(deployer, rpc, LOCAL, progress=stop_after_four)
     assert await rpc.get_nonce(key.address) == 4
     addresses = await deploy_suite(chain.sender(key), rpc, LOCAL)
-    assert addresses.forks == compute_contract_address(key.address, 8)
-    assert await rpc.get_nonce(key.address) == 9
+    assert addresses.availability == compute_contract_address(key.address, 9)
+    assert await rpc.get_nonce(key.address) == 10
 
 
 async def test_deployer_that_sent_something_else_is_refused(network: Network) -> None:
@@ -295,7 +295,13 @@ async def test_verify_suite_finds_what_is_wrong(network: Network) -> None:
     swapped = dataclasses.replace(addresses, forks=addresses.beacon, beacon=addresses.forks)
     with pytest.raises(InvalidDeployment, match="is not this program's version"):
         await verify_suite(rpc, swapped, LOCAL)
-    for change in ({"appeal_s": 9}, {"unbonding_s": 3601}, {"audit_stake_min": 1}, {"claim_bond": 2}):
+    for change in (
+        {"appeal_s": 9},
+        {"unbonding_s": 86_401},
+        {"audit_stake_min": 1},
+        {"claim_bond": 2},
+        {"da_answer_s": 31},
+    ):
         with pytest.raises(InvalidDeployment, match="expected"):
             await verify_suite(rpc, addresses, dataclasses.replace(LOCAL, **change))
 

@@ -35,7 +35,7 @@ def test_json_round_trip(settings: NetworkSettings) -> None:
 
 def test_json_form() -> None:
     document = encode_settings(LOCAL)
-    assert document["unbondingS"] == 3600
+    assert document["unbondingS"] == 86_400
     assert document["jurySize"] == 3
     assert document["faucetNative"] == "10000000000000000000"
     assert len(document) == len(asdict(LOCAL))
@@ -74,10 +74,27 @@ def test_not_settings(value: Any) -> None:
 
 @pytest.mark.parametrize("settings", [LOCAL, DEFAULT])
 def test_stake_outlasts_every_dispute(settings: NetworkSettings) -> None:
-    needed = settings.opening_retention_s + settings.dispute_s_max
-    assert replace(settings, unbonding_s=needed + 1).unbonding_s == needed + 1
-    with pytest.raises(InvalidSettings, match=f"must exceed {needed}"):
-        replace(settings, unbonding_s=needed)
+    brief = replace(settings, da_epoch_s=1, da_term_max_s=1, da_answer_s=1)
+    needed = brief.opening_retention_s + brief.dispute_s_max
+    assert replace(brief, unbonding_s=needed + 1).unbonding_s == needed + 1
+    with pytest.raises(InvalidSettings, match=f"must exceed {needed}, the time to find"):
+        replace(brief, unbonding_s=needed)
+
+
+@pytest.mark.parametrize("settings", [LOCAL, DEFAULT])
+def test_stake_outlasts_every_promise_of_rows(settings: NetworkSettings) -> None:
+    assert settings.promise_s_max < settings.unbonding_s
+    quick = replace(settings, opening_retention_s=1)
+    needed = quick.promise_s_max
+    assert replace(quick, unbonding_s=needed + 1).unbonding_s == needed + 1
+    with pytest.raises(InvalidSettings, match=f"must exceed {needed}, the time for which"):
+        replace(quick, unbonding_s=needed)
+
+
+@pytest.mark.parametrize("seats", [2, 257])
+def test_committees_that_the_code_cannot_serve(seats: int) -> None:
+    with pytest.raises(InvalidSettings, match=f"da_seats_size is {seats}, 3 to 256 allowed"):
+        replace(LOCAL, da_seats_size=seats)
 
 
 def test_withdraw_delays_in_order() -> None:

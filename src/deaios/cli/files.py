@@ -4,22 +4,10 @@ import os
 from pathlib import Path
 
 import click
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from deaios.cli.terminal import common, emit_json, errors, run_async, say
+from deaios.cli.terminal import bar, common, emit_json, run_async, say
 from deaios.node.folder import StateFolder
 from deaios.primitives.encoding import decode_hex, encode_hex
-
-
-def _bar(*, hidden: bool) -> Progress:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, console=errors, transient=True, disable=hidden or not errors.is_terminal)
 
 
 @click.command()
@@ -33,10 +21,10 @@ async def put(file: Path, folder: StateFolder, as_json: bool) -> None:
     size = os.stat(file).st_size  # noqa: PTH116 - one look, before anything runs beside it
     async with open_session(folder) as session:
         storage = await session.storage()
-        with _bar(hidden=as_json) as bar:
-            task = bar.add_task(file.name, total=size)
+        with bar(hidden=as_json) as progress:
+            task = progress.add_task(file.name, total=size)
             manifest = await storage.put_file(
-                file, progress=lambda done, total: bar.update(task, completed=done, total=total)
+                file, progress=lambda done, total: progress.update(task, completed=done, total=total)
             )
     if as_json:
         emit_json({"id": encode_hex(manifest), "size_bytes": size})
@@ -57,10 +45,10 @@ async def get(identifier: str, folder: StateFolder, as_json: bool, output: Path 
     target = output or Path(identifier)
     async with open_session(folder) as session:
         storage = await session.storage()
-        with _bar(hidden=as_json) as bar:
-            task = bar.add_task(target.name, total=None)
+        with bar(hidden=as_json) as progress:
+            task = progress.add_task(target.name, total=None)
             found = await storage.get_file(
-                manifest, target, progress=lambda done, total: bar.update(task, completed=done, total=total)
+                manifest, target, progress=lambda done, total: progress.update(task, completed=done, total=total)
             )
     if as_json:
         emit_json({"id": identifier, "file": str(target), "size_bytes": found.size_bytes})

@@ -16,10 +16,12 @@ _COMMANDS = {
     "verify": "deaios.cli.answers",
     "put": "deaios.cli.files",
     "get": "deaios.cli.files",
+    "blob": "deaios.cli.blob",
     "wallet": "deaios.cli.wallet",
     "provide": "deaios.cli.roles",
     "store": "deaios.cli.roles",
     "audit": "deaios.cli.roles",
+    "attest": "deaios.cli.roles",
     "connect": "deaios.cli.guide",
     "doctor": "deaios.cli.guide",
     "demo": "deaios.cli.demo",
@@ -27,8 +29,8 @@ _COMMANDS = {
 _GROUPS = (
     ("Run a network", ("up", "down", "join", "status", "demo")),
     ("Ask and check", ("ask", "verify")),
-    ("Earn", ("provide", "store", "audit")),
-    ("Files and money", ("put", "get", "wallet")),
+    ("Earn", ("provide", "store", "attest", "audit")),
+    ("Files and money", ("put", "get", "blob", "wallet")),
     ("Help", ("connect", "doctor")),
 )
 EXIT_USAGE = 64

@@ -13,17 +13,23 @@ from deaios.primitives.units import format_credit
 
 @click.command()
 @common
+@click.option(
+    "--da-nodes",
+    type=click.IntRange(1, 64),
+    help="Members of data availability; as before, or what deaios.toml says, otherwise.",
+)
 @click.option("--with-cheater", is_flag=True, help="Also run a provider that serves an 8-bit model as the real one.")
 @run_async
-async def up(folder: StateFolder, as_json: bool, with_cheater: bool) -> None:
+async def up(folder: StateFolder, as_json: bool, da_nodes: int | None, with_cheater: bool) -> None:
     """Run the network of this folder until Ctrl-C; found one if there is none.
 
-    Starts a chain, three storage nodes, two providers, four auditors and a gateway as separate processes, restarts
-    those that fail, and takes up where the last run stopped.
+    Starts a chain, three storage nodes, three members of data availability, two providers, four auditors and a
+    gateway as separate processes, restarts those that fail, and takes up where the last run stopped.
     """
-    from deaios.node.local import LocalNetwork  # noqa: PLC0415 - keeps `--help` quick
+    from deaios.node.local import LocalNetwork, choose_da_nodes  # noqa: PLC0415 - keeps `--help` quick
 
-    network = LocalNetwork(folder, load_config(folder.root), report=(lambda _text: None) if as_json else say)
+    config = choose_da_nodes(folder, load_config(folder.root), da_nodes)
+    network = LocalNetwork(folder, config, report=(lambda _text: None) if as_json else say)
     async with network.running(with_cheater=with_cheater):
         if as_json:
             emit_json(await network.status())

@@ -1,4 +1,4 @@
-"""`provide`, `store`, `audit`: earn in a network that this folder has joined."""
+"""`provide`, `store`, `attest`, `audit`: earn in a network that this folder has joined."""
 
 import click
 
@@ -38,6 +38,18 @@ async def provide(folder: StateFolder, as_json: bool, port: int) -> None:
 async def store(folder: StateFolder, as_json: bool, port: int) -> None:
     """Keep coded rows of other people's files."""
     await _serve(folder, RoleSpec("storage-1", "storage", port), as_json=as_json)
+
+
+@click.command()
+@common
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="TCP port; picked once and kept otherwise.")
+@run_async
+async def attest(folder: StateFolder, as_json: bool, port: int) -> None:
+    """Keep rows of published blobs for their terms, attest to them, and be paid for it.
+
+    Stakes, registers, and takes rows from the next epoch on, when seats are apportioned anew.
+    """
+    await _serve(folder, RoleSpec("da-1", "da", port), as_json=as_json)
 
 
 @click.command()

@@ -10,6 +10,7 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import click
 from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from deaios.node.folder import StateFolder, default_folder, pretty_json
 from deaios.primitives.errors import DeaiosError
@@ -69,6 +70,18 @@ def fail(error: DeaiosError, *, as_json: bool) -> NoReturn:
 def emit_json(value: object) -> None:
     """One JSON value on standard output."""
     click.echo(pretty_json(value))
+
+
+def bar(*, hidden: bool) -> Progress:
+    """A progress bar for a transfer, on standard error and only where somebody looks."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=errors, transient=True, disable=hidden or not errors.is_terminal)
 
 
 def say(text: str = "", *, style: str | None = None) -> None:

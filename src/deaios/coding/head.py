@@ -18,6 +18,11 @@ class InvalidHead(Invalid):
     """A head with wrong sizes, or one that the commitment does not bind."""
 
 
+def seal_commitment(root: bytes, combinations_hash: bytes, parameters: Parameters) -> bytes:
+    """The 32 bytes that name a matrix, from its root and the hash of its combinations."""
+    return sha256(COMMITMENT_TAG + root + combinations_hash + parameters.encode())
+
+
 @dataclass(frozen=True)
 class Head:
     """Parameters, Merkle root, and `y`: the combinations of the data rows, (k, tests) uint16 little-endian."""
@@ -36,7 +41,7 @@ class Head:
     @cached_property
     def commitment(self) -> bytes:
         """The 32 bytes that name the matrix."""
-        return sha256(COMMITMENT_TAG + self.root + sha256(self.y) + self.parameters.encode())
+        return seal_commitment(self.root, sha256(self.y), self.parameters)
 
     def encode(self) -> bytes:
         """Parameters, root and y in this order; no lengths, since they follow from the parameters."""

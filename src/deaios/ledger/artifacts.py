@@ -23,6 +23,7 @@ NAMES = (
     "Beacon",
     "Disputes",
     "Forks",
+    "DataAvailability",
 )
 """Every contract of the suite, in order of deployment."""
 

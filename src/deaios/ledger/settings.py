@@ -1,8 +1,8 @@
 """Every window, delay and amount of a network, with one set for a local network and one for real ones.
 
 A `NetworkSettings` that exists is consistent: stake stays slashable for longer than an audit, a dispute and its appeal
-can take. The same values go into the contracts' constructors and into the signed descriptor. Table with reasons:
-docs/spec/windows.md.
+can take, and longer than rows are promised and can be asked for. The same values go into the contracts' constructors
+and into the signed descriptor. Table with reasons: docs/spec/windows.md.
 """
 
 from collections.abc import Mapping
@@ -23,6 +23,11 @@ DRAWS_MAX = 4
 """First jury, its redraw, the appeal's jury, its redraw."""
 WEI = 10**18
 """One native coin in wei."""
+
+SEATS_MIN, SEATS_MAX = 3, 256
+"""What one committee of `da` can have: its rows must still be verified one by one."""
+EPOCH_GRACE_S = 600
+"""How long the DataAvailability contract still takes certificates of the epoch before."""
 
 _NUMBER_ENDINGS = ("_s", "_blocks", "_size")
 
@@ -57,6 +62,15 @@ class NetworkSettings:
     claim_challenge_s: int
     claim_bond: int
     fork_penalty: int
+    da_stake_min: int
+    da_seats_size: int
+    da_epoch_s: int
+    da_term_max_s: int
+    da_answer_s: int
+    da_challenge_bond: int
+    da_penalty: int
+    da_fee_base: int
+    da_fee_gib_day: int
     opening_retention_s: int
     request_blocks: int
     batch_blocks: int
@@ -84,11 +98,33 @@ class NetworkSettings:
                 f"unbonding_s is {self.unbonding_s}; it must exceed {needed}, the time to find, judge and appeal"
             )
 
+        if not SEATS_MIN <= self.da_seats_size <= SEATS_MAX:
+            raise InvalidSettings(f"da_seats_size is {self.da_seats_size}, {SEATS_MIN} to {SEATS_MAX} allowed")
+        if self.unbonding_s <= self.promise_s_max:
+            raise InvalidSettings(
+                f"unbonding_s is {self.unbonding_s}; it must exceed {self.promise_s_max}, the time for which a member "
+                "of a committee answers for its rows"
+            )
+
+    @property
+    def beacon_s_max(self) -> int:
+        """Longest time of a beacon round that somebody finalizes in time."""
+        return BEACON_ATTEMPTS_MAX * (self.beacon_commit_s + self.beacon_reveal_s)
+
+    @property
+    def da_challenge_s_max(self) -> int:
+        """Longest time from a challenge to its deadline."""
+        return self.beacon_s_max + self.da_answer_s
+
+    @property
+    def promise_s_max(self) -> int:
+        """Longest time from the snapshot of an epoch to the end of the last challenge of its last certificate."""
+        return 2 * self.da_epoch_s + EPOCH_GRACE_S + self.da_term_max_s + self.da_challenge_s_max
+
     @property
     def dispute_s_max(self) -> int:
         """Longest time from opening a dispute to its end, when everybody is as late as allowed."""
-        beacon_s = BEACON_ATTEMPTS_MAX * (self.beacon_commit_s + self.beacon_reveal_s)
-        return DRAWS_MAX * (beacon_s + self.verdict_commit_s + self.verdict_reveal_s) + self.appeal_s
+        return DRAWS_MAX * (self.beacon_s_max + self.verdict_commit_s + self.verdict_reveal_s) + self.appeal_s
 
 
 def _limit_of(name: str) -> int:
@@ -135,7 +171,7 @@ def _camel(name: str) -> str:
 
 LOCAL = NetworkSettings(
     credit_supply=1_000_000_000 * CREDIT,
-    unbonding_s=3600,
+    unbonding_s=86_400,
     compute_stake_min=50 * CREDIT,
     audit_stake_min=20 * CREDIT,
     beacon_commit_s=20,
@@ -156,6 +192,15 @@ LOCAL = NetworkSettings(
     claim_challenge_s=60,
     claim_bond=1 * CREDIT,
     fork_penalty=10 * CREDIT,
+    da_stake_min=50 * CREDIT,
+    da_seats_size=12,
+    da_epoch_s=3600,
+    da_term_max_s=43_200,
+    da_answer_s=30,
+    da_challenge_bond=1 * CREDIT,
+    da_penalty=10 * CREDIT,
+    da_fee_base=100,
+    da_fee_gib_day=CREDIT // 100,
     opening_retention_s=1800,
     request_blocks=10_000,
     batch_blocks=10_000,
@@ -189,6 +234,15 @@ DEFAULT = NetworkSettings(
     claim_challenge_s=12 * 3600,
     claim_bond=10 * CREDIT,
     fork_penalty=100 * CREDIT,
+    da_stake_min=1000 * CREDIT,
+    da_seats_size=64,
+    da_epoch_s=86_400,
+    da_term_max_s=14 * 86_400,
+    da_answer_s=6 * 3600,
+    da_challenge_bond=10 * CREDIT,
+    da_penalty=100 * CREDIT,
+    da_fee_base=1000,
+    da_fee_gib_day=CREDIT // 100,
     opening_retention_s=7 * 86_400,
     request_blocks=300,
     batch_blocks=7200,

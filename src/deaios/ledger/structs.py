@@ -198,6 +198,19 @@ class Verdict:
 
 
 @eip712_struct
+class RowAttestation:
+    """A member of a committee holds all rows of its seats in `epoch`, and will until `expires_at`; Unix seconds.
+
+    It names no seats, so that all members sign one message.
+    """
+
+    commitment: Bytes32
+    epoch: Uint64
+    begins_at: Uint64
+    expires_at: Uint64
+
+
+@eip712_struct
 class Header:
     """The operator's signed record of one block of the embedded chain."""
 
@@ -255,6 +268,11 @@ class ReceiveWithAuthorization:
 def protocol_domain(chain_id: int, disputes: Address) -> Domain:
     """Domain of ask, request, receipt, cancel, batch, offer and verdict: the contract that judges them."""
     return Domain(PROTOCOL_NAME, PROTOCOL_VERSION, chain_id, disputes)
+
+
+def availability_domain(chain_id: int, availability: Address) -> Domain:
+    """Domain of row attestations: the contract that certifies them."""
+    return Domain(PROTOCOL_NAME, PROTOCOL_VERSION, chain_id, availability)
 
 
 def header_domain(chain_id: int) -> Domain:

@@ -44,6 +44,7 @@ class SuiteAddresses:
     beacon: Address
     disputes: Address
     forks: Address
+    availability: Address
 
     def __post_init__(self) -> None:
         addresses = list(self.by_field().values())
@@ -118,8 +119,13 @@ def build_arguments(
         (COMPUTE, addresses.forks),
         (AUDIT, addresses.disputes),
         (AUDIT, addresses.beacon),
+        (DATA_AVAILABILITY, addresses.availability),
     )
-    minimums = ((COMPUTE, settings.compute_stake_min), (AUDIT, settings.audit_stake_min))
+    minimums = (
+        (COMPUTE, settings.compute_stake_min),
+        (AUDIT, settings.audit_stake_min),
+        (DATA_AVAILABILITY, settings.da_stake_min),
+    )
     jury = (
         settings.jury_size,
         settings.dispute_open_blocks,
@@ -151,5 +157,18 @@ def build_arguments(
             settings.claim_challenge_s,
             settings.claim_bond,
             settings.fork_penalty,
+        ),
+        "DataAvailability": (
+            token,
+            staking,
+            addresses.beacon,
+            settings.da_seats_size,
+            settings.da_epoch_s,
+            settings.da_term_max_s,
+            settings.da_answer_s,
+            settings.da_challenge_bond,
+            settings.da_penalty,
+            settings.da_fee_base,
+            settings.da_fee_gib_day,
         ),
     }

@@ -31,6 +31,8 @@ class NetworkConfig(msgspec.Struct, frozen=True):
     """How many roles a founded network runs."""
 
     storage_nodes: int = 3
+    da_nodes: int = 3
+    """Members of the data availability committee. How many seats they share is fixed when the network is founded."""
     providers: int = 2
     auditors: int = 4
     audit_interval_s: int = 20

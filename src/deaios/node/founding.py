@@ -5,6 +5,7 @@ Every step looks first whether it was done, so it can be cut anywhere and starte
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from deaios.compute.engines.llama import LlamaEngine
@@ -17,6 +18,7 @@ from deaios.ledger.settings import LOCAL
 from deaios.ledger.suite import CREDIT_NAME, CREDIT_SYMBOL, CREDIT_VERSION
 from deaios.node.folder import StateFolder, model_cache
 from deaios.node.keystore import Keystore
+from deaios.node.member import open_member
 from deaios.node.model_package import fetch_default_model
 from deaios.node.models import Report, build_default_record, prepare_default_model
 from deaios.primitives.errors import ConfigError
@@ -29,9 +31,22 @@ OPERATOR = "chain"
 
 
 async def found_network(
-    folder: StateFolder, keystore: Keystore, chain_url: str, storage_urls: Mapping[str, str], report: Report
+    folder: StateFolder,
+    keystore: Keystore,
+    chain_url: str,
+    storage_urls: Mapping[str, str],
+    da_members: int,
+    report: Report,
 ) -> None:
     """Deploy the contracts, store and publish the default model, sign the descriptor.
+
+    Args:
+        folder: of the network.
+        keystore: the operator's key is in it.
+        chain_url: the embedded chain.
+        storage_urls: of its storage nodes, by name.
+        da_members: how many members share the seats of data availability evenly at first.
+        report: told each step.
 
     Raises:
         ConfigError: the folder's descriptor is of another chain than the one that runs.
@@ -49,7 +64,8 @@ async def found_network(
         sender = Sender(rpc, key, chain_id)
         try:
             report("deploying the contracts")
-            addresses = await deploy_suite(sender, rpc, LOCAL)
+            settings = replace(LOCAL, da_seats_size=_count_seats(da_members))
+            addresses = await deploy_suite(sender, rpc, settings)
             source, served = await package
             report("storing the model as coded rows")
             storage = StorageClient(http, list(storage_urls.values()), key, network_id)
@@ -68,12 +84,25 @@ async def found_network(
             operator=key.address,
             contracts=addresses,
             token=Token(addresses.credit, CREDIT_NAME, CREDIT_SYMBOL, CREDIT_VERSION, CREDIT_DECIMALS),
-            windows=LOCAL,
+            windows=settings,
             default_model_record_id=outcome.value,
             faucet_url=f"{chain_url}/faucet",
             storage_urls=tuple(storage_urls.values()),
         )
         folder.save_descriptor(encode_descriptor(descriptor, sign_descriptor(key, descriptor)))
+
+
+async def begin_first_epoch(folder: StateFolder, keystore: Keystore, chain_url: str) -> None:
+    """Seat the first committee, now that its members have staked; later epochs are the members' own to begin."""
+    descriptor = folder.load_descriptor()
+    async with open_member(descriptor, keystore.open_key(OPERATOR), chain_url) as operator:
+        if await operator.contracts.availability.current_epoch() == 0:
+            await operator.contracts.availability.begin_epoch(operator.sender)
+
+
+def _count_seats(members: int) -> int:
+    """As many for each of some members of equal stake, and enough for a code that survives the loss of a third."""
+    return members * -(-LOCAL.da_seats_size // members) if members else LOCAL.da_seats_size
 
 
 def _read_replay_profile(served: Path) -> bytes:

@@ -13,9 +13,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from deaios.node.config import Config, load_config
 from deaios.node.folder import RoleSpec, StateFolder
-from deaios.node.founding import found_network
+from deaios.node.founding import begin_first_epoch, found_network
 from deaios.node.session import open_keystore
 from deaios.node.status import Status, read_status
 from deaios.node.supervisor import Supervisor, UnavailableRole
@@ -32,12 +34,20 @@ def plan_roles(config: Config, *, with_cheater: bool) -> tuple[RoleSpec, ...]:
     wanted = config.network
     roles = [RoleSpec("chain", "chain", config.chain.port)]
     roles += [RoleSpec(f"storage-{n}", "storage") for n in range(1, wanted.storage_nodes + 1)]
+    roles += [RoleSpec(f"da-{n}", "da") for n in range(1, wanted.da_nodes + 1)]
     roles += [RoleSpec(f"provider-{n}", "provider") for n in range(1, wanted.providers + 1)]
     if with_cheater:
         roles.append(RoleSpec(CHEATER, "provider", weights="q8_0"))
     roles += [RoleSpec(f"auditor-{n}", "auditor") for n in range(1, wanted.auditors + 1)]
     roles.append(RoleSpec("gateway", "gateway", config.gateway.port))
     return tuple(roles)
+
+
+def choose_da_nodes(folder: StateFolder, config: Config, wanted: int | None) -> Config:
+    """The configuration with as many members of data availability as are wanted, or as the folder has already."""
+    kept = sum(role.kind == "da" for role in folder.load_roles())
+    nodes = wanted or kept or config.network.da_nodes
+    return msgspec.structs.replace(config, network=msgspec.structs.replace(config.network, da_nodes=nodes))
 
 
 class LocalNetwork:
@@ -122,17 +132,22 @@ class LocalNetwork:
     async def _start(self, *, with_cheater: bool) -> None:
         roles = plan_roles(self.config, with_cheater=with_cheater)
         self.folder.save_roles(roles)
-        by_kind = {kind: [role for role in roles if role.kind == kind] for kind in ("storage", "provider", "auditor")}
+        kinds = ("storage", "da", "provider", "auditor")
+        by_kind = {kind: [role for role in roles if role.kind == kind] for kind in kinds}
         self._report("starting the chain and the storage nodes")
         for role in (roles[0], *by_kind["storage"]):
             await self.supervisor.start(role)
         urls = await self.supervisor.wait_ready("chain", *(role.name for role in by_kind["storage"]))
         self.chain_url = urls.pop("chain")
-        await found_network(self.folder, open_keystore(self.folder), self.chain_url, urls, self._report)
-        self._report("starting providers, auditors and the gateway")
-        rest = (*by_kind["provider"], *by_kind["auditor"], roles[-1])
+        keystore, members = open_keystore(self.folder), by_kind["da"]
+        await found_network(self.folder, keystore, self.chain_url, urls, len(members), self._report)
+        self._report("starting data availability, providers, auditors and the gateway")
+        rest = (*members, *by_kind["provider"], *by_kind["auditor"], roles[-1])
         for role in rest:
             await self.supervisor.start(role)
+        if members:
+            await self.supervisor.wait_ready(*(role.name for role in members))
+            await begin_first_epoch(self.folder, keystore, self.chain_url)
         urls = await self.supervisor.wait_ready(*(role.name for role in rest))
         self.gateway_url = urls["gateway"]
 

@@ -5,7 +5,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from deaios.da.blob import BlobId
+from deaios.da.client.blobs import BlobClient
 from deaios.ledger.descriptor import NetworkDescriptor
+from deaios.ledger.settings import NetworkSettings
 from deaios.market.buyer.client.buyer import Buyer
 from deaios.market.buyer.client.settings import BuyerSettings
 from deaios.market.client import LedgerChain
@@ -19,6 +22,9 @@ from deaios.primitives.errors import ConfigError
 from deaios.runtime.clock import Clock
 from deaios.runtime.dice import Dice
 from deaios.storage.client import StorageClient
+
+BATCH_TERMS = 2
+"""Receipt batches are kept this many times as long as openings: who looks late still finds them."""
 
 
 def terms_of(descriptor: NetworkDescriptor) -> Terms:
@@ -55,6 +61,37 @@ async def open_default_model(member: Member, folder: StateFolder, clock: Clock, 
     return await ensure_model(folder, record, await open_storage(member, clock), report)
 
 
+def open_blobs(member: Member, clock: Clock, dice: Dice) -> BlobClient:
+    """The network's data availability, paid by the member's key."""
+    descriptor = member.descriptor
+    return BlobClient(
+        member.contracts,
+        member.http,
+        descriptor.network_id,
+        descriptor.chain_id,
+        key=member.key,
+        sender=member.sender,
+        clock=clock,
+        dice=dice,
+    )
+
+
+class BatchShelf:
+    """Receipt batches as blobs: who sells puts them, anyone gets them by what the chain names."""
+
+    def __init__(self, blobs: BlobClient, windows: NetworkSettings) -> None:
+        self._blobs = blobs
+        self._term_s = min(windows.da_term_max_s, BATCH_TERMS * windows.opening_retention_s)
+
+    async def put_bytes(self, data: bytes) -> bytes:
+        """Make a batch available; gives its blob's commitment."""
+        return (await self._blobs.put_bytes(data, self._term_s)).commitment
+
+    async def get_bytes(self, commitment: bytes, bytes_max: int) -> bytes:
+        """A batch by its blob's commitment."""
+        return await self._blobs.get_bytes(BlobId(commitment), bytes_max)
+
+
 @dataclass(frozen=True, slots=True)
 class Trade:
     """Buying on a network: who sells, and who buys."""
@@ -78,7 +115,6 @@ async def open_trade(
         first_token_s=patience.first_token_s,
         idle_s=patience.silence_s,
     )
-    storage = await open_storage(member, clock)
     directory = Directory(member.contracts, terms, member.http, clock)
     buyer = Buyer(
         member.key,
@@ -88,7 +124,7 @@ async def open_trade(
         LedgerChain(member.contracts, member.sender),
         directory,
         member.http,
-        get_bytes=storage.get_bytes,
+        get_bytes=BatchShelf(open_blobs(member, clock, dice), windows).get_bytes,
         clock=clock,
         dice=dice,
     )

@@ -9,12 +9,14 @@ from pathlib import Path
 import msgspec
 
 from deaios.alignment.answer import Answer, encode_answer
+from deaios.da.client.blobs import BlobClient
+from deaios.da.client.challenger import Challenger
 from deaios.node.asking import Told, ask_gateway, complete_answer
 from deaios.node.folder import StateFolder
 from deaios.node.joining import USER
 from deaios.node.keystore import Keystore
 from deaios.node.member import Member, open_member
-from deaios.node.network import open_storage
+from deaios.node.network import open_blobs, open_storage
 from deaios.node.status import read_status
 from deaios.primitives.errors import ConfigError
 from deaios.runtime.client import HttpClient, InvalidResponse
@@ -38,6 +40,15 @@ class Session:
     async def storage(self) -> StorageClient:
         """The network's storage nodes."""
         return await open_storage(self.member, SystemClock())
+
+    def blobs(self) -> BlobClient:
+        """The network's data availability; this key pays for what it publishes."""
+        return open_blobs(self.member, SystemClock(), SystemDice())
+
+    def challenger(self) -> Challenger:
+        """Calls members of data availability to account; this key lays down the bonds."""
+        bond = self.member.descriptor.windows.da_challenge_bond
+        return Challenger(self.member.contracts, self.member.sender, bond, SystemClock())
 
 
 @asynccontextmanager

@@ -30,11 +30,16 @@ def write_atomic(path: Path, data: bytes, mode: int = PUBLIC) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        fsync_folder(path.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise UnavailableDisk(f"cannot write {path}: {error}") from error
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make the names in a folder durable: a file that was created or renamed is found after power loss."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -20,6 +20,22 @@ class RefusedHead(Refused):
     """A request's head larger than the stated bound."""
 
 
+class InvalidRange(Invalid):
+    """A `Range` header that RFC 9110 does not allow."""
+
+
+class RefusedRange(Refused):
+    """None of the bytes asked for are there.
+
+    Attributes:
+        size_bytes: how many there are.
+    """
+
+    def __init__(self, message: str, size_bytes: int) -> None:
+        super().__init__(message)
+        self.size_bytes = size_bytes
+
+
 class UnavailableBody(Unavailable):
     """The rest of a request did not arrive in time."""
 
@@ -51,6 +67,7 @@ _TABLE: tuple[tuple[type[BaseException], int, int, int], ...] = (
     (UnavailableBody, 408, -32600, 2),
     (RefusedTooLarge, 413, -32600, 1),
     (RefusedEncoding, 415, -32600, 1),
+    (RefusedRange, 416, -32600, 1),
     (RefusedHead, 431, -32600, 1),
     (RefusedPayment, 402, -32000, 1),
     (RefusedBusy, 429, -32005, 2),

@@ -25,6 +25,7 @@ from deaios.runtime.errors import (
     NotFound,
     RefusedBusy,
     RefusedEncoding,
+    RefusedRange,
     RefusedTooLarge,
     UnavailableBody,
     http_status,
@@ -203,7 +204,10 @@ def _render(
     if isinstance(error, DeaiosError):
         status = http_status(error)
         log.info("request refused", path=_path_of(request), status=status, error=str(error), request_id=request_id)
-        return render_error(request, status, error)
+        refusal = render_error(request, status, error)
+        if isinstance(error, RefusedRange):
+            refusal.headers["Content-Range"] = f"bytes */{error.size_bytes}"
+        return refusal
     if isinstance(error, web.HTTPException):
         if error.status < 400:
             raise error

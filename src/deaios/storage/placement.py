@@ -5,15 +5,8 @@ elsewhere when its home was down, so every row can be asked of every node; homes
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass
 
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """Ask one node for one row."""
-
-    row: int
-    node: int
+from deaios.rows.attempts import Attempt
 
 
 def compute_home(commitment: bytes, row: int, nodes: int) -> int:

@@ -1,5 +1,6 @@
 """Every contract of a network behind one object."""
 
+from deaios.ledger.client.availability import DataAvailability
 from deaios.ledger.client.beacon import Beacon
 from deaios.ledger.client.catalogue import Catalogue
 from deaios.ledger.client.channels import Channels
@@ -28,3 +29,4 @@ class Contracts:
         self.beacon = Beacon(rpc, addresses.beacon)
         self.disputes = Disputes(rpc, addresses.disputes)
         self.forks = Forks(rpc, addresses.forks)
+        self.availability = DataAvailability(rpc, addresses.availability)

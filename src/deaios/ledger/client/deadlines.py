@@ -13,6 +13,7 @@ async def fetch_deadline(contracts: Contracts) -> int:
         contracts.beacon.contract,
         contracts.disputes.contract,
         contracts.forks.contract,
+        contracts.availability.contract,
     )
     functions = [contract.abi.get_function("deadline") for contract in watched]
     answers = await contracts.rpc.eth_calls(

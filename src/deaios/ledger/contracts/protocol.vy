@@ -1,7 +1,8 @@
 #pragma version 0.4.3
 """
-@title What buyers, providers and jurors sign, as deaios.ledger.structs has it
-@notice A digest is the EIP-712 struct hash; what is signed is that digest under the domain of the Disputes contract.
+@title What buyers, providers, jurors and holders of rows sign, as deaios.ledger.structs has it
+@notice A digest is the EIP-712 struct hash; what is signed is that digest under the domain of the Disputes contract, a
+    row attestation under the domain of DataAvailability.
 """
 import signatures
 
@@ -39,6 +40,13 @@ struct Receipt:
     finishedAtMs: uint64
 
 
+struct RowAttestation:
+    commitment: bytes32
+    epoch: uint64
+    beginsAt: uint64
+    expiresAt: uint64
+
+
 REQUEST_TYPE: constant(bytes32) = keccak256(
     "Request(bytes32 askDigest,address provider,bytes32 offerDigest,bytes32 channelId,uint128 maxFee,bytes32 anchorBlockHash,uint64 deadlineBlock)"
 )
@@ -47,6 +55,9 @@ RECEIPT_TYPE: constant(bytes32) = keccak256(
 )
 VERDICT_TYPE: constant(bytes32) = keccak256(
     "Verdict(uint256 disputeId,address juror,uint8 judgement,bytes32 evidenceRoot,bytes32 salt)"
+)
+ROW_ATTESTATION_TYPE: constant(bytes32) = keccak256(
+    "RowAttestation(bytes32 commitment,uint64 epoch,uint64 beginsAt,uint64 expiresAt)"
 )
 
 
@@ -75,6 +86,15 @@ def hash_verdict(id: uint256, juror: address, judgement: uint8, evidence_root: b
     @notice The verdict's digest: what a juror commits to.
     """
     return keccak256(abi_encode(VERDICT_TYPE, id, juror, judgement, evidence_root, salt))
+
+
+@internal
+@pure
+def hash_row_attestation(attestation: RowAttestation) -> bytes32:
+    """
+    @notice The attestation's digest.
+    """
+    return keccak256(abi_encode(ROW_ATTESTATION_TYPE, attestation))
 
 
 @internal

@@ -21,7 +21,7 @@ from deaios.node.context import RoleContext
 from deaios.node.engines import count_engines, open_checked_engine, open_configured_engine, serving_engine
 from deaios.node.member import Member, open_member
 from deaios.node.models import ModelFiles, weaken_model
-from deaios.node.network import open_default_model, open_storage, terms_of
+from deaios.node.network import BatchShelf, open_blobs, open_default_model, open_storage, terms_of
 from deaios.node.ports import HOST, keep_port
 from deaios.runtime.http import serve
 from deaios.runtime.logs import get_logger
@@ -61,7 +61,7 @@ async def run(context: RoleContext) -> None:
                 context.data / "seller.db",
                 LedgerChain(member.contracts, member.sender),
                 _generate_with(service, tokenizer),
-                shelf.put_bytes,
+                BatchShelf(open_blobs(member, context.clock, context.dice), descriptor.windows).put_bytes,
                 clock=context.clock,
                 metrics=context.metrics,
             )

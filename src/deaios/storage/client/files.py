@@ -19,15 +19,16 @@ from deaios.coding.parameters import PROFILE_LOCAL, Profile
 from deaios.primitives.encoding import encode_hex
 from deaios.primitives.errors import Invalid
 from deaios.primitives.keys import PrivateKey
+from deaios.rows.attempts import Attempt
+from deaios.rows.client import Nodes, Timings, UnavailableRows
 from deaios.rows.manifest import MANIFEST_BYTES_MAX, SEGMENT_BYTES_MAX, Manifest, Segment, open_manifest
 from deaios.rows.message import InvalidRow, build_message, compute_message_bytes, decode_message
 from deaios.runtime.client import HttpClient
 from deaios.runtime.clock import Clock, SystemClock
 from deaios.runtime.dice import Dice, SystemDice
-from deaios.runtime.disk import PUBLIC, UnavailableDisk
+from deaios.runtime.disk import PUBLIC, UnavailableDisk, fsync_folder
 from deaios.runtime.errors import RefusedTooLarge
-from deaios.storage.client.nodes import Nodes, Timings, UnavailableRows
-from deaios.storage.placement import Attempt, order_attempts, order_nodes
+from deaios.storage.placement import order_attempts, order_nodes
 
 HASH_PIECE_BYTES = 4 << 20
 """Bytes of a file hashed at once."""
@@ -308,9 +309,5 @@ def _publish(partial: Path, target: Path, manifest: Manifest) -> bool:
         partial.unlink()
         return False
     partial.replace(target)
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    fsync_folder(target.parent)
     return True

@@ -1,8 +1,9 @@
-"""Talk to a set of storage nodes, any of which may be missing, slow or lying.
+"""Talk to a set of nodes that keep rows, any of which may be missing, slow or lying.
 
 Reads are raced: enough attempts to be done if all go well, one more whenever an attempt fails or nothing came for
 `hedge_s`. What comes back is checked by the caller's check before it counts. A node that failed is asked last from then
-on, until it serves again. Knows no files.
+on, until it serves again. A race that is lost says of every row what each node answered. Knows neither files nor blobs,
+nor where a row belongs.
 """
 
 import asyncio
@@ -15,26 +16,34 @@ from urllib.parse import urlsplit
 
 from deaios.primitives.errors import ConfigError, DeaiosError, Unavailable
 from deaios.primitives.keys import PrivateKey
+from deaios.rows.attempts import REASON_CHARACTERS_MAX, Attempt, Findings, MissingRow, describe_race, join_reasons
 from deaios.runtime.authentication import NONCE_SIZE, sign_request
 from deaios.runtime.client import HttpClient, RefusedByPeer
 from deaios.runtime.clock import Clock
 from deaios.runtime.dice import Dice
 from deaios.runtime.logs import get_logger
-from deaios.storage.placement import Attempt
 
 NODES_MAX = 256
-REASONS_MAX = 8
-"""Failures named in an error message."""
 
 UPLOADS_MAX = 6
 """Bodies on their way at once: bounds memory to as many rows."""
 
-_log = get_logger("storage.client")
+_log = get_logger("rows.client")
 T = TypeVar("T")
 
 
 class UnavailableRows(Unavailable):
-    """Too few nodes hold, or take, what is needed."""
+    """Too few nodes hold, or take, what is needed.
+
+    Attributes:
+        found: rows that were found and are right, ascending; empty where the error is about writing.
+        missing: every row that was asked for and not found, ascending.
+    """
+
+    def __init__(self, message: str, found: Sequence[int] = (), missing: Sequence[MissingRow] = ()) -> None:
+        super().__init__(message)
+        self.found = tuple(found)
+        self.missing = tuple(missing)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +71,7 @@ class _Race(Generic[T]):
     needed: int
     found: dict[int, T]
     active: dict["asyncio.Task[T]", Attempt]
-    reasons: list[str]
+    findings: Findings
 
 
 class Nodes:
@@ -79,9 +88,10 @@ class Nodes:
         dice: Dice,
         executor: Executor | None,
         timings: Timings,
+        uploads_max: int = UPLOADS_MAX,
     ) -> None:
         if not 1 <= len(urls) <= NODES_MAX:
-            raise ConfigError(f"{len(urls)} storage nodes configured; 1 to {NODES_MAX} are needed")
+            raise ConfigError(f"{len(urls)} nodes configured; 1 to {NODES_MAX} are needed")
         self._http = http
         self._urls = [url.rstrip("/") for url in urls]
         self._key = key
@@ -90,7 +100,7 @@ class Nodes:
         self._dice = dice
         self._executor = executor
         self._timings = timings
-        self._uploads = asyncio.Semaphore(UPLOADS_MAX)
+        self._uploads = asyncio.Semaphore(uploads_max)
         self._demoted: set[int] = set()
 
     def __len__(self) -> int:
@@ -137,7 +147,7 @@ class Nodes:
                 for node in order:
                     if await self._try(node, partial(self._upload_to, node, path, body), reasons):
                         return node
-        raise UnavailableRows(f"no storage node took {path}: {_join(reasons)}")
+        raise UnavailableRows(f"no node took {path}: {join_reasons(reasons)}")
 
     async def upload_to(self, path: str, node: int, body: bytes) -> bool:
         """Store a body on one node; False when it did not take it."""
@@ -145,16 +155,41 @@ class Nodes:
             return await self._try(node, partial(self._upload_to, node, path, body), [])
 
     async def _upload_to(self, node: int, path: str, body: bytes) -> bool:
-        if self._key is None:
-            raise ConfigError("this storage client has no key; writes are signed requests")
-        url = self._urls[node] + path
-        if await self._has(url):
-            return True
-        key, nonce, now_ms = self._key, self._dice.token_bytes(NONCE_SIZE), self._clock.now_ms()
-        signed_path = urlsplit(url).path
-        headers = await self.run(lambda: sign_request(key, self._network_id, "PUT", signed_path, body, now_ms, nonce))
-        await self._http.put_bytes(url, body, headers)
+        if not await self._has(self._urls[node] + path):
+            await self._http.put_bytes(self._urls[node] + path, body, await self._sign("PUT", node, path, body))
         return True
+
+    async def store(self, path: str, node: int, build_body: Callable[[], bytes], *, looks_first: bool = True) -> None:
+        """Store a body on one node, and no other.
+
+        Args:
+            path: where.
+            node: on which.
+            build_body: makes the body, on a thread.
+            looks_first: ask whether it is there, and send nothing if so.
+
+        Raises:
+            Refused, Unavailable, Invalid: as the node or the way to it says.
+            TimeoutError: not within `transfer_s`.
+        """
+        async with self._uploads, asyncio.timeout(self._timings.transfer_s):
+            if looks_first and await self._has(self._urls[node] + path):
+                return
+            body = await self.run(build_body)
+            await self._http.put_bytes(self._urls[node] + path, body, await self._sign("PUT", node, path, body))
+
+    async def post(self, path: str, node: int, body: bytes, kind: type[T]) -> T:
+        """Send one node a signed JSON body and decode its answer; raises as `store`."""
+        async with asyncio.timeout(self._timings.transfer_s):
+            headers = await self._sign("POST", node, path, body)
+            return await self._http.post_body(self._urls[node] + path, body, kind, headers)
+
+    async def _sign(self, method: str, node: int, path: str, body: bytes) -> dict[str, str]:
+        if self._key is None:
+            raise ConfigError("this client has no key; writes are signed requests")
+        key, nonce, now_ms = self._key, self._dice.token_bytes(NONCE_SIZE), self._clock.now_ms()
+        signed_path = urlsplit(self._urls[node] + path).path
+        return await self.run(lambda: sign_request(key, self._network_id, method, signed_path, body, now_ms, nonce))
 
     async def _has(self, url: str) -> bool:
         try:
@@ -172,7 +207,8 @@ class Nodes:
         except ConfigError:
             raise
         except (DeaiosError, TimeoutError) as error:
-            self._blame(node, error, reasons)
+            reasons.append(f"{self._urls[node]}: {self._word(error)}"[:REASON_CHARACTERS_MAX])
+            self._blame(node, error)
             return False
         self._demoted.discard(node)
         return done
@@ -195,9 +231,10 @@ class Nodes:
             check: turns (row, bytes) into the result, on a thread; raises a typed error for bytes that are wrong.
 
         Raises:
-            UnavailableRows: the attempts ran out in every round.
+            UnavailableRows: the attempts ran out in every round; says which rows were found, and of every other one
+                what each node answered.
         """
-        race: _Race[T] = _Race([], needed, {}, {}, [])
+        race: _Race[T] = _Race([], needed, {}, {}, Findings(self._urls))
 
         async def fetch(attempt: Attempt) -> T:
             url = self._urls[attempt.node] + path_of(attempt.row)
@@ -217,9 +254,9 @@ class Nodes:
             for task in race.active:
                 task.cancel()
             await asyncio.gather(*race.active, return_exceptions=True)
-        raise UnavailableRows(
-            f"{len(race.found)} of {needed} rows found on {len(self._urls)} nodes: {_join(race.reasons)}"
-        )
+        missing = race.findings.list_missing(race.found)
+        message = describe_race(race.found, missing, needed, len(self._urls))
+        raise UnavailableRows(message, sorted(race.found), missing)
 
     async def _run_race(self, race: _Race[T], fetch: Callable[[Attempt], Coroutine[None, None, T]]) -> None:
         extra = 0
@@ -242,32 +279,34 @@ class Nodes:
         try:
             race.found[attempt.row] = task.result()
         except RefusedByPeer as error:
-            race.reasons.append(str(error))
+            race.findings.note(attempt, f"refused: {error.status} {error.title}: {error.detail}")
             if error.status != 404:  # an honest node may lack a row that was placed elsewhere
                 self._demoted.add(attempt.node)
         except (DeaiosError, TimeoutError) as error:
-            self._blame(attempt.node, error, race.reasons)
+            race.findings.note(attempt, self._word(error).removeprefix(self._urls[attempt.node]))
+            self._blame(attempt.node, error)
         else:
             self._demoted.discard(attempt.node)
 
-    def _blame(self, node: int, error: Exception, reasons: list[str]) -> None:
-        reason = str(error) or f"no answer within {self._timings.transfer_s} s"
-        reasons.append(f"{self._urls[node]}: {reason}")
+    def _blame(self, node: int, error: Exception) -> None:
         self._demoted.add(node)
-        _log.info("storage node failed", node=self._urls[node], error=reason)
+        _log.info("node failed", node=self._urls[node], error=self._word(error))
+
+    def _word(self, error: Exception) -> str:
+        return str(error) or f"no answer within {self._timings.transfer_s:g} s"
 
 
 def _take(race: _Race[T]) -> Attempt | None:
     """The next attempt: rows that nobody is fetching first, then a second source for one that is slow."""
-    wanted = [attempt for attempt in race.attempts if attempt.row not in race.found]
     busy = {attempt.row for attempt in race.active.values()}
-    chosen = next((attempt for attempt in wanted if attempt.row not in busy), wanted[0] if wanted else None)
+    chosen: Attempt | None = None
+    for attempt in race.attempts:
+        if attempt.row in race.found:
+            continue
+        if attempt.row not in busy:
+            chosen = attempt
+            break
+        chosen = chosen or attempt
     if chosen is not None:
         race.attempts.remove(chosen)
     return chosen
-
-
-def _join(reasons: list[str]) -> str:
-    shown = list(dict.fromkeys(reasons))
-    more = f" and {len(shown) - REASONS_MAX} more" if len(shown) > REASONS_MAX else ""
-    return "; ".join(shown[:REASONS_MAX]) + more

@@ -1,0 +1,349 @@
+"""Blobs of any size by id: put, get, prove, sample.
+
+A content of at most `SINGLE_BYTES_MAX` bytes is one matrix; a longer one is cut into segments of one matrix each, and a
+matrix with their manifest names it. Nothing is answered before its certificate is on chain; a put that was cut is taken
+up by repeating it. A target appears only when the whole content was checked.
+"""
+
+import asyncio
+import os
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO
+
+import blake3
+
+from deaios.coding.matrix import encode
+from deaios.da.blob import (
+    SINGLE_BYTES_MAX,
+    BlobId,
+    Bundle,
+    InvalidBlob,
+    Large,
+    Payload,
+    Single,
+    decode_payload,
+    encode_large,
+    encode_single,
+)
+from deaios.da.client.committees import Committees
+from deaios.da.client.disperser import Disperser
+from deaios.da.client.reader import EPSILON, Reader, Sample, UnavailableExpired
+from deaios.da.proof import BlobProof, Prover
+from deaios.ledger.client.availability import Certificate
+from deaios.ledger.client.contracts import Contracts
+from deaios.ledger.client.sender import Sender
+from deaios.ledger.structs import availability_domain
+from deaios.primitives.errors import ConfigError
+from deaios.primitives.keys import PrivateKey
+from deaios.rows.client import Timings
+from deaios.rows.manifest import SEGMENT_BYTES_MAX, Manifest, Segment
+from deaios.runtime.client import HttpClient
+from deaios.runtime.clock import Clock, SystemClock
+from deaios.runtime.dice import Dice, SystemDice
+from deaios.runtime.disk import UnavailableDisk, fsync_folder
+from deaios.runtime.errors import RefusedTooLarge
+
+SEGMENTS_IN_FLIGHT = 2
+"""One is coded while another travels; bounds memory to as many matrices and their copies."""
+
+Progress = Callable[[int, int], None]
+"""Called with bytes done and bytes in all."""
+
+
+class InvalidContent(InvalidBlob):
+    """A content that changed while it was read, or that is not what its manifest says."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlobStatus:
+    """What the chain says of a blob, and when its own term ends (earlier than its bundle's, perhaps)."""
+
+    id: BlobId
+    certificate: Certificate
+    kind: str
+    size_bytes: int
+    expires_at: int
+    segments: tuple[bytes, ...]
+
+
+class BlobClient:
+    """Puts and gets blobs on one network. Without a sender it only reads."""
+
+    def __init__(
+        self,
+        contracts: Contracts,
+        http: HttpClient,
+        network_id: bytes,
+        chain_id: int,
+        *,
+        key: PrivateKey | None = None,
+        sender: Sender | None = None,
+        clock: Clock | None = None,
+        dice: Dice | None = None,
+        timings: Timings | None = None,
+    ) -> None:
+        """A client.
+
+        Args:
+            contracts: of the network.
+            http: an entered `HttpClient`.
+            network_id: genesis hash that writes name.
+            chain_id: of the chain that certificates are on.
+            key: signs writes to members.
+            sender: certifies and pays, with the same key.
+            clock: wall time.
+            dice: nonces, and which rows are sampled.
+            timings: how long to wait for a member.
+        """
+        clock, dice = clock or SystemClock(), dice or SystemDice()
+        self._clock = clock
+        committees = Committees(contracts, http, key, network_id, clock=clock, dice=dice, timings=timings)
+        self.reader = Reader(contracts, committees, clock, dice)
+        self._disperser = None
+        if sender is not None:
+            domain = availability_domain(chain_id, contracts.addresses.availability)
+            self._disperser = Disperser(contracts, sender, committees, domain, clock)
+
+    # Put
+
+    async def disperse(self, payload: bytes | memoryview, term_s: int) -> Certificate:
+        """Make one payload available; see `Disperser.disperse`."""
+        if self._disperser is None:
+            raise ConfigError("this client only reads; a key that pays is needed to publish")
+        return await self._disperser.disperse(payload, term_s)
+
+    async def put_bytes(self, content: bytes, term_s: int, progress: Progress | None = None) -> BlobId:
+        """Publish bytes for `term_s` seconds.
+
+        Raises:
+            InvalidBlob: no bytes at all.
+            UnavailableQuorum, UnavailableCommittee, Reverted: as `Disperser.disperse`.
+        """
+        return await self._put(BytesIO(content), len(content), term_s, progress)
+
+    async def put_file(self, path: Path, term_s: int, progress: Progress | None = None) -> BlobId:
+        """Publish a file; as `put_bytes`, in memory of a few segments.
+
+        Raises:
+            InvalidContent: the file changed while it was read.
+            UnavailableDisk: it cannot be read.
+        """
+        try:
+            with path.open("rb") as file:
+                return await self._put(file, os.fstat(file.fileno()).st_size, term_s, progress)
+        except OSError as error:
+            raise UnavailableDisk(f"cannot read {path}: {error}") from error
+
+    async def _put(self, file: BinaryIO, size_bytes: int, term_s: int, progress: Progress | None) -> BlobId:
+        if size_bytes <= SINGLE_BYTES_MAX:
+            content = await asyncio.to_thread(_read_exactly, file, size_bytes)
+            certificate = await self.disperse(encode_single(content), term_s)
+            if progress:
+                progress(size_bytes, size_bytes)
+            return BlobId(certificate.attestation.commitment)
+        hasher = blake3.blake3()
+        segments: list[Segment] = []
+        flying: deque[asyncio.Task[Certificate]] = deque()
+        left, done = size_bytes, 0
+        profile = None
+        try:
+            while left or flying:
+                if left and len(flying) < SEGMENTS_IN_FLIGHT:
+                    data = await asyncio.to_thread(_read_exactly, file, min(SEGMENT_BYTES_MAX, left))
+                    await asyncio.to_thread(hasher.update, data)
+                    left -= len(data)
+                    flying.append(asyncio.create_task(self.disperse(data, term_s)))
+                    continue
+                certificate = await flying.popleft()
+                profile = profile or certificate.parameters.profile
+                segments.append(Segment(certificate.attestation.commitment, certificate.length))
+                done += certificate.length
+                if progress:
+                    progress(done, size_bytes)
+        finally:
+            for task in flying:
+                task.cancel()
+            await asyncio.gather(*flying, return_exceptions=True)
+        assert profile is not None
+        manifest = Manifest(profile, size_bytes, hasher.digest(), tuple(segments))
+        return BlobId((await self.disperse(encode_large(manifest), term_s)).attestation.commitment)
+
+    # Get
+
+    async def get_status(self, blob_id: BlobId) -> BlobStatus:
+        """What is known of a blob without reading all of it.
+
+        Raises:
+            NotFound, UnavailableExpired, UnavailableRows: as `get_bytes`.
+        """
+        certificate, payload = await self._open(blob_id)
+        until = certificate.attestation.expires_at
+        match payload:
+            case Single(content):
+                return BlobStatus(blob_id, certificate, "single", len(content), until, ())
+            case Bundle() if blob_id.number is not None:
+                item = payload.get_item(blob_id.number)
+                return BlobStatus(blob_id, certificate, "item", len(item.content), min(until, item.expires_at), ())
+            case Bundle():
+                return BlobStatus(blob_id, certificate, "bundle", certificate.length, until, ())
+            case Large(manifest):
+                commitments = tuple(segment.commitment for segment in manifest.segments)
+                return BlobStatus(blob_id, certificate, "large", manifest.size_bytes, until, commitments)
+
+    async def get_bytes(self, blob_id: BlobId, bytes_max: int) -> bytes:
+        """A blob's content in memory.
+
+        Raises:
+            NotFound: never certified, or the id names no item.
+            UnavailableExpired: its term is over.
+            UnavailableRows: too few rows can be had now; says which, and why.
+            RefusedTooLarge: longer than `bytes_max`.
+            InvalidContent: segments are not what the manifest says.
+        """
+        target = BytesIO()
+        await self._get(blob_id, target, 0, bytes_max, None)
+        return target.getvalue()
+
+    async def get_file(self, blob_id: BlobId, target: Path, progress: Progress | None = None) -> int:
+        """Fetch a blob; an interrupted fetch goes on where it stopped, and `target` appears whole or not at all.
+
+        Returns:
+            Its size in bytes.
+
+        Raises:
+            UnavailableDisk: the target cannot be written.
+            NotFound, UnavailableExpired, UnavailableRows, InvalidContent: as `get_bytes`.
+        """
+        partial = target.with_name(f".{target.name}.{blob_id.commitment.hex()[:16]}.part")
+        try:
+            partial.parent.mkdir(parents=True, exist_ok=True)
+            kept = partial.stat().st_size if partial.exists() else 0
+            try:
+                with partial.open("r+b" if kept else "wb") as file:
+                    size = await self._get(blob_id, file, kept, None, progress)
+                    await asyncio.to_thread(_sync, file)
+            except InvalidContent:
+                partial.unlink()  # what an interrupted run left was damaged: once more, from nothing
+                if not kept:
+                    raise
+                with partial.open("wb") as file:
+                    size = await self._get(blob_id, file, 0, None, progress)
+                    await asyncio.to_thread(_sync, file)
+            partial.replace(target)
+            await asyncio.to_thread(fsync_folder, target.parent)
+        except OSError as error:
+            raise UnavailableDisk(f"cannot write {target}: {error}") from error
+        return size
+
+    async def prove(self, blob_id: BlobId) -> BlobProof:
+        """The proof that a content is what its id names, for who has neither members nor chain.
+
+        Raises:
+            InvalidBlob: a large blob, which is many matrices, or a number that names nothing.
+            NotFound, UnavailableExpired, UnavailableRows: as `get_bytes`.
+        """
+        certificate = await self.reader.fetch_certificate(blob_id.commitment)
+        data = await self.reader.fetch_payload(certificate)
+
+        def build() -> BlobProof:
+            return Prover(encode(data, certificate.parameters.profile)).prove(blob_id.number)
+
+        return await asyncio.to_thread(build)
+
+    async def sample(self, blob_id: BlobId, epsilon: Fraction = EPSILON) -> list[Sample]:
+        """See with few rows that a blob can be had: one sample for each of its matrices.
+
+        Raises:
+            NotFound, UnavailableExpired: as `get_bytes`.
+            UnavailableRows: a large blob's manifest cannot be read.
+        """
+        certificate = await self.reader.fetch_certificate(blob_id.commitment)
+        samples = [await self.reader.sample(certificate, epsilon)]
+        if not samples[0].is_available:
+            return samples
+        payload = decode_payload(await self.reader.fetch_payload(certificate))
+        if isinstance(payload, Large):
+            certificates = [
+                await self.reader.fetch_certificate(segment.commitment) for segment in payload.manifest.segments
+            ]
+            samples += [await self.reader.sample(certificate, epsilon) for certificate in certificates]
+        return samples
+
+    async def _open(self, blob_id: BlobId) -> tuple[Certificate, Payload]:
+        certificate = await self.reader.fetch_certificate(blob_id.commitment)
+        data = await self.reader.fetch_payload(certificate)
+        return certificate, await asyncio.to_thread(decode_payload, data)
+
+    async def _get(
+        self, blob_id: BlobId, target: BinaryIO, kept: int, bytes_max: int | None, progress: Progress | None
+    ) -> int:
+        """Write a blob's content; the first `kept` bytes of `target` may be whole segments of it already."""
+        _, payload = await self._open(blob_id)
+        if isinstance(payload, Large):
+            _limit(payload.manifest.size_bytes, bytes_max)
+            return await self._get_large(payload.manifest, target, kept, progress)
+        content = self._read_content(blob_id, payload)
+        _limit(len(content), bytes_max)
+        target.seek(0)
+        target.write(content)
+        target.truncate()
+        if progress:
+            progress(len(content), len(content))
+        return len(content)
+
+    def _read_content(self, blob_id: BlobId, payload: Single | Bundle) -> memoryview:
+        if isinstance(payload, Single):
+            if blob_id.number is not None:
+                raise InvalidBlob(f"{blob_id} names an item, but the payload is no bundle")
+            return payload.content
+        if blob_id.number is None:
+            raise InvalidBlob(f"{blob_id} is a bundle of {payload.count} blobs; name one, such as {blob_id}.0")
+        item, now_s = payload.get_item(blob_id.number), self._clock.now_ms() // 1000
+        if item.expires_at <= now_s:
+            raise UnavailableExpired(f"{blob_id} was kept until {item.expires_at}, it is {now_s} now")
+        return memoryview(item.content)
+
+    async def _get_large(self, manifest: Manifest, target: BinaryIO, kept: int, progress: Progress | None) -> int:
+        hasher = blake3.blake3()
+        done = 0
+        for segment in manifest.segments:
+            if done + segment.size_bytes <= kept:
+                target.seek(done)
+                data: bytes | memoryview = await asyncio.to_thread(target.read, segment.size_bytes)
+            else:
+                certificate = await self.reader.fetch_certificate(segment.commitment)
+                data = await self.reader.fetch_payload(certificate)
+                target.seek(done)
+                await asyncio.to_thread(target.write, data)
+            if len(data) != segment.size_bytes:
+                raise InvalidContent(f"segment of {len(data)} bytes, the manifest says {segment.size_bytes}")
+            await asyncio.to_thread(hasher.update, data)
+            done += len(data)
+            if progress:
+                progress(done, manifest.size_bytes)
+        target.truncate(done)
+        if hasher.digest() != manifest.content_id:
+            raise InvalidContent(f"segments have content id {hasher.hexdigest()}, not {manifest.content_id.hex()}")
+        return done
+
+
+def _limit(size_bytes: int, bytes_max: int | None) -> None:
+    if bytes_max is not None and size_bytes > bytes_max:
+        raise RefusedTooLarge(f"blob has {size_bytes} bytes, at most {bytes_max} wanted")
+
+
+def _read_exactly(file: BinaryIO, size_bytes: int) -> bytes:
+    data = file.read(size_bytes)
+    if len(data) != size_bytes:
+        raise InvalidContent(f"file ended {size_bytes - len(data)} bytes early")
+    return data
+
+
+def _sync(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
