@@ -8,7 +8,22 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from contracts_world import ACQUIT, AUDIT, COMPUTE, GUILTY, STORAGE, ZERO32, World, deploy, make_actor
+from contracts_world import (
+    ACQUIT,
+    ANSWER_SECONDS,
+    AUDIT,
+    COMPUTE,
+    DA,
+    GUILTY,
+    ROUND_SECONDS,
+    STORAGE,
+    ZERO32,
+    Blob,
+    World,
+    deploy,
+    make_actor,
+    struct_tuple,
+)
 from eth_abi import encode
 
 from deaios.ledger import structs
@@ -28,10 +43,23 @@ CONTRACT_NAMES = {
     "beacon": "Beacon",
     "disputes": "Disputes",
     "forks": "Forks",
+    "availability": "DataAvailability",
 }
 
-PEOPLE = ("deployer", "faucet", "provider", "buyer", "signer", "cashier", "accuser", "juror", "spectator", "stranger")
-CONTRACTS = ("beacon", "channels", "disputes", "forks")
+PEOPLE = (
+    "deployer",
+    "faucet",
+    "provider",
+    "buyer",
+    "signer",
+    "cashier",
+    "accuser",
+    "juror",
+    "spectator",
+    "holder",
+    "stranger",
+)
+CONTRACTS = ("beacon", "channels", "disputes", "forks", "availability")
 EVERYONE = frozenset(PEOPLE + CONTRACTS)
 AMOUNT = 5
 
@@ -44,12 +72,13 @@ class Scene:
         identities, catalogue = (deploy(name, sender=world.stranger.text) for name in ("IdentityRegistry", "Catalogue"))
         self.contracts = {
             name: getattr(world, name)
-            for name in ("credit", "receipts", "channels", "staking", "beacon", "disputes", "forks")
+            for name in ("credit", "receipts", "channels", "staking", "beacon", "disputes", "forks", "availability")
         } | {"identities": identities, "catalogue": catalogue}
         for name in ("deployer", "faucet", "provider", "buyer", "accuser", "stranger"):
             setattr(self, name, getattr(world, name))
         self.signer, self.cashier = make_actor("signer"), make_actor("cashier")
         self.juror, self.spectator = world.auditors[:2]
+        self.holder = world.holders[0]
         self.config = world.make_config(
             payer_authorizer=self.signer.address, receiver_authorizer=self.cashier.address, salt=b"\x0a" * 32
         )
@@ -57,7 +86,7 @@ class Scene:
         self.channel_id = world.channel_id(self.config)
         for role in sorted(EVERYONE):
             world.credit.transfer(self.address(role), 10 * CREDIT, sender=world.faucet.text)
-            for spender in (world.staking, world.disputes, world.forks):
+            for spender in (world.staking, world.disputes, world.forks, world.availability):
                 world.credit.approve(spender.address, 2**256 - 1, sender=self.address(role))
 
     def address(self, role: str) -> str:
@@ -122,6 +151,30 @@ class Scene:
     def challenged(self) -> None:
         self.claimed()
         self.world.forks.challengeClaim(self.terms, sender=self.accuser.text)
+
+    def blob(self, content: bytes = bytes(300_000)) -> Blob:
+        """A blob of the first epoch."""
+        if self.world.availability.currentEpoch() == 0:
+            self.world.availability.beginEpoch(sender=self.stranger.text)
+        return self.world.make_blob(content)
+
+    def certificate(self, content: bytes = bytes(300_000)) -> Blob:
+        return self.world.certify(self.blob(content))
+
+    def doubted(self, *, answerable: bool = True) -> tuple[Blob, int]:
+        """A certificate, and a seat of the holder that the accuser challenged; with the beacon's value, or not."""
+        blob = self.certificate()
+        seat = next(m for m in self.world.committee().members if m.address == self.holder.address).first_seat
+        challenge_id = self.world.challenge_row(blob, seat, self.accuser)
+        if answerable:
+            self.world.run_beacon(self.world.availability.challengeOf(challenge_id)[2])
+        return blob, seat
+
+    def certificates(self, count: int) -> tuple[Any, ...]:
+        """Expired ones."""
+        blobs = [self.certificate(bytes([number]) * 100) for number in range(count)]
+        self.world.wait(300)
+        return ([blob.tuples for blob in blobs],)
 
     def sign(self, struct: Any) -> bytes:
         return sign_struct(self.provider.key, self.world.domain(), struct)
@@ -297,7 +350,7 @@ def beacon_unanswered(scene: Scene) -> tuple[int]:
 
 
 def allowance_for_accuser(scene: Scene) -> tuple[Any, ...]:
-    for contract in (scene.world.staking, scene.world.disputes, scene.world.forks):
+    for contract in (scene.world.staking, scene.world.disputes, scene.world.forks, scene.world.availability):
         scene.world.approve(scene.buyer, contract, 0)
     scene.world.credit.approve(scene.accuser.text, AMOUNT, sender=scene.buyer.text)
     return (scene.buyer.text, scene.spectator.text, AMOUNT)
@@ -313,6 +366,33 @@ def receipt_for_challenge(scene: Scene) -> tuple[Any, ...]:
     scene.challenged()
     receipt = scene.world.make_receipt(scene.config, charged_cumulative=AMOUNT)[2]
     return (scene.channel_id, scene.world.tuple_of(receipt), scene.sign(receipt))
+
+
+def row_shown(scene: Scene) -> tuple[Any, ...]:
+    blob, seat = scene.doubted()
+    picks = scene.world.availability.picksOf(blob.challenge_id(seat), blob.head[2])
+    return (*blob.tuples, seat, *blob.show(seat, picks))
+
+
+def row_not_shown(scene: Scene, *, answerable: bool) -> tuple[Any, ...]:
+    blob, seat = scene.doubted(answerable=answerable)
+    scene.world.wait(ROUND_SECONDS + ANSWER_SECONDS)
+    return (blob.challenge_id(seat),)
+
+
+def every_seat_caught(scene: Scene) -> tuple[Any, ...]:
+    blob = scene.certificate(b"a blob")
+    ids = [scene.world.challenge_row(blob, seat, scene.accuser) for seat in range(scene.world.seats)]
+    scene.world.run_beacon(scene.world.availability.challengeOf(ids[0])[2])
+    scene.world.wait(300)
+    for challenge_id in ids:
+        scene.world.availability.finalize(challenge_id, sender=scene.stranger.text)
+    return ([blob.tuples],)
+
+
+def fees_earned(scene: Scene) -> tuple[Any, ...]:
+    scene.world.availability.settle(*scene.certificates(1), sender=scene.stranger.text)
+    return ()
 
 
 def move_agent(scene: Scene, agent_id: int) -> tuple[Any, ...]:
@@ -395,7 +475,7 @@ ROWS = (
     Row(
         "staking.beginUnbond/1",
         lambda scene: (1,),
-        some("provider", "juror", "spectator"),
+        some("provider", "juror", "spectator", "holder"),
         ("staking: amount exceeds the stake",),
     ),
     Row("staking.withdraw/0", unbonded, some("provider"), ("staking: nothing is unbonding",)),
@@ -407,6 +487,7 @@ ROWS = (
         case="compute",
     ),
     Row("staking.slash/3", lambda it: (AUDIT, it.juror.text, 1), some("disputes", "beacon"), NOT_JUDGE, case="audit"),
+    Row("staking.slash/3", lambda it: (DA, it.holder.text, 1), some("availability"), NOT_JUDGE, case="da"),
     Row("staking.slash/3", lambda it: (STORAGE, it.provider.text, 1), some("deployer"), NOT_JUDGE, case="storage"),
     Row("beacon.request/0", lambda scene: ()),
     Row(
@@ -462,4 +543,27 @@ ROWS = (
     Row("forks.challengeClaim/1", after(Scene.claimed, lambda scene, _: (scene.terms,))),
     Row("forks.showReceipt/3", receipt_for_challenge, costs=some("forks")),
     Row("forks.finalizeClaim/1", challenge_over, costs=some("provider", "forks")),
+    Row("availability.beginEpoch/0", lambda scene: ()),
+    Row("availability.certify/3", after(Scene.blob, lambda it, blob: (*blob.tuples, it.world.sign_rows(blob)))),
+    Row(
+        "availability.challenge/2",
+        after(Scene.certificate, lambda _, blob: (struct_tuple(blob.attestation), 5)),
+    ),
+    Row("availability.answer/5", row_shown, costs=some("availability")),
+    Row(
+        "availability.finalize/1",
+        lambda it: row_not_shown(it, answerable=True),
+        costs=some("holder", "availability"),
+        case="unanswered",
+    ),
+    Row(
+        "availability.finalize/1",
+        lambda it: row_not_shown(it, answerable=False),
+        costs=some("availability"),
+        case="no value",
+    ),
+    Row("availability.settle/1", lambda it: it.certificates(1), case="1"),
+    Row("availability.settle/1", lambda it: it.certificates(16), case="16"),
+    Row("availability.settle/1", every_seat_caught, costs=some("availability"), case="nobody earned it"),
+    Row("availability.withdraw/0", fees_earned, some("holder"), ("availability: nothing is earned",)),
 )

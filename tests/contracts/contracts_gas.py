@@ -13,11 +13,18 @@ import boa
 from contracts_calls import CONTRACT_NAMES, ROWS, Row, Scene
 from contracts_world import World
 
+from deaios.primitives.units import CREDIT
+
 SNAPSHOT = Path(__file__).resolve().parents[2] / "docs" / "spec" / "gas.json"
 TOLERANCE = 0.02
 TRANSACTION_GAS, ZERO_BYTE_GAS, OTHER_BYTE_GAS = 21_000, 4, 16
 REFUND_DIVISOR = 5
 GENESIS_TIME = 1_800_000_000
+COMMITTEES = (4, 16, 32)
+"""Members of unequal stake that share 64 seats."""
+COMMITTEE_SEATS, COMMITTEE_STAKE = 64, 20 * CREDIT
+LARGEST_COMMITTEE = 256
+"""Seats, and members of unequal stake: what apportioning can cost at most."""
 PRECOMPILES = range(1, 10)
 
 
@@ -38,7 +45,32 @@ def measure() -> dict[str, int]:
             scene.__dict__.update(people)
             scene.world.counter = 0
             found[name_of(row)] = measure_row(scene, row, state)
-        return found
+        state._account_db = state.get_account_db_class()(state._db, root)
+        return found | measure_committees(state)
+
+
+def measure_committees(state: Any) -> dict[str, int]:
+    """Epochs and certificates of committees of several sizes."""
+    found = {}
+    for count in COMMITTEES:
+        world = make_committee(count, COMMITTEE_SEATS)
+        found[f"DataAvailability.beginEpoch/0 ({count} members)"] = measure_begin(world, state)
+        blob = world.make_blob()
+        world.approve(world.buyer, world.availability)
+        arguments = (*blob.tuples, world.sign_rows(blob))
+        name = f"DataAvailability.certify/3 ({count} members)"
+        found[name] = measure_call(world.availability, "certify", arguments, world.buyer.text, state)
+    largest = make_committee(LARGEST_COMMITTEE, LARGEST_COMMITTEE)
+    found[f"DataAvailability.beginEpoch/0 ({LARGEST_COMMITTEE} members)"] = measure_begin(largest, state)
+    return found
+
+
+def make_committee(count: int, seats: int) -> World:
+    return World(holder_stakes=tuple(COMMITTEE_STAKE + number for number in range(count)), seats=seats)
+
+
+def measure_begin(world: World, state: Any) -> int:
+    return measure_call(world.availability, "beginEpoch", (), world.stranger.text, state)
 
 
 def name_of(row: Row) -> str:
@@ -49,9 +81,12 @@ def name_of(row: Row) -> str:
 
 def measure_row(scene: Scene, row: Row, state: Any) -> int:
     arguments = row.prepare(scene)
-    contract = scene.contracts[row.contract]
-    function = getattr(contract, row.name)
     caller = scene.address("stranger" if "stranger" in row.allowed else min(row.allowed))
+    return measure_call(scene.contracts[row.contract], row.name, arguments, caller, state)
+
+
+def measure_call(contract: Any, name: str, arguments: tuple[Any, ...], caller: str, state: Any) -> int:
+    function = getattr(contract, name)
     state.lock_changes()
     warm = [bytes.fromhex(address[2:]) for address in (caller, str(contract.address))]
     for address in [*warm, *(number.to_bytes(20) for number in PRECOMPILES)]:

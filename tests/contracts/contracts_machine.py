@@ -11,15 +11,19 @@ from typing import ClassVar
 
 import boa
 from boa.contracts.base_evm_contract import BoaError
-from contracts_model import Channel, Dispute, Model, Operator
+from contracts_model import Channel, Dispute, Model, Operator, Promise
 from contracts_world import (
     ACQUIT,
     AUDIT,
     BEACON_PENALTY,
+    CHALLENGE_BOND,
     CLAIM_BOND,
     COMPUTE,
+    DA,
+    EPOCH_SECONDS,
     FORK_PENALTY,
     GUILTY,
+    ROW_PENALTY,
     STORAGE,
     UNBONDING,
     ZERO32,
@@ -40,6 +44,7 @@ from hypothesis.stateful import (
 from deaios.ledger import structs
 from deaios.ledger.eip712 import hash_struct, sign_struct
 from deaios.primitives.hashing import keccak256
+from deaios.primitives.keys import checksum_address
 from deaios.primitives.merkle import build_root, prove_leaf
 from deaios.primitives.units import CREDIT
 
@@ -60,11 +65,13 @@ DRAIN_STEPS_MAX = 40
 OTHER_CAP_BPS = 5000
 amounts = st.integers(1, 3 * CREDIT) | st.sampled_from([1, 2, CREDIT, 10 * CREDIT, 60 * CREDIT])
 channels = st.integers(0, 2)
-people = st.integers(0, 6)
+people = st.integers(0, 10)
+PROVIDERS, PROVIDERS_AND_AUDITORS = 2, 7
+"""Where the auditors and the holders of rows begin among the operators."""
 
 
 class Suite(RuleBasedStateMachine):
-    """Buyer, two providers, accuser, five auditors, a second judge and a poker."""
+    """Buyer, two providers, accuser, five auditors, four holders of rows, a second judge and a poker."""
 
     world = None
     seen: ClassVar = Counter()
@@ -79,9 +86,9 @@ class Suite(RuleBasedStateMachine):
         self.other, self.poker, self.judge = world.stranger, world.faucet, world.deployer
         world.join(self.other, COMPUTE, 100 * CREDIT, OTHER_CAP_BPS)
         world.staking.optIn(STORAGE, 2500, sender=self.other.text)
-        self.operators = [world.provider, self.other, *world.auditors]
+        self.operators = [world.provider, self.other, *world.auditors, *world.holders]
         for actor in (world.accuser, self.poker, *self.operators):
-            for contract in (world.disputes, world.forks, world.staking):
+            for contract in (world.disputes, world.forks, world.staking, world.availability):
                 world.approve(actor, contract)
         self.holders = [self.judge, *world.everyone]
         self.configs = [world.make_config(salt=bytes([n]) * 32) for n in range(2)]
@@ -95,26 +102,34 @@ class Suite(RuleBasedStateMachine):
         self.sliced = {}
         self.beacon_parts = {}
         self.batches = Counter()
+        self.blobs = {}
         for which in range(3):
             self.deposit(which, 5 * CREDIT)
         self.claim(0, CREDIT, 0)
 
     def make_model(self):
         world = self.world
-        at = {name: getattr(world, name).address for name in ("channels", "staking", "beacon", "disputes", "forks")}
+        names = ("channels", "staking", "beacon", "disputes", "forks", "availability")
+        at = {name: getattr(world, name).address for name in names}
         balances = {actor.text: world.balance(actor) for actor in self.holders}
         balances |= {address: world.credit.balanceOf(address) for address in at.values()}
         model = self.model = Model(balances, at, (COMPUTE, AUDIT))
         model.claim_bond, model.fork_penalty, model.beacon_penalty = CLAIM_BOND, FORK_PENALTY, BEACON_PENALTY
+        model.row_bond, model.row_penalty = CHALLENGE_BOND, ROW_PENALTY
         for name in ("bond", "appeal_bond", "slash_floor", "juror_fee", "juror_penalty"):
             setattr(model, name, getattr(world.settings, name))
         for config, receiver in zip(self.configs, self.receivers, strict=True):
             model.channels.append(Channel(world.buyer.text, receiver.text, config.withdraw_delay))
-        for operator in self.operators:
+        for who, operator in enumerate(self.operators):
             stake = world.staking.stakeOf(operator.text)
-            service = COMPUTE if operator in (world.provider, self.other) else AUDIT
+            service = self.service_of(who)
             caps = {COMPUTE: OTHER_CAP_BPS, STORAGE: 2500} if operator is self.other else {service: 10_000}
             model.operators[operator.text] = Operator(stake, caps=caps, staked_ever=stake)
+
+    def service_of(self, who):
+        if who < PROVIDERS:
+            return COMPUTE
+        return AUDIT if who < PROVIDERS_AND_AUDITORS else DA
 
     def teardown(self):
         if not hasattr(self, "anchor"):
@@ -229,7 +244,7 @@ class Suite(RuleBasedStateMachine):
     @rule(who=people)
     def leave_or_return(self, who):
         operator, staking = self.operators[who], self.world.staking
-        service = COMPUTE if who < 2 else AUDIT
+        service = self.service_of(who)
         cap = OTHER_CAP_BPS if operator is self.other else 10_000
         if self.call(staking.optOut, service, sender=operator):
             self.model.leave(operator.text, service, self.world.now + UNBONDING)
@@ -248,7 +263,7 @@ class Suite(RuleBasedStateMachine):
 
     @rule(who=people)
     def evict(self, who):
-        service = COMPUTE if who < 2 else AUDIT
+        service = self.service_of(who)
         self.call(self.world.staking.evict, service, self.operators[who].text, sender=self.poker)
 
     # Purchases, proofs, challenges
@@ -330,6 +345,91 @@ class Suite(RuleBasedStateMachine):
             self.world.forks.finalizeClaim, self.ids[which], sender=self.poker
         ):
             self.model.finalize_claim(which)
+
+    # Rows
+
+    @rule()
+    def begin_epoch(self):
+        availability = self.world.availability
+        current = availability.currentEpoch()
+        is_due = current == 0 or self.world.now >= availability.epochOf(current)[0] + EPOCH_SECONDS
+        expected = is_due and len(self.world.staking.members(DA)) > 0
+        self.call(availability.beginEpoch, sender=self.poker, expected=expected)
+
+    @rule(absent=st.sampled_from([0, 0, 1, 2]), term_s=st.sampled_from([1, 100, 600]))
+    def certify(self, absent, term_s):
+        """All but the last members sign; the poker pays."""
+        world, availability = self.world, self.world.availability
+        epoch = availability.currentEpoch()
+        if epoch == 0:
+            return
+        self.serial += 1
+        blob = world.make_blob(self.serial.to_bytes(8), expires_at=world.now + term_s)
+        members = world.committee().members
+        signing = members[: max(0, len(members) - absent)]
+        seats = {seat: checksum_address(member.address) for member in signing for seat in member.rows}
+        fee = availability.feeOf(8, term_s)
+        expected = 3 * len(seats) >= 2 * world.seats and world.now < availability.epochOf(epoch)[0] + 2 * EPOCH_SECONDS
+        arguments = (*blob.tuples, world.sign_rows(blob, range(len(signing))))
+        if self.call(availability.certify, *arguments, sender=self.poker, expected=expected, once=True):
+            self.blobs[self.serial] = blob
+            self.model.certify(self.serial, self.poker.text, Promise(fee, seats))
+
+    @precondition(lambda self: self.model.promises)
+    @rule(data=st.data(), seat=st.integers(0, 11))
+    def doubt(self, data, seat):
+        self.doubt_seat(data.draw(st.sampled_from(sorted(self.model.promises))), seat)
+
+    def doubt_seat(self, number, seat):
+        blob, challenger = self.blobs[number], self.world.accuser
+        expected = self.model.can_doubt(number, seat, challenger.text) and self.world.now < blob.attestation.expires_at
+        arguments = (struct_tuple(blob.attestation), seat)
+        if self.call(self.world.availability.challenge, *arguments, sender=challenger, expected=expected):
+            self.model.doubt(number, seat, challenger.text)
+
+    def list_doubts(self):
+        return [(number, seat) for number, promise in self.model.promises.items() for seat in promise.doubts]
+
+    @precondition(lambda self: self.list_doubts())
+    @rule(data=st.data(), who=people, honest=st.booleans())
+    def show_row(self, data, who, honest):
+        self.show_seat(*data.draw(st.sampled_from(self.list_doubts())), who, honest=honest)
+
+    def show_seat(self, number, seat, who, *, honest):
+        """Anyone may show the row, also after the deadline, until somebody finalizes."""
+        blob, availability = self.blobs[number], self.world.availability
+        picks = availability.picksOf(blob.challenge_id(seat), 8)
+        assert picks in ([], [0])
+        arguments = (*blob.tuples, seat, *blob.show(seat if honest else (seat + 4) % 12, [0]))
+        expected = bool(picks) and honest
+        answerer = self.operators[who]
+        if self.call(availability.answer, *arguments, sender=answerer, expected=expected, once=True):
+            self.seen["row shown"] += 1
+            self.model.show_row(number, seat, answerer.text)
+
+    @rule(who=people)
+    def withdraw_rows(self, who):
+        member = self.operators[who]
+        expected = self.model.earned_by_rows.get(member.text, 0) > 0
+        if self.call(self.world.availability.withdraw, sender=member, expected=expected):
+            self.model.withdraw_rows(member.text)
+
+    def finalize_row(self, number, seat):
+        availability, challenge_id = self.world.availability, self.blobs[number].challenge_id(seat)
+        _, _, round_number, deadline = availability.challengeOf(challenge_id)
+        expected = self.world.now >= deadline
+        if self.call(availability.finalize, challenge_id, sender=self.poker, expected=expected):
+            was_asked = self.world.beacon.value(round_number) != ZERO32
+            self.seen["row not shown" if was_asked else "doubt without a value"] += 1
+            self.model.end_doubt(number, seat, DA, was_asked=was_asked)
+
+    def settle_rows(self, number):
+        promise, blob = self.model.promises[number], self.blobs[number]
+        expected = not promise.doubts and self.world.now >= blob.attestation.expires_at
+        arguments = ([blob.tuples],)
+        if self.call(self.world.availability.settle, *arguments, sender=self.poker, expected=expected, once=True):
+            self.seen["fee shared" if promise.seats else "fee burned"] += 1
+            self.model.settle_rows(number)
 
     # Beacon and disputes
 
@@ -500,6 +600,10 @@ class Suite(RuleBasedStateMachine):
                 steps[phase](dispute_id)
         for which in range(3):
             self.finalize_claim(which)
+        for number, seat in self.list_doubts():
+            self.finalize_row(number, seat)
+        for number in sorted(self.model.promises):
+            self.settle_rows(number)
 
     def drain(self):
         """Nobody acts any more but a stranger who pokes: every bond comes out."""
@@ -507,7 +611,7 @@ class Suite(RuleBasedStateMachine):
             self.world.wait(100)
             self.poke()
             self.money_is_where_the_model_has_it()
-            if not self.model.disputes and not self.model.challenges:
+            if not self.model.disputes and not self.model.challenges and not self.model.promises:
                 break
         world = self.world
         assert [world.balance(contract) for contract in (world.disputes, world.forks, world.beacon)] == [0, 0, 0]
@@ -516,6 +620,9 @@ class Suite(RuleBasedStateMachine):
         assert not world.disputes.isPaused(self.other.text)
         for which in range(3):
             self.settle(which)
+        for who in range(PROVIDERS_AND_AUDITORS, len(self.operators)):
+            self.withdraw_rows(who)
+        assert (world.balance(world.availability), world.availability.deadline()) == (0, 0)
         self.sliced.clear()
         self.stakes_and_slices_are_the_model_s()
         self.money_is_where_the_model_has_it()
@@ -546,7 +653,7 @@ class Suite(RuleBasedStateMachine):
             if self.sliced.get(operator.text) == repr(mine):
                 continue
             self.sliced[operator.text] = repr(mine)
-            services = (COMPUTE, STORAGE) if operator is self.other else (AUDIT, COMPUTE)
+            services = (COMPUTE, STORAGE) if operator is self.other else (AUDIT, COMPUTE, DA)
             slices = [staking.sliceOf(service, operator.text) for service in services]
             assert slices == [mine.slice_of(service) for service in services]
             assert sum(slices) <= mine.total

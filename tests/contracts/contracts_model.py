@@ -75,6 +75,15 @@ class Challenge:
     total: int
 
 
+@dataclass
+class Promise:
+    """A certificate: whose seats still count, and who doubts which of them."""
+
+    fee: int
+    seats: dict[int, str]
+    doubts: dict[int, str] = field(default_factory=dict)
+
+
 class Model:
     """Balances, and what each contract owes to whom."""
 
@@ -93,6 +102,8 @@ class Model:
         self.challenges: dict[int, Challenge] = {}
         self.shown: dict[int, int] = {}
         self.proven: set[tuple[str, str, object]] = set()
+        self.promises: dict[int, Promise] = {}
+        self.earned_by_rows: dict[str, int] = {}
 
     def move(self, payer: str, to: str, amount: int) -> None:
         assert 0 <= amount <= self.balances[payer]
@@ -114,11 +125,13 @@ class Model:
             "beacon": 0,
             "disputes": sum(dispute.bond + dispute.appeal_bond for dispute in self.disputes.values()),
             "forks": len(self.challenges) * self.claim_bond,
+            "availability": sum(self.earned_by_rows.values())
+            + sum(promise.fee + len(promise.doubts) * self.row_bond for promise in self.promises.values()),
         }
 
     # Amounts that the suite was deployed with; set by who makes the model.
 
-    claim_bond = fork_penalty = beacon_penalty = 0
+    claim_bond = fork_penalty = beacon_penalty = row_bond = row_penalty = 0
     bond = appeal_bond = slash_floor = juror_fee = juror_penalty = 0
 
     # Channels
@@ -259,6 +272,47 @@ class Model:
         self.shown[which] = challenge.total
         self.move(self.at["forks"], challenge.challenger, self.claim_bond)
         self._share_penalty(challenge.provider, challenge.challenger)
+
+    # Rows
+
+    def certify(self, number: int, payer: str, promise: Promise) -> None:
+        self.move(payer, self.at["availability"], promise.fee)
+        self.promises[number] = promise
+
+    def can_doubt(self, number: int, seat: int, challenger: str) -> bool:
+        promise = self.promises[number]
+        return seat in promise.seats and seat not in promise.doubts and self.balances[challenger] >= self.row_bond
+
+    def doubt(self, number: int, seat: int, challenger: str) -> None:
+        self.move(challenger, self.at["availability"], self.row_bond)
+        self.promises[number].doubts[seat] = challenger
+
+    def show_row(self, number: int, seat: int, who: str) -> None:
+        del self.promises[number].doubts[seat]
+        self.move(self.at["availability"], who, self.row_bond)
+
+    def end_doubt(self, number: int, seat: int, service: bytes, *, was_asked: bool) -> None:
+        """Nobody answered; without a value of the beacon there was no question."""
+        promise, here = self.promises[number], self.at["availability"]
+        challenger = promise.doubts.pop(seat)
+        self.move(here, challenger, self.row_bond)
+        if was_asked:
+            taken = self.slash(service, promise.seats.pop(seat), self.row_penalty, here)
+            self.move(here, challenger, taken // 10)
+            self.burn(here, taken - taken // 10)
+
+    def settle_rows(self, number: int) -> None:
+        promise = self.promises.pop(number)
+        if not promise.seats:
+            self.burn(self.at["availability"], promise.fee)
+            return
+        share, dust = divmod(promise.fee, len(promise.seats))
+        for seat, member in promise.seats.items():
+            rest = dust if seat == min(promise.seats) else 0
+            self.earned_by_rows[member] = self.earned_by_rows.get(member, 0) + share + rest
+
+    def withdraw_rows(self, member: str) -> None:
+        self.move(self.at["availability"], member, self.earned_by_rows.pop(member))
 
     # Disputes
 

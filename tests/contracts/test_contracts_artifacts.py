@@ -19,6 +19,7 @@ NAMES = (
     "Catalogue",
     "Channels",
     "Credit",
+    "DataAvailability",
     "Disputes",
     "Forks",
     "IdentityRegistry",

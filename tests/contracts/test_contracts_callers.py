@@ -50,7 +50,9 @@ def test_who_may_call(scene, row):
 def reason_of(error: BoaError) -> str:
     """What the contract said; a refusal without a text gives the whole trace, which no row expects."""
     trace = str(error.stack_trace.last_frame)
-    found = re.search(r"""((?:credit|identity|channels|staking|beacon|disputes|forks): .*?)(?:\\x00|'\(|"\()""", trace)
+    found = re.search(
+        r"""((?:credit|identity|channels|staking|beacon|disputes|forks|availability): .*?)(?:\\x00|'\(|"\()""", trace
+    )
     return found.group(1) if found else trace
 
 

@@ -154,3 +154,48 @@ def test_proofs_and_challenges_take_each_penalty_once(machine):
             "showReceipt": 2,
         }.items():
             assert (name, machine.seen[name]) == (name, count)
+
+
+def test_rows_are_promised_doubted_shown_and_paid(machine):
+    """Certificates with and without quorum; rows shown, not shown and never asked for; fees shared and burned."""
+    with Walk(machine) as walk:
+        here = walk.machine
+        walk.certify(0, 600)
+        walk.begin_epoch()
+        walk.begin_epoch()
+        for absent in (2, 1, 0):
+            walk.certify(absent, 600)
+        first, second = sorted(here.model.promises)
+        walk.doubt_seat(first, 0)
+        walk.doubt_seat(first, 0)
+        walk.show_seat(first, 0, 7, honest=True)
+        walk.run_beacon(5, 0)
+        walk.show_seat(first, 0, 7, honest=False)
+        walk.show_seat(first, 0, 2, honest=True)
+        walk.doubt_seat(first, 1)
+        walk.wait(190)
+        walk.poke()
+        for seat in range(12):
+            walk.doubt_seat(second, seat)
+        walk.run_beacon(5, 0)
+        walk.poke()
+        walk.wait(300)
+        walk.poke()
+        walk.wait(300)
+        walk.poke()
+        for who in (7, 7, 8, 9, 10):
+            walk.withdraw_rows(who)
+        for function, arguments, sender in list(here.history):
+            here.call(function, *arguments, sender=sender, expected=function is here.world.channels.claim)
+        for name, count in {
+            "certify": 2,
+            "certify refused": 3,
+            "challenge": 14,
+            "challenge refused": 1,
+            "row shown": 1,
+            "row not shown": 12,
+            "doubt without a value": 1,
+            "fee shared": 1,
+            "fee burned": 1,
+        }.items():
+            assert (name, machine.seen[name]) == (name, count)

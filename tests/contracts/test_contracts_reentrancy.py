@@ -1,7 +1,7 @@
 """Reentrancy: a token that calls back into everything, as a participant with rights of its own, takes nothing twice.
 
-The token is payer, receiver, operator, accuser and prover at once, and every movement of money calls it. What the
-contract that moves the money is asked again is refused; what other contracts are asked meanwhile leaves every
+The token is payer, receiver, operator, accuser, prover and challenger at once, and every movement of money calls it.
+What the contract that moves the money is asked again is refused; what other contracts are asked meanwhile leaves every
 contract able to pay what it owes.
 """
 
@@ -16,7 +16,10 @@ import vyper
 from contracts_calls import EVERYONE, ROWS, Scene
 from contracts_world import (
     ACQUIT,
+    ANSWER_SECONDS,
+    CHALLENGE_BOND,
     GUILTY,
+    ROUND_SECONDS,
     STORAGE,
     SUPPLY,
     ZERO32,
@@ -33,7 +36,7 @@ from deaios.primitives.hashing import keccak256
 from deaios.primitives.merkle import build_root, prove_leaf
 from deaios.primitives.units import CREDIT
 
-CONTRACTS = ("channels", "staking", "beacon", "disputes", "forks")
+CONTRACTS = ("channels", "staking", "beacon", "disputes", "forks", "availability")
 ROOT, MANIFEST, SALT = b"\x07" * 32, b"\x09" * 32, b"\x08" * 32
 
 
@@ -59,10 +62,11 @@ class Heist:
         self.me = address_of(self.token)
         world = self.world = World(token=self.token)
         self.token.transfer(self.token.address, 1000 * CREDIT, sender=world.faucet.text)
-        for spender in (world.staking, world.disputes, world.forks):
+        for spender in (world.staking, world.disputes, world.forks, world.availability):
             self.act(self.token, "approve", spender.address, 2**256 - 1)
         self.fill_channels()
         self.fill_staking()
+        self.fill_availability()
         self.purchase = world.make_receipt(self.honest, CREDIT // 100)
 
     def act(self, contract, name, *arguments):
@@ -91,6 +95,16 @@ class Heist:
         self.act(world.staking, "optIn", STORAGE, 10_000)
         self.act(world.staking, "beginUnbond", 40 * CREDIT)
         world.wait(3600)
+
+    def fill_availability(self):
+        """A certificate, fees that were earned, and a blob that can be certified."""
+        world = self.world
+        world.availability.beginEpoch()
+        paid = world.certify(world.make_blob(b"paid", begins_at=world.now - 10, expires_at=world.now + 1))
+        world.wait(1)
+        world.availability.settle([paid.tuples])
+        self.blob = world.certify(world.make_blob(b"certified", expires_at=world.now + 600))
+        self.blob_too = world.make_blob(b"to be certified", expires_at=world.now + 600)
 
     # What the thief tries again, by contract
 
@@ -141,6 +155,25 @@ class Heist:
             ("finalizeClaim", channel_id),
         ]
 
+    def availability_calls(self):
+        blob, attestation = self.blob, self.world.tuple_of(self.blob.attestation)
+        return [
+            ("beginEpoch",),
+            ("certify", *self.certifiable()),
+            ("challenge", attestation, 0),
+            ("challenge", attestation, 1),
+            ("answer", *self.row_shown()),
+            ("finalize", blob.challenge_id(0)),
+            ("settle", [blob.tuples]),
+            ("withdraw",),
+        ]
+
+    def certifiable(self):
+        return (*self.blob_too.tuples, self.world.sign_rows(self.blob_too))
+
+    def row_shown(self):
+        return (*self.blob.tuples, 0, *self.blob.show(0, [0]))
+
     def calls_of(self, name):
         made = {
             "channels": self.channel_calls,
@@ -148,6 +181,7 @@ class Heist:
             "beacon": self.beacon_calls,
             "disputes": self.dispute_calls,
             "forks": self.fork_calls,
+            "availability": self.availability_calls,
         }
         contract = getattr(self.world, name)
         views = {
@@ -156,6 +190,7 @@ class Heist:
             "beacon": ("phase", 1),
             "disputes": ("phaseOf", 1),
             "forks": ("challengeOf", SALT),
+            "availability": ("committeeOf", 1),
         }
         # Views and public getters too: nobody reads a state that is half written.
         tried = [*made[name](), views[name], ("token",)]
@@ -208,6 +243,20 @@ class Heist:
     def challenge(self):
         self.act(self.world.forks, "challengeClaim", self.world.tuple_of(self.honest))
 
+    def doubt(self, *, seats=1, answerable=True):
+        """The thief challenges the first seats; the beacon gives its value, or not; the time to answer passes."""
+        for seat in range(seats):
+            self.act(self.world.availability, "challenge", self.world.tuple_of(self.blob.attestation), seat)
+        if answerable:
+            self.world.run_beacon(self.world.availability.challengeOf(self.blob.challenge_id(0))[2])
+        self.world.wait(ROUND_SECONDS + ANSWER_SECONDS)
+
+    def every_seat_caught(self):
+        self.doubt(seats=12)
+        for seat in range(12):
+            self.world.availability.finalize(self.blob.challenge_id(seat))
+        self.world.wait(600)
+
     def silent_beacon(self):
         number = self.world.beacon.request()
         for auditor in self.world.auditors[:2]:
@@ -221,7 +270,7 @@ class Heist:
         world, me = self.world, self.token.address
         channels = [world.channels.channels(world.channel_id(it)) for it in (self.honest, self.mine, self.mine_too)]
         earned = [world.channels.receivers(who, me) for who in (world.provider.text, me)]
-        operators = (me, world.provider.text, *(auditor.text for auditor in world.auditors))
+        operators = (me, world.provider.text, *(actor.text for actor in (*world.auditors, *world.holders)))
         stakes = [world.staking.stakeOf(who) + world.staking.unbondingOf(who)[0] for who in operators]
         disputes = [world.dispute(n) for n in range(1, world.disputes.disputeCount() + 1)]
         open_disputes = [item.bond + item.appealBond for item in disputes if item.stage != 4]
@@ -233,7 +282,17 @@ class Heist:
             "beacon": 0,
             "disputes": sum(open_disputes),
             "forks": CREDIT * challenged,
+            "availability": self.owed_for_rows(),
         }
+
+    def owed_for_rows(self):
+        availability, owed = self.world.availability, 0
+        for blob in (self.blob, self.blob_too):
+            if availability.signersOf(blob.digest) or availability.isForfeited(blob.digest):
+                owed += availability.feeOf(blob.head[2], blob.term_s)
+            owed += CHALLENGE_BOND * availability.openChallenges(blob.digest)
+        members = (self.token.address, *(holder.text for holder in self.world.holders))
+        return owed + sum(availability.earnedOf(member) for member in members)
 
     def held(self):
         return {name: self.token.balanceOf(getattr(self.world, name).address) for name in CONTRACTS}
@@ -332,6 +391,24 @@ MOVES = (
     thief("forks", "proveBatchMismatch", arguments=Heist.other_leaf),
     thief("forks", "challengeClaim", arguments=lambda it: (it.world.tuple_of(it.honest),)),
     thief("forks", "showReceipt", Heist.challenge, lambda it: (it.world.channel_id(it.honest), *it.shown())),
+    thief("availability", "certify", arguments=Heist.certifiable),
+    thief("availability", "challenge", arguments=lambda it: (it.world.tuple_of(it.blob.attestation), 2)),
+    thief("availability", "answer", Heist.doubt, Heist.row_shown),
+    thief("availability", "finalize", Heist.doubt, lambda it: (it.blob.challenge_id(0),), " unanswered"),
+    thief(
+        "availability",
+        "finalize",
+        lambda it: it.doubt(answerable=False),
+        lambda it: (it.blob.challenge_id(0),),
+        " without a value",
+    ),
+    thief("availability", "settle", Heist.every_seat_caught, lambda it: ([it.blob.tuples],)),
+    Move(
+        "availability",
+        "withdraw",
+        nothing,
+        lambda it: it.world.availability.withdraw(sender=it.world.holders[0].text),
+    ),
     thief(
         "forks",
         "finalizeClaim",

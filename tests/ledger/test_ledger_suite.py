@@ -14,7 +14,9 @@ import pytest_asyncio
 
 from deaios.chain.genesis import Allocation, Genesis
 from deaios.chain.service import ChainService, Limits, build_application
+from deaios.coding import matrix as coding
 from deaios.ledger.abi import InvalidAbiData
+from deaios.ledger.client.availability import Certificate, Challenge
 from deaios.ledger.client.channels import ChannelBalance, PendingWithdrawal, ReceiverTotals, VoucherClaim
 from deaios.ledger.client.contracts import Contracts
 from deaios.ledger.client.credit import Credit
@@ -26,6 +28,7 @@ from deaios.ledger.client.rpc import Reverted, Rpc
 from deaios.ledger.client.sender import Patience, RefusedOutOfGasMoney, Sender
 from deaios.ledger.client.staking import Member, Unbonding
 from deaios.ledger.commitments import build_deposit_authorization
+from deaios.ledger.committee import InvalidCommittee, build_committee
 from deaios.ledger.eip712 import hash_struct, hash_typed_data, sign_struct
 from deaios.ledger.phases import BeaconPhase, Decision, DisputePhase
 from deaios.ledger.settings import LOCAL
@@ -35,15 +38,24 @@ from deaios.ledger.structs import (
     Receipt,
     Refund,
     Request,
+    RowAttestation,
     Verdict,
     Voucher,
+    availability_domain,
     channels_domain,
     protocol_domain,
     token_domain,
 )
-from deaios.ledger.suite import AUDIT, COMPUTE, CREDIT_NAME, CREDIT_VERSION, compute_contract_address
+from deaios.ledger.suite import (
+    AUDIT,
+    COMPUTE,
+    CREDIT_NAME,
+    CREDIT_VERSION,
+    DATA_AVAILABILITY,
+    compute_contract_address,
+)
 from deaios.primitives.errors import ConfigError
-from deaios.primitives.hashing import ZERO32, keccak256, tagged_sha256
+from deaios.primitives.hashing import ZERO32, keccak256, sha256, tagged_sha256
 from deaios.primitives.keys import ZERO_ADDRESS, Address, PrivateKey
 from deaios.primitives.merkle import build_root, prove_leaf
 from deaios.primitives.units import CREDIT
@@ -711,3 +723,81 @@ async def test_claims_are_challenged(network: Network) -> None:
     network.chain.jump(LOCAL.claim_challenge_s + 1)
     await c.forks.finalize_claim(network.operator, trade.channel_id)
     assert await c.staking.slashed_of(COMPUTE, trade.provider.address) == LOCAL.fork_penalty
+
+
+async def certify_rows(network: Network, term_s: int) -> tuple[coding.CodedMatrix, Certificate, dict[Address, Sender]]:
+    """Three members, a blob of several leaves a row, and a certificate that two of them signed."""
+    c, availability = network.c, network.c.availability
+    buyer, *holders = await asyncio.gather(*(network.actor() for _ in range(4)))
+    for holder in holders:
+        await network.join(holder, DATA_AVAILABILITY, 60 * CREDIT)
+    begun = await availability.begin_epoch(network.operator)
+    assert await availability.current_epoch() == begun.value
+    committee = await availability.committee(begun.value)
+    roster = [(member.address, member.power) for member in await c.staking.roster(DATA_AVAILABILITY)]
+    assert committee == build_committee(begun.value, committee.begun_at, roster, LOCAL.da_seats_size)
+    matrix = coding.encode(bytes(range(256)) * 100, committee.profile)
+    attestation = RowAttestation(matrix.commitment, committee.epoch, committee.begun_at, committee.begun_at + term_s)
+    domain = availability_domain(network.chain.chain_id, availability.address)
+    by_address = {holder.address: holder for holder in holders}
+    signatures = [
+        (place, sign_struct(key_of(by_address[member.address]), domain, attestation))
+        for place, member in enumerate(committee.members[:2])
+    ]
+    fee = await availability.fee_of(25_600, term_s)
+    await c.credit.ensure_allowance(buyer, availability.address, fee)
+    head = matrix.root, sha256(matrix.y), 25_600
+    with pytest.raises(Reverted, match="availability: too few seats signed"):
+        await availability.certify(buyer, attestation, *head, signatures[:1])
+    outcome = await availability.certify(buyer, attestation, *head, signatures)
+    certificate = Certificate(attestation, *head, 0xFF, fee, buyer.address, outcome.receipt.block_number, 12)
+    assert outcome.value == certificate
+    return matrix, certificate, by_address
+
+
+async def test_rows_are_certified_doubted_shown_and_paid(network: Network) -> None:
+    c, availability, auditors = network.c, network.c.availability, await ensure_auditors(network)
+    assert await availability.current_epoch() == 0
+    with pytest.raises(InvalidCommittee):
+        await availability.committee(1)
+    matrix, certificate, holders = await certify_rows(network, 7200)
+    assert certificate.parameters == matrix.head.parameters
+    assert [certificate.has_seat(seat) for seat in (0, 7, 8)] == [True, True, False]
+    assert await availability.signers_of(certificate.digest) == certificate.signers
+    found = await availability.fetch_certificates(matrix.commitment), await availability.fetch_certified(0)
+    assert found == ((certificate,), (certificate,))
+    assert await availability.fetch_certified(certificate.block + 1) == ()
+
+    challenger, committee = await network.actor(), await availability.committee(1)
+    await c.credit.ensure_allowance(challenger, availability.address, 2 * LOCAL.da_challenge_bond)
+    ids = [(await availability.challenge(challenger, certificate.attestation, seat)).value for seat in (3, 4)]
+    assert await availability.open_challenges(certificate.digest) == 2
+    found = await availability.fetch_challenges(certificate.block)
+    assert [(item.id, item.seat) for item in found] == [(ids[0], 3), (ids[1], 4)]
+    assert {item.digest for item in found} == {certificate.digest}
+    first, second = [await availability.challenge_of(item) for item in ids]
+    assert first == Challenge(challenger.address, committee.owner_of(3).address, found[0].round, found[0].deadline)
+    assert await fetch_deadline(c) >= await availability.deadline() >= second.deadline > 0
+    assert await availability.picks_of(ids[0], certificate.length) == ()
+    await run_beacon(network, first.round, auditors)
+    picks = await availability.picks_of(ids[0], certificate.length)
+    row, proof, holder = matrix.get_row(3), coding.prove_row(matrix, 3), holders[first.member]
+    paths = [coding.prove_leaf(certificate.parameters, row, proof, pick) for pick in picks]
+    leaves = [bytes(row[1024 * pick :][:1024]) for pick in picks]
+    assert len(picks) == 4
+    before = await c.credit.balance_of(holder.address)
+    await availability.answer(holder, certificate, 3, leaves, paths)
+    assert await c.credit.balance_of(holder.address) == before + LOCAL.da_challenge_bond
+    assert not (await availability.challenge_of(ids[0])).is_open
+
+    network.chain.jump(7200)
+    assert (await availability.finalize(network.operator, ids[1])).value == LOCAL.da_penalty
+    assert await c.staking.slashed_of(DATA_AVAILABILITY, second.member) == LOCAL.da_penalty
+    assert await availability.signers_of(certificate.digest) == 0xEF
+    await availability.settle(network.operator, [certificate])
+    earned = {member.address: await availability.earned_of(member.address) for member in committee.members}
+    share, dust = divmod(certificate.fee, 7)
+    assert list(earned.values()) == [4 * share + dust, 3 * share, 0]
+    assert (await availability.withdraw(holder)).value == 4 * share + dust
+    with pytest.raises(Reverted, match="availability: nothing is earned"):
+        await availability.withdraw(holder)

@@ -76,6 +76,15 @@ async def test_rows_and_manifests_are_kept_once_and_served(node):
             assert (response.status, response.headers["Content-Length"]) == (200, str(len(body)))
 
 
+async def test_ranges_of_rows_and_manifests_are_served(node):
+    for path, body in ((ROW_PATH, ROW), (MANIFEST_PATH, MANIFEST.encode())):
+        await node.put(path, body)
+        part = await node.http.get_bytes(node.url + path, 10, {"Range": "bytes=5-14"})
+        assert part == body[5:15]
+        with pytest.raises(RefusedByPeer, match="416 RefusedRange"):
+            await node.http.get_bytes(node.url + path, 10, {"Range": f"bytes={len(body)}-"})
+
+
 async def test_only_fresh_signed_requests_of_admitted_keys_write(node):
     signed = node.sign(ROW_PATH, ROW)
     other_path = ROW_PATH[:-1] + "2"

@@ -209,10 +209,10 @@ async def challenge(identifier: str, seat: int, folder: StateFolder, as_json: bo
         certificate = await session.blobs().reader.fetch_certificate(parse_blob_id(identifier).commitment)
         await session.member.ensure_funded(session.member.descriptor.windows.da_challenge_bond)
         challenger = session.challenger()
-        challenge_id = await challenger.open(certificate, seat)
+        bet = await challenger.open(certificate, seat)
         if not as_json:
-            say(f"challenge {encode_hex(challenge_id)} is open; waiting for the beacon and the answer")
-        end = await challenger.wait(challenge_id)
+            say(f"challenge {encode_hex(bet.id)} is open; waiting for the beacon and the answer")
+        end = await challenger.wait(bet)
     member = encode_hex(end.member)
     if as_json:
         emit_json({"member": member, "answered": end.is_answered, "slashed": end.slashed})
@@ -257,10 +257,8 @@ def _show_sample(one: "Sample") -> None:
     profile = one.certificate.parameters.profile
     if one.is_available:
         doubt = float(1 - one.confidence)
-        say(
-            f"{name}: {len(one.rows)} of {profile.rows} rows verified, so it can be had (doubt {doubt:.1e})",
-            style="green",
-        )
+        claim = f"but for a chance of {doubt:.1e}" if doubt else "for certain"
+        say(f"{name}: {len(one.rows)} of {profile.rows} rows verified, so it can be had {claim}", style="green")
     else:
         say(f"{name}: {len(one.rows)} rows verified, {profile.data_rows} are needed to be sure", style="red")
     for row, reason in one.missing.items():

@@ -38,6 +38,7 @@ from deaios.ledger.client.availability import Certificate
 from deaios.ledger.client.contracts import Contracts
 from deaios.ledger.client.sender import Sender
 from deaios.ledger.structs import availability_domain
+from deaios.primitives.encoding import encode_hex
 from deaios.primitives.errors import ConfigError
 from deaios.primitives.keys import PrivateKey
 from deaios.rows.client import Timings
@@ -244,14 +245,18 @@ class BlobClient:
         """The proof that a content is what its id names, for who has neither members nor chain.
 
         Raises:
-            InvalidBlob: a large blob, which is many matrices, or a number that names nothing.
+            InvalidBlob: a large blob, which is many matrices, or a number that names nothing, or a matrix that was
+                not coded as committed: leaves of it would prove other bytes than reading gives.
             NotFound, UnavailableExpired, UnavailableRows: as `get_bytes`.
         """
         certificate = await self.reader.fetch_certificate(blob_id.commitment)
         data = await self.reader.fetch_payload(certificate)
 
         def build() -> BlobProof:
-            return Prover(encode(data, certificate.parameters.profile)).prove(blob_id.number)
+            matrix = encode(data, certificate.parameters.profile)
+            if matrix.commitment != blob_id.commitment:
+                raise InvalidBlob(f"what {blob_id} decodes to has commitment {encode_hex(matrix.commitment)}")
+            return Prover(matrix).prove(blob_id.number)
 
         return await asyncio.to_thread(build)
 

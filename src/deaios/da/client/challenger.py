@@ -14,6 +14,14 @@ POLL_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
+class Bet:
+    """An open challenge: its id, and who is asked."""
+
+    id: bytes
+    member: Address
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """How a challenge ended.
 
@@ -38,8 +46,8 @@ class Challenger:
         self._bond = bond
         self._clock = clock
 
-    async def open(self, certificate: Certificate, seat: int) -> bytes:
-        """Challenge a seat; gives the challenge's id.
+    async def open(self, certificate: Certificate, seat: int) -> Bet:
+        """Challenge a seat.
 
         Raises:
             NotFound: the seat did not sign.
@@ -48,23 +56,24 @@ class Challenger:
         if not certificate.has_seat(seat):
             raise NotFound(f"seat {seat} did not sign this certificate")
         await self._contracts.credit.ensure_allowance(self._sender, self._availability.address, self._bond)
-        return (await self._availability.challenge(self._sender, certificate.attestation, seat)).value
+        outcome = await self._availability.challenge(self._sender, certificate.attestation, seat)
+        committee = await self._availability.committee(certificate.attestation.epoch)
+        return Bet(outcome.value, committee.owner_of(seat).address)
 
-    async def wait(self, challenge_id: bytes) -> Verdict:
+    async def wait(self, bet: Bet) -> Verdict:
         """Wait for the answer, or for the deadline and then finalize."""
-        member = (await self._availability.challenge_of(challenge_id)).member
         while True:
-            challenge = await self._availability.challenge_of(challenge_id)
+            challenge = await self._availability.challenge_of(bet.id)
             if not challenge.is_open:
-                end = await self._availability.fetch_end(challenge_id)
+                end = await self._availability.fetch_end(bet.id)
                 assert end is not None, "a challenge that is not open has ended"
-                return Verdict(member, end.is_answered, end.slashed)
+                return Verdict(bet.member, end.is_answered, end.slashed)
             block = await self._contracts.rpc.fetch_latest()
             if max(block.timestamp, self._clock.now_ms() // 1000) >= challenge.deadline:
                 try:
-                    outcome = await self._availability.finalize(self._sender, challenge_id)
+                    outcome = await self._availability.finalize(self._sender, bet.id)
                 except Reverted:  # answered or finalized by others meanwhile, or the chain's clock is a little behind
                     await self._clock.sleep(POLL_S)
                     continue
-                return Verdict(member, is_answered=False, slashed=outcome.value)
+                return Verdict(bet.member, is_answered=False, slashed=outcome.value)
             await self._clock.sleep(POLL_S)
