@@ -4,7 +4,22 @@ from dataclasses import replace
 
 import boa
 import pytest
-from contracts_world import ACQUIT, COMPUTE, FORK_PENALTY, GUILTY, PROVIDER_STAKE, UNBONDING, ZERO32, Settings, World
+from contracts_world import (
+    ACQUIT,
+    ANSWER_SECONDS,
+    CHALLENGE_BOND,
+    COMPUTE,
+    DA,
+    FORK_PENALTY,
+    GUILTY,
+    PROVIDER_STAKE,
+    ROUND_SECONDS,
+    ROW_PENALTY,
+    UNBONDING,
+    ZERO32,
+    Settings,
+    World,
+)
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -141,6 +156,26 @@ def test_a_fork_s_penalty_is_divided_to_the_unit():
                 assert taken == min(at_stake, FORK_PENALTY)
                 assert (bounty, supply - world.credit.totalSupply()) == (taken // 10, taken - taken // 10)
                 assert world.balance(world.forks) == 0
+
+
+@pytest.mark.parametrize("at_stake", [0, 1, 9, 10, 11, 19, ROW_PENALTY - 1, ROW_PENALTY, ROW_PENALTY + 1])
+def test_a_row_s_penalty_is_divided_to_the_unit(world, at_stake):
+    """Whatever is left of the slice when a challenge ends; from nothing nobody gets a bounty."""
+    world.availability.beginEpoch()
+    blob = world.certify(world.make_blob())
+    challenge_id = world.challenge_row(blob, 0)
+    world.run_beacon(world.availability.challengeOf(challenge_id)[2])
+    holder = world.holder_of(0).text
+    world.staking.beginUnbond(world.staking.stakeOf(holder) - at_stake, sender=holder)
+    world.wait(max(UNBONDING, ROUND_SECONDS + ANSWER_SECONDS))
+    world.staking.withdraw(sender=holder)
+    assert world.staking.sliceOf(DA, holder) == at_stake
+    before, supply, fee = world.balance(world.stranger), world.credit.totalSupply(), world.balance(world.availability)
+    taken = world.availability.finalize(challenge_id, sender=world.accuser.text)
+    assert taken == min(at_stake, ROW_PENALTY)
+    assert world.balance(world.stranger) - before == CHALLENGE_BOND + taken // 10
+    assert supply - world.credit.totalSupply() == taken - taken // 10
+    assert world.balance(world.availability) == fee - CHALLENGE_BOND
 
 
 def test_the_largest_channel_refuses_what_does_not_fit_and_loses_nothing():

@@ -4,21 +4,15 @@ The password of a state folder is random, in `keys/password` (mode 0600), unless
 protects copies and backups of single keys, not a folder that is taken whole.
 """
 
-import json
 from pathlib import Path
 
-from eth_keyfile.keyfile import create_keyfile_json, decode_keyfile_json
 from filelock import FileLock
 
-from deaios.primitives.encoding import validate_json_depth
+from deaios.node.keyfile import IV_BYTES, KEYFILE_BYTES_MAX, SALT_BYTES, UUID_BYTES, decode_keyfile, encode_keyfile
 from deaios.primitives.errors import ConfigError, Invalid
 from deaios.primitives.keys import PrivateKey
 from deaios.runtime.dice import Dice
 from deaios.runtime.disk import PRIVATE, write_atomic
-
-SCRYPT_N = 8192
-"""Work factor; the password has 256 bits of its own."""
-KEYFILE_BYTES_MAX = 4096
 
 
 class Keystore:
@@ -56,20 +50,14 @@ class Keystore:
             with self._lock:  # several processes may want a new key, or a new folder's password, at once
                 if not path.exists():
                     key = PrivateKey(self._dice.token_bytes(32))
-                    content = create_keyfile_json(key.secret, self._password(), kdf="scrypt", iterations=SCRYPT_N)
-                    write_atomic(path, json.dumps(content).encode(), PRIVATE)
+                    randomness = self._dice.token_bytes(SALT_BYTES + IV_BYTES + UUID_BYTES)
+                    write_atomic(path, encode_keyfile(key, self._password(), randomness), PRIVATE)
                     return key
         password = self._password()
         try:
             with path.open("rb") as file:
-                data = file.read(KEYFILE_BYTES_MAX + 1)
-            if len(data) > KEYFILE_BYTES_MAX:
-                raise ConfigError(f"{path} has more than {KEYFILE_BYTES_MAX} bytes: not a keystore; restore the file")
-            validate_json_depth(data)
-            return PrivateKey(decode_keyfile_json(json.loads(data), password))
-        # The library has no errors of its own: a wrong password is a ValueError, a damaged file ends in whatever its
-        # parts are taken for. Nothing but that call and the parser runs here.
-        except (OSError, Invalid, ValueError, KeyError, TypeError, AttributeError, NotImplementedError) as error:
+                return decode_keyfile(file.read(KEYFILE_BYTES_MAX + 1), password)
+        except (OSError, Invalid) as error:
             raise ConfigError(f"{path} cannot be opened: {error}; set DEAIOS_PASSWORD or restore the file") from error
 
     def _password(self) -> bytes:

@@ -189,7 +189,7 @@ class DataAvailability:
         sender: Sender,
         certificate: Certificate,
         seat: int,
-        leaves: Sequence[bytes],
+        leaves: Sequence[bytes | memoryview],
         paths: Sequence[Sequence[bytes]],
     ) -> TransactionReceipt:
         """Show the picked leaves of a challenged row, in the order of `picks_of`; earns the bond.
