@@ -102,7 +102,7 @@ class OfferAnswer(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class BatchAnswer(msgspec.Struct, rename="camel", forbid_unknown_fields=True, frozen=True):
-    """Answer of `GET /batches/{index}`; the stored bytes are fetched by `daCommitment`."""
+    """Answer of `GET /batches/{index}`; its receipts are the content of the blob `daCommitment`."""
 
     index: int
     batch: dict[str, object]

@@ -105,7 +105,7 @@ class Door:
         return json_response(ProofAnswer(receipt_digest=encode_hex(digest), proof=dict(proof.encode_json())))
 
     async def get_batch(self, request: web.Request) -> web.Response:
-        """A published batch, signed; its receipts are the bytes stored under `daCommitment`."""
+        """A published batch, signed; its receipts are the content of the blob `daCommitment`."""
         index = decode_decimal(request.match_info["index"], COUNTER_BITS)
         row = await self._store.fetch_batch_at(index)
         if row is None:
