@@ -13,6 +13,7 @@ import pytest
 
 from deaios.node.config import SupervisorConfig
 from deaios.node.folder import RefusedRunning, RoleSpec, StateFolder
+from deaios.node.fork import Nursery
 from deaios.node.supervisor import BACKOFF_S, Supervisor, UnavailableRole
 from deaios.runtime.clock import SystemClock
 
@@ -123,6 +124,65 @@ async def test_a_role_that_ran_for_long_comes_back_at_once(tmp_path: Path) -> No
         await supervisor.stop()
 
 
+def find_nurseries() -> list[psutil.Process]:
+    """Nurseries of this process; their roles have the same command line, but not the same parent."""
+    found = psutil.Process().children()
+    return [process for process in found if "deaios.node.nursery" in process.cmdline()]
+
+
+async def test_roles_of_a_lost_nursery_come_back_from_a_new_one(tmp_path: Path) -> None:
+    folder = StateFolder(tmp_path)
+    supervisor = Supervisor(folder, SystemClock())
+    try:
+        await supervisor.start(RoleSpec("chain", "chain"))
+        await supervisor.wait_ready("chain")
+        first = supervisor.pid_of("chain")
+        (nursery,) = find_nurseries()
+        assert nursery.num_threads() == 1  # a fork takes one thread along
+        assert [child.pid for child in nursery.children()] == [first]
+        nursery.kill()
+        await until(lambda: (s := folder.load_run_state("chain")) and s.state == "running" and s.pid != first)
+        assert not psutil.pid_exists(first) or psutil.Process(first).status() == psutil.STATUS_ZOMBIE
+        (second,) = find_nurseries()
+        assert second.pid != nursery.pid
+        assert not supervisor.failures
+    finally:
+        await supervisor.stop()
+    assert find_nurseries() == []
+
+
+async def test_a_fork_that_nobody_waits_for_any_more_ends(tmp_path: Path) -> None:
+    nursery = Nursery(dict(os.environ))
+    folder = StateFolder(tmp_path)
+    arguments = [str(folder.root), '{"name": "chain", "kind": "chain"}']
+    try:
+        asked = asyncio.create_task(nursery.fork("chain", arguments))
+        await until(lambda: bool(find_nurseries()))
+        asked.cancel()
+        await asyncio.gather(asked, return_exceptions=True)
+        role = await nursery.fork("chain", arguments)
+        (process,) = find_nurseries()
+        await until(lambda: [child.pid for child in process.children()] == [role.pid])
+        role.send_signal(signal.SIGTERM)
+        assert await role.wait() == 0
+    finally:
+        await nursery.close()
+    assert find_nurseries() == []
+
+
+async def test_a_role_that_ends_badly_has_its_code_and_its_words(tmp_path: Path) -> None:
+    nursery = Nursery(dict(os.environ))
+    try:
+        role = await nursery.fork("nothing", [str(tmp_path), "no specification"])
+        assert await role.wait() == 70
+        assert b"DecodeError" in await role.stderr.read()
+        killed = await nursery.fork("chain", [str(tmp_path), '{"name": "chain", "kind": "chain"}'])
+        killed.kill()
+        assert await killed.wait() == -signal.SIGKILL
+    finally:
+        await nursery.close()
+
+
 _SCRIPT = """
 import asyncio, sys
 from pathlib import Path
@@ -148,16 +208,17 @@ async def test_nothing_outlives_a_killed_supervisor(tmp_path: Path) -> None:
     try:
         assert process.stdout is not None
         pid = int(await asyncio.to_thread(process.stdout.readline))
-        assert psutil.pid_exists(pid)
+        family = psutil.Process(process.pid).children(recursive=True)
+        assert pid in [child.pid for child in family]
         process.kill()
         await asyncio.to_thread(process.wait)
 
-        def is_gone() -> bool:
+        def is_gone(child: psutil.Process) -> bool:
             with contextlib.suppress(psutil.NoSuchProcess):
-                return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+                return child.status() == psutil.STATUS_ZOMBIE
             return True
 
-        await until(is_gone)
+        await until(lambda: all(map(is_gone, family)))
     finally:
         process.kill()
         process.stdout.close()

@@ -1,4 +1,4 @@
-"""The process of one role: `python -m deaios.node.process FOLDER SPEC`, started by the supervisor only.
+"""The process of one role, as the supervisor has it forked; `python -m deaios.node.process FOLDER SPEC` is the same.
 
 Ends on SIGTERM, SIGINT, or when the supervisor is gone (end of standard input). A typed error ends it with the table's
 exit code and one line on standard error, which the supervisor shows as the reason.

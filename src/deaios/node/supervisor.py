@@ -9,7 +9,6 @@ long as that lasts; one that keeps ending for another reason has failed.
 import asyncio
 import os
 import signal
-import sys
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -17,6 +16,7 @@ import msgspec
 
 from deaios.node.config import SupervisorConfig
 from deaios.node.folder import RoleSpec, RoleState, RunState, StateFolder
+from deaios.node.fork import Nursery, Role
 from deaios.primitives.errors import Unavailable
 from deaios.runtime.clock import Clock
 from deaios.runtime.disk import UnavailableDisk
@@ -42,7 +42,7 @@ class UnavailableRole(Unavailable):
 @dataclass(slots=True)
 class _Child:
     spec: RoleSpec
-    process: asyncio.subprocess.Process | None = None
+    process: Role | None = None
     starts: deque[float] = field(default_factory=lambda: deque(maxlen=STARTS_KEPT + 1))
     tail: deque[str] = field(default_factory=lambda: deque(maxlen=TAIL_LINES))
     watcher: asyncio.Task[None] | None = None
@@ -63,7 +63,7 @@ class Supervisor:
         self._limits = limits or SupervisorConfig()
         self._folder = folder
         self._clock = clock
-        self._environment = {**_FRUGAL, **os.environ, **(environment or {})}
+        self._nursery = Nursery({**_FRUGAL, **os.environ, **(environment or {})})
         self._children: dict[str, _Child] = {}
         self._log = get_logger("supervisor")
         self.failure = asyncio.Event()
@@ -116,6 +116,8 @@ class Supervisor:
             await asyncio.gather(*(self._terminate(child) for child in chosen if child.spec.kind == kind))
         for child in chosen:
             del self._children[child.spec.name]
+        if not self._children:
+            await self._nursery.close()
 
     def pid_of(self, name: str) -> int:
         """Process id of a role, for tests that kill it."""
@@ -126,18 +128,8 @@ class Supervisor:
     async def _spawn(self, child: _Child) -> None:
         spec = child.spec
         child.starts.append(self._clock.monotonic_s())
-        child.process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "deaios.node.process",
-            str(self._folder.root),
-            msgspec.json.encode(spec).decode(),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
-            env=self._environment,
-            start_new_session=True,
-        )
+        arguments = [str(self._folder.root), msgspec.json.encode(spec).decode()]
+        child.process = await self._nursery.fork(spec.name, arguments)
         now_ms = self._clock.now_ms()
         self._save(RunState(spec.name, spec.kind, child.process.pid, "starting", "", "", now_ms))
 
@@ -167,11 +159,9 @@ class Supervisor:
 
     async def _collect_words(self, child: _Child) -> None:
         assert child.process is not None
-        stream = child.process.stderr
-        assert stream is not None
         while True:
             try:
-                line = await stream.readline()
+                line = await child.process.stderr.readline()
             except ValueError:  # a line beyond the stream's limit: not ours, drop it
                 continue
             if not line:
