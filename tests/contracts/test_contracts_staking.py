@@ -41,7 +41,7 @@ def test_slices_and_powers_follow_the_caps(world, operator):
     assert staking.sliceOf(AUDIT, operator.text) == 0
     assert staking.members(STORAGE) == [operator.text]
     assert staking.roster(COMPUTE) == [(world.provider.text, 50 * CREDIT), (operator.text, 50 * CREDIT)]
-    assert [bytes(service) for service in staking.services()] == [COMPUTE, AUDIT, STORAGE]
+    assert [bytes(service) for service in staking.services()] == [COMPUTE, AUDIT, STORAGE, keccak256(b"da")]
 
 
 def test_caps_only_rise_and_never_exceed_the_stake(world, operator):
