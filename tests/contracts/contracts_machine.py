@@ -416,8 +416,8 @@ class Suite(RuleBasedStateMachine):
 
     def finalize_row(self, number, seat):
         availability, challenge_id = self.world.availability, self.blobs[number].challenge_id(seat)
-        _, _, round_number, deadline = availability.challengeOf(challenge_id)
-        expected = self.world.now >= deadline
+        _, _, round_number, _ = availability.challengeOf(challenge_id)
+        expected = self.world.now >= availability.endsAt(challenge_id)
         if self.call(availability.finalize, challenge_id, sender=self.poker, expected=expected):
             was_asked = self.world.beacon.value(round_number) != ZERO32
             self.seen["row not shown" if was_asked else "doubt without a value"] += 1

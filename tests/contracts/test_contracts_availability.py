@@ -25,6 +25,7 @@ from contracts_world import (
     create_address,
     deploy,
     make_actor,
+    secret_of,
     struct_tuple,
 )
 from hypothesis import example, given, settings
@@ -496,7 +497,9 @@ def test_who_cannot_answer_is_slashed(seated, certified):
     holder = seated.holder_of(7)
     stake = seated.staking.stakeOf(holder.text)
     run_round(seated, challenge_id)
-    seated.wait(seated.availability.challengeOf(challenge_id)[3] - seated.now - 1)
+    asked_at = seated.beacon.finalizedAt(seated.availability.challengeOf(challenge_id)[2])
+    assert seated.availability.endsAt(challenge_id) == asked_at + ANSWER_SECONDS
+    seated.wait(asked_at + ANSWER_SECONDS - seated.now - 1)
     with boa.reverts("availability: the member may still answer"):
         seated.availability.finalize(challenge_id)
     seated.wait(1)
@@ -532,6 +535,26 @@ def test_an_answer_is_possible_until_somebody_finalizes(seated, certified):
     seated.wait(10_000)
     seated.answer_row(certified, 3)
     assert seated.availability.deadline() == 0
+
+
+def test_a_value_that_comes_late_still_leaves_the_whole_time_to_answer(seated, certified):
+    challenge_id = seated.challenge_row(certified, 3)
+    deadline = seated.availability.endsAt(challenge_id)
+    number = seated.availability.challengeOf(challenge_id)[2]
+    for auditor in seated.auditors:
+        seated.beacon.commit(number, seated.beacon_commitment(number, auditor), sender=auditor.text)
+    seated.beacon.reveal(number, secret_of(seated.auditors[0]), sender=seated.auditors[0].text)
+    seated.wait(deadline - seated.now + 1000)
+    assert seated.availability.endsAt(challenge_id) == deadline
+    seated.beacon.finalize(number)  # the chain stood still, or nobody cared to
+    assert seated.availability.endsAt(challenge_id) == seated.now + ANSWER_SECONDS
+    with boa.reverts("availability: the member may still answer"):
+        seated.availability.finalize(challenge_id)
+    seated.wait(ANSWER_SECONDS - 1)
+    with boa.env.anchor():
+        seated.answer_row(certified, 3)
+    seated.wait(1)
+    assert seated.availability.finalize(challenge_id) == ROW_PENALTY
 
 
 @pytest.mark.parametrize("fails", [True, False], ids=["failed", "still open"])

@@ -63,13 +63,13 @@ class Challenger:
     async def wait(self, bet: Bet) -> Verdict:
         """Wait for the answer, or for the deadline and then finalize."""
         while True:
-            challenge = await self._availability.challenge_of(bet.id)
-            if not challenge.is_open:
+            ends_at = await self._availability.ends_at(bet.id)
+            if ends_at == 0:
                 end = await self._availability.fetch_end(bet.id)
                 assert end is not None, "a challenge that is not open has ended"
                 return Verdict(bet.member, end.is_answered, end.slashed)
             block = await self._contracts.rpc.fetch_latest()
-            if max(block.timestamp, self._clock.now_ms() // 1000) >= challenge.deadline:
+            if max(block.timestamp, self._clock.now_ms() // 1000) >= ends_at:
                 try:
                     outcome = await self._availability.finalize(self._sender, bet.id)
                 except Reverted:  # answered or finalized by others meanwhile, or the chain's clock is a little behind

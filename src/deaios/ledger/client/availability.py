@@ -135,6 +135,10 @@ class DataAvailability:
         """An open challenge."""
         return Challenge(*await self.contract.read("challengeOf", challenge_id))
 
+    async def ends_at(self, challenge_id: bytes) -> int:
+        """From when on an open challenge can be finalized, as far as is known now, Unix seconds; 0 when not open."""
+        return int(await self.contract.read_one("endsAt", challenge_id))
+
     async def open_challenges(self, digest: bytes) -> int:
         """How many challenges of a certificate are open; it is settled when there is none."""
         return int(await self.contract.read_one("openChallenges", digest))

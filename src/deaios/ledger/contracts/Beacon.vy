@@ -29,6 +29,7 @@ struct Round:
     reveals: uint256
     mix: bytes32
     final: bytes32
+    finalAt: uint256
     failed: bool
 
 
@@ -255,6 +256,15 @@ def deadline() -> uint256:
 
 @external
 @view
+def finalizedAt(round: uint256) -> uint256:
+    """
+    @notice When the round's value became final; 0 until then.
+    """
+    return self.rounds[round].finalAt
+
+
+@external
+@view
 def maxRoundSeconds() -> uint256:
     """
     @notice A round lasts at most this long when somebody finalizes it in time.
@@ -338,6 +348,7 @@ def _finish(round: uint256):
     state: Round = self.rounds[round]
     final: bytes32 = keccak256(abi_encode("deaios/beacon/1", round, state.attempt, state.mix))
     self.rounds[round].final = final
+    self.rounds[round].finalAt = block.timestamp
     self.openCount -= 1
     log Finalized(round=round, beaconValue=final, reveals=state.reveals)
 

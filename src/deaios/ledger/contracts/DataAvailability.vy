@@ -31,6 +31,7 @@ interface Staking:
 interface Beacon:
     def request() -> uint256: nonpayable
     def value(round: uint256) -> bytes32: view
+    def finalizedAt(round: uint256) -> uint256: view
     def maxRoundSeconds() -> uint256: view
 
 
@@ -335,15 +336,16 @@ def answer(
 @external
 def finalize(id: bytes32) -> uint256:
     """
-    @notice End a challenge that nobody answered in time; anyone may ask for it. Without a value of the beacon nothing
-        was asked, and the bond goes back.
+    @notice End a challenge that nobody answered in time; anyone may ask for it. The time to answer begins with the
+        beacon's value, however late that came; without a value nothing was asked, and the bond goes back.
     @return What was slashed.
     """
     challenge: Challenge = self.challenges[id]
     assert challenge.deadline != 0, "availability: no challenge is open"
-    assert block.timestamp >= challenge.deadline, "availability: the member may still answer"
+    asked_at: uint256 = staticcall Beacon(self.beacon).finalizedAt(challenge.round)
+    assert block.timestamp >= self._ends_at(challenge, asked_at), "availability: the member may still answer"
     self._close(id, challenge)
-    if staticcall Beacon(self.beacon).value(challenge.round) == empty(bytes32):
+    if asked_at == 0:
         log Voided(id=id)
         self._pay(challenge.challenger, self.challengeBond)
         return 0
@@ -438,6 +440,18 @@ def challengeOf(id: bytes32) -> (address, address, uint256, uint256):
     """
     challenge: Challenge = self.challenges[id]
     return challenge.challenger, challenge.member, challenge.round, challenge.deadline
+
+
+@external
+@view
+def endsAt(id: bytes32) -> uint256:
+    """
+    @notice From when on an open challenge can be finalized, as far as is known now; zero when it is not open.
+    """
+    challenge: Challenge = self.challenges[id]
+    if challenge.deadline == 0:
+        return 0
+    return self._ends_at(challenge, staticcall Beacon(self.beacon).finalizedAt(challenge.round))
 
 
 @external
@@ -573,6 +587,12 @@ def _seats_in(word: uint256) -> uint256:
     """
     bits: uint256 = max_value(uint256) >> (SEATS_MAX - (word >> SEATS_SHIFT))
     return bits << ((word >> FIRST_SEAT_SHIFT) & FIELD_MASK)
+
+
+@internal
+@view
+def _ends_at(challenge: Challenge, asked_at: uint256) -> uint256:
+    return challenge.deadline if asked_at == 0 else asked_at + self.answerSeconds
 
 
 @internal
