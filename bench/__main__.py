@@ -18,7 +18,7 @@ from bench.bars import BARS
 from bench.document import RESULTS, UnreadableResults, describe_machine, merge_rows, render_table
 from bench.rows import Row, Run, skip
 
-SUITES = ("coding", "chain", "gateway", "compute", "detection", "storage", "node")
+SUITES = ("coding", "chain", "gateway", "compute", "detection", "storage", "da", "node")
 """Modules with a `measure(run)` each, imported when run, so that a missing wheel of one stops no other."""
 DETECTION = "compute.detection_128"
 EXIT_INTERRUPTED = 130

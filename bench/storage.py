@@ -11,13 +11,13 @@ import os
 import random
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import aiohttp
 
-from bench.processes import Server, serving
+from bench.processes import serving
 from bench.rows import Row, Run, compare
 from bench.servers import NETWORK, PIECE_BYTES
 from deaios.primitives.keys import PrivateKey
@@ -50,12 +50,12 @@ async def _measure(run: Run) -> list[Row]:
         session = await stack.enter_async_context(aiohttp.ClientSession())
         key = PrivateKey(hashlib.sha256(b"bench storage").digest())
         ours = _Ours(StorageClient(http, [node.url for node in nodes], key, NETWORK), folder / "target")
-        peer = _Plain(session, plain.url, folder / "plain-target")
+        peer = Plain(session, plain.url, folder / "plain-target")
         rows = []
         for name, works in ((PUT, (ours.put, peer.put)), (GET, (ours.get, peer.get))):
             timed = {
-                "ours": _per_cpu(works[0], nodes, folder / "source"),
-                "peer": _per_cpu(works[1], [plain], folder / "plain-source"),
+                "ours": per_cpu(works[0], lambda: sum(node.cpu_s() for node in nodes), folder / "source"),
+                "peer": per_cpu(works[1], plain.cpu_s, folder / "plain-source"),
             }
             found = await run.interleave(f"{name}, MiB/CPU-s", timed, 5)
             if run.wants(name):
@@ -63,17 +63,17 @@ async def _measure(run: Run) -> list[Row]:
         return rows
 
 
-def _per_cpu(
-    work: Callable[[Path], Awaitable[None]], servers: Sequence[Server], source: Path
+def per_cpu(
+    work: Callable[[Path], Awaitable[None]], servers_cpu_s: Callable[[], float], source: Path
 ) -> Callable[[], Awaitable[float]]:
-    """MiB per CPU-second of one work on a new source file."""
+    """MiB per CPU-second, of this process and its servers, of one work on a new source file."""
     dice = random.Random(source.name)
 
     async def timed() -> float:
         await asyncio.to_thread(source.write_bytes, dice.randbytes(SIZE))
-        start = time.process_time() + sum(server.cpu_s() for server in servers)
+        start = time.process_time() + servers_cpu_s()
         await work(source)
-        return SIZE / MIB / (time.process_time() + sum(server.cpu_s() for server in servers) - start)
+        return SIZE / MIB / (time.process_time() + servers_cpu_s() - start)
 
     return timed
 
@@ -94,7 +94,7 @@ class _Ours:
         await self._client.get_file(self._manifest, self._target)
 
 
-class _Plain:
+class Plain:
     """One file on one server."""
 
     def __init__(self, session: aiohttp.ClientSession, url: str, target: Path) -> None:

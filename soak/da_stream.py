@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from deaios.runtime.logs import configure_logs
 from soak.da_network import DaNetwork, FailedCommand, Ran, Use, running
 from soak.searches import Finding
 
@@ -51,6 +52,7 @@ async def run_stream(options: Options) -> str:
     free = shutil.disk_usage(options.home).free
     if free < options.disk_bytes:
         raise SystemExit(f"{options.home} has {free / GIB:.1f} GiB free, {options.disk_bytes / GIB:.1f} are needed")
+    configure_logs("soak", options.home / "soak.log", "info")
     source, target = options.home / "source", options.home / "target"
     await asyncio.to_thread(_write, source, options)
     dice = random.Random(options.seed)
@@ -114,6 +116,6 @@ def _judge(options: Options, network: DaNetwork, uses: dict[str, Use]) -> str:
     if peak >= PEAK_BYTES_MAX:
         raise Finding(f"{worst} held {peak / MIB:.0f} MiB, below {PEAK_BYTES_MAX / MIB:.0f} allowed", options.command)
     return (
-        f"{options.size_bytes / GIB:g} GiB put on {len(network.members)} members, {options.lost} killed, the same bytes "
-        f"got; most memory: {worst} with {peak / MIB:.0f} MiB"
+        f"{options.size_bytes / GIB:g} GiB put on {len(network.members)} members, {options.lost} killed, "
+        f"the same bytes got; most memory: {worst} with {peak / MIB:.0f} MiB"
     )

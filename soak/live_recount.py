@@ -16,14 +16,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from deaios.da.blob import BlobId
+from deaios.da.client.blobs import BlobClient
+from deaios.da.client.reader import UnavailableExpired
 from deaios.ledger.client.bound import BoundContract, ContractEvent
 from deaios.ledger.client.contracts import Contracts
 from deaios.ledger.client.rpc import Rpc
 from deaios.ledger.eip712 import decode_json, hash_struct
 from deaios.ledger.structs import Batch, Receipt
-from deaios.ledger.suite import AUDIT, COMPUTE
-from deaios.market.batches import RECEIPTS_TAG
+from deaios.ledger.suite import AUDIT, COMPUTE, DATA_AVAILABILITY
+from deaios.market.batches import BATCH_BYTES_MAX, RECEIPTS_TAG, validate_batch
 from deaios.market.opening import Opening
+from deaios.node.network import terms_of
 from deaios.primitives.encoding import encode_hex
 from deaios.primitives.errors import DeaiosError
 from deaios.primitives.hashing import ZERO32
@@ -200,6 +204,7 @@ async def recount(network: LiveNetwork, record: Record, vouchers: Sequence[Vouch
         for seller in sellers:
             _check_counters(result, seller)
             await _check_batches(result, contracts, seller)
+            await _check_published(result, network, contracts, http, seller)
         by_address = {seller.address: seller for seller in sellers}
         openings = _read_openings(network)
         _check_openings(result, by_address, openings)
@@ -276,6 +281,28 @@ async def _check_batches(result: Recount, contracts: Contracts, seller: _Seller)
             holds = await receipts.verify_receipt(seller.address, place, batch.first_counter, digests[0], path)
             result.check(holds, True, f"{what}: the contract finds its first receipt")
     result.figures["batches"] = result.figures.get("batches", 0) + len(seller.batches)
+
+
+async def _check_published(
+    result: Recount, network: LiveNetwork, contracts: Contracts, http: HttpClient, seller: _Seller
+) -> None:
+    """Every batch that the chain names is had from its committee again, and holds the journal's receipts."""
+    descriptor = network.descriptor
+    blobs = BlobClient(contracts, http, descriptor.network_id, descriptor.chain_id)
+    domain = terms_of(descriptor).protocol
+    for place, (batch, _) in enumerate(seller.batches):
+        what = f"published batch {place} of {seller.role}"
+        try:
+            data = await blobs.get_bytes(BlobId(batch.da_commitment), BATCH_BYTES_MAX)
+            entries = await asyncio.to_thread(validate_batch, domain, batch, data)
+        except UnavailableExpired:  # its term is over, as the chain says: nobody promised it any longer
+            result.figures["batches over"] = result.figures.get("batches over", 0) + 1
+        except DeaiosError as error:
+            result.differences.append(f"{what} cannot be had: {error}")
+        else:
+            expected = [seller.digests[n] for n in range(batch.first_counter, batch.last_counter + 1)]
+            result.check([entry.digest for entry in entries], expected, f"receipts of {what}")
+            result.figures["batches read"] = result.figures.get("batches read", 0) + 1
 
 
 def _read_openings(network: LiveNetwork) -> dict[str, list[Opening]]:
@@ -485,7 +512,7 @@ async def _check_transfers(result: Recount, rpc: Rpc, contracts: Contracts, reco
 async def _check_innocence(result: Recount, network: LiveNetwork, contracts: Contracts) -> None:
     """Nobody here lies, so nobody is accused, excluded or slashed."""
     result.check(await contracts.disputes.dispute_count(), 0, "disputes")
-    for kind, service in (("provider", COMPUTE), ("auditor", AUDIT)):
+    for kind, service in (("provider", COMPUTE), ("auditor", AUDIT), ("da", DATA_AVAILABILITY)):
         for role in network.names_of(kind):
             slashed = await contracts.staking.slashed_of(service, network.open_key(role).address)
             result.check(slashed, 0, f"slashed of {role}")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest_asyncio
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "da"))
 sys.path.insert(0, str(Path(__file__).parent))
 from cheats_world import AUDITORS, open_world
 

@@ -8,6 +8,14 @@ from cheating_buyer import FRAMES
 from cheating_gateway import CAUGHT, OwnNonce, Redrawing
 from cheating_juror import Blind, Copying, Silent
 from cheating_provider import WRONG_ANSWERS, WRONG_NUMBERS, cut_short
+from da_village import (
+    CorruptingStore,
+    EquivocatingDoor,
+    ForgettingStore,
+    RefusingDoor,
+    StallingStore,
+    StallingWriter,
+)
 
 ROOT = Path(__file__).parents[2]
 PLAYED = (
@@ -21,6 +29,12 @@ PLAYED = (
     Blind,
     Copying,
     Silent,
+    CorruptingStore,
+    EquivocatingDoor,
+    ForgettingStore,
+    RefusingDoor,
+    StallingStore,
+    StallingWriter,
 )
 
 

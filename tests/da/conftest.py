@@ -1,4 +1,4 @@
-"""The village of `da_village.py` as fixtures."""
+"""The village of `da_village.py` and the lone member of `member_door.py` as fixtures."""
 
 import importlib.util
 import sys
@@ -7,16 +7,25 @@ from pathlib import Path
 import pytest
 
 
+def load_module(name):
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+    return sys.modules[name]
+
+
 @pytest.fixture(scope="session")
 def kit():
     """The module with members by what they do."""
-    if "da_village" not in sys.modules:
-        path = Path(__file__).parent / "da_village.py"
-        spec = importlib.util.spec_from_file_location("da_village", path)
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["da_village"] = module
-        spec.loader.exec_module(module)
-    return sys.modules["da_village"]
+    return load_module("da_village")
+
+
+@pytest.fixture(scope="session")
+def member_door():
+    """The module with one member's door, without a chain."""
+    return load_module("member_door")
 
 
 @pytest.fixture

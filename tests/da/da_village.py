@@ -53,7 +53,8 @@ def key_of(name):
 
 
 def settings_of(members, seats):
-    return replace(LOCAL, da_seats_size=seats, beacon_commit_s=5, beacon_reveal_s=5, da_answer_s=20)
+    # Long enough to open a dozen challenges on a busy machine; rounds end as soon as everybody spoke.
+    return replace(LOCAL, da_seats_size=seats, beacon_commit_s=60, beacon_reveal_s=60, da_answer_s=20)
 
 
 class MovableClock(SystemClock):

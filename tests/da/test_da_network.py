@@ -5,13 +5,15 @@ import random
 
 import pytest
 
-from deaios.da.blob import BlobId, InvalidBlob, Item, encode_bundle, encode_single
+from deaios.da.blob import BlobId, InvalidBlob, Item, encode_bundle, encode_large, encode_single
 from deaios.da.client import blobs as blobs_module
-from deaios.da.client.bundler import Bundler
-from deaios.da.client.disperser import UnavailableQuorum
+from deaios.da.client.blobs import InvalidContent
+from deaios.da.client.bundler import Bundler, Dispersed
+from deaios.da.client.disperser import Bill, UnavailableQuorum
 from deaios.da.client.reader import UnavailableExpired
 from deaios.da.proof import decode_proof, encode_proof, verify_item
 from deaios.rows.client import UnavailableRows
+from deaios.rows.manifest import Manifest
 from deaios.rows.store import RowStore
 from deaios.runtime.errors import NotFound, RefusedTooLarge
 
@@ -40,7 +42,7 @@ async def test_a_blob_goes_in_and_comes_out(hamlet, tmp_path):
     assert (status.kind, status.size_bytes, certificate.seats) == ("single", 100_000, 12)
     assert certificate.signers.bit_count() >= 8
     paid = before - await hamlet.contracts.credit.balance_of(hamlet.user.address)
-    assert paid == certificate.fee == await hamlet.contracts.availability.fee_of(100_014, HOUR + 15)
+    assert paid == certificate.fee == await hamlet.contracts.availability.fee_of(100_014, HOUR)
 
     (sample,) = await client.sample(blob_id)
     assert (sample.is_available, sample.confidence, sample.missing) == (True, 1, {})
@@ -194,6 +196,71 @@ async def test_a_long_file_in_segments_is_taken_up_where_it_was_cut(hamlet, tmp_
     assert not list(tmp_path.glob(".target.*.part"))
 
 
+async def test_a_bill_says_what_was_paid_also_when_the_put_failed(hamlet, monkeypatch):
+    monkeypatch.setattr(blobs_module, "SINGLE_BYTES_MAX", 1 << 18)
+    monkeypatch.setattr(blobs_module, "SEGMENT_BYTES_MAX", 1 << 18)
+    await hamlet.start_members()
+    await hamlet.begin_epoch()
+    client, availability = hamlet.client(), hamlet.contracts.availability
+
+    class Cut(Exception):
+        pass
+
+    def cut(done, total):
+        raise Cut
+
+    content, first, second, third = make_bytes(700_000), Bill(), Bill(), Bill()
+    with pytest.raises(Cut):
+        await client.put_bytes(content, HOUR, cut, first)
+    assert first.fee == sum(one.fee for one in await availability.fetch_certified(0)) > 0
+    blob_id = await client.put_bytes(content, HOUR, bill=second)
+    certified = await availability.fetch_certified(0)
+    assert first.fee + second.fee == sum(one.fee for one in certified) == await client.fetch_fee(len(content), HOUR)
+    assert second.expires_at == min(one.attestation.expires_at for one in certified)
+    assert await client.put_bytes(content, HOUR, bill=third) == blob_id
+    assert (third.fee, third.expires_at) == (0, second.expires_at)
+
+
+async def test_the_same_segment_twice_at_once_is_certified_once(hamlet, monkeypatch):
+    monkeypatch.setattr(blobs_module, "SINGLE_BYTES_MAX", 1 << 18)
+    monkeypatch.setattr(blobs_module, "SEGMENT_BYTES_MAX", 1 << 18)
+    await hamlet.start_members()
+    await hamlet.begin_epoch()
+    client, bill = hamlet.client(), Bill()
+    blob_id = await client.put_bytes(bytes(1 << 20), HOUR, bill=bill)
+    certified = await hamlet.contracts.availability.fetch_certified(0)
+    assert len(certified) == 2
+    assert bill.fee == sum(one.fee for one in certified)
+    assert await client.get_bytes(blob_id, 1 << 20) == bytes(1 << 20)
+
+
+async def test_a_stream_gives_any_range_and_the_last_piece_only_of_what_the_manifest_says(hamlet, monkeypatch):
+    monkeypatch.setattr(blobs_module, "SINGLE_BYTES_MAX", 1 << 18)
+    monkeypatch.setattr(blobs_module, "SEGMENT_BYTES_MAX", 1 << 18)
+    await hamlet.start_members()
+    await hamlet.begin_epoch()
+    client, content = hamlet.client(), make_bytes(600_000)
+    blob_id = await client.put_bytes(content, HOUR)
+    blob = await client.open(blob_id)
+    assert [len(piece) async for piece in client.stream(blob)] == [1 << 18, 1 << 18, 600_000 - (1 << 19)]
+    for wanted in (range(600_000), range(5), range((1 << 18) - 1, (1 << 18) + 1), range(599_999, 600_000), range(1, 1)):
+        pieces = [bytes(piece) async for piece in client.stream(blob, wanted)]
+        assert b"".join(pieces) == content[wanted.start : wanted.stop]
+
+    manifest = blob.payload.manifest
+    forged = Manifest(manifest.profile, manifest.size_bytes, bytes(32), manifest.segments)
+    certificate = await client.disperse(encode_large(forged), HOUR)
+    lie = await client.open(BlobId(certificate.attestation.commitment))
+    pieces = client.stream(lie)
+    assert bytes(await anext(pieces)) + bytes(await anext(pieces)) == content[: 1 << 19]
+    with pytest.raises(InvalidContent, match="content id"):
+        await anext(pieces)
+    with pytest.raises(InvalidBlob, match="no bundle"):
+        await client.get_status(BlobId(blob_id.commitment, 0))
+    with pytest.raises(InvalidBlob, match="3 segments"):
+        await client.prove(blob_id)
+
+
 async def test_small_blobs_share_a_matrix_and_each_has_its_own_term_and_proof(hamlet):
     await hamlet.start_members()
     await hamlet.begin_epoch()
@@ -201,17 +268,19 @@ async def test_small_blobs_share_a_matrix_and_each_has_its_own_term_and_proof(ha
     now = hamlet.clock.now_ms() // 1000
 
     async def disperse(payload, expires_at):
-        certificate = await client.disperse(payload, expires_at - now)
-        return certificate.attestation.commitment
+        bill = Bill()
+        certificate = await client.disperse(payload, expires_at - now, bill)
+        return Dispersed(certificate.attestation.commitment, bill.fee)
 
     bundler = Bundler(disperse, hamlet.clock, gather_s=0.05)
     contents = [make_bytes(200, seed) for seed in range(300)]
     with pytest.raises(InvalidBlob, match="0 bytes"):
         await bundler.put(b"", now + HOUR)
-    ids = await asyncio.gather(
+    bundled = await asyncio.gather(
         *(bundler.put(content, now + (HOUR if number % 2 else 2 * HOUR)) for number, content in enumerate(contents))
     )
     await bundler.close()
+    ids = [one.id for one in bundled]
     assert {blob_id.commitment for blob_id in ids} == {ids[0].commitment}
     assert [blob_id.number for blob_id in ids] == list(range(300))
     for number in (0, 1, 151, 299):
@@ -220,7 +289,8 @@ async def test_small_blobs_share_a_matrix_and_each_has_its_own_term_and_proof(ha
         proven = verify_item(ids[number], proof)
         assert (proven.content, proven.expires_at) == (contents[number], now + (HOUR if number % 2 else 2 * HOUR))
         assert verify_item(ids[(number + 50) % 300], proof) is None
-    assert len(await hamlet.contracts.availability.fetch_certified(0)) == 1
+    (certificate,) = await hamlet.contracts.availability.fetch_certified(0)
+    assert certificate.fee <= sum(one.fee for one in bundled) < certificate.fee + 300
     await hamlet.pass_time(HOUR + 1)
     assert await client.get_bytes(ids[0], 1000) == contents[0]
     with pytest.raises(UnavailableExpired):

@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 
 HERE = Path(__file__).resolve().parent
-NAMES = ("auditor", "chain", "gateway", "provider", "storage")
+NAMES = ("auditor", "chain", "da", "gateway", "provider", "storage")
 LIMITS = {"head_s": 2.0, "body_s": 3.0, "read_s": 3.0}
 """Deadlines short enough to be waited for; everything else as in production."""
 ANSWER_S = 60.0

@@ -21,11 +21,16 @@ from deaios.chain.genesis import ETHER, Allocation, Genesis
 from deaios.chain.service import ChainService
 from deaios.chain.service import Limits as ChainLimits
 from deaios.chain.service import build_application as build_chain_application
+from deaios.da.seating import Seating
+from deaios.da.service.door import MemberDoor, build_member_application
+from deaios.da.store import PledgeStore
 from deaios.gateway.chat import Limits as GatewayLimits
 from deaios.gateway.purchasing import ServedModel, ServedModels
 from deaios.gateway.service import build_gateway_application
 from deaios.gateway.store import KeyStore
 from deaios.ledger.client.rpc import Rpc
+from deaios.ledger.committee import Committee, CommitteeMember
+from deaios.ledger.structs import availability_domain
 from deaios.market.seller.service import Seller
 from deaios.node.folder import StateFolder
 from deaios.node.roles.auditor import build_auditor_application
@@ -90,6 +95,17 @@ async def open_storage(folder, stack):
 
 
 @contextlib.asynccontextmanager
+async def open_da(folder, stack):
+    store, pledges = RowStore(folder / "rows", QUOTA_BYTES), PledgeStore(folder / "pledges.db")
+    stack.callback(store.close)
+    stack.callback(pledges.close)
+    door = MemberDoor(OPERATOR, availability_domain(1, OPERATOR.address), store, pledges, network_id=NETWORK)
+    committee = Committee(1, 0, (CommitteeMember(OPERATOR.address, 0, 12),), 12)
+    door.seating = Seating(OPERATOR.address, (committee,), 3600)
+    yield build_member_application(door, store, pledges)
+
+
+@contextlib.asynccontextmanager
 async def open_provider(folder, stack):
     market = load_helpers("market")
     chain = market.FakeChain()
@@ -141,6 +157,7 @@ async def open_auditor(folder, stack):
 OPENERS = {
     "auditor": open_auditor,
     "chain": open_chain,
+    "da": open_da,
     "gateway": open_gateway,
     "provider": open_provider,
     "storage": open_storage,

@@ -3,19 +3,34 @@
 import functools
 import gzip
 import json
+import os
 import random
+import time
 import zlib
+
+from deaios.primitives.keys import PrivateKey
+from deaios.runtime.authentication import NONCE_SIZE, sign_request
 
 BODY = 100 << 20
 """Bytes of a body that is much too large."""
 DEEP = 10**6
 WIDE = 10**6
 PIECE = bytes(1 << 16)
+STRANGER = PrivateKey(b"\x5a" * 32)
+NETWORK = b"\x77" * 32
+"""The network of `door_process`."""
 MEBIBYTE = 1 << 20
 
 ROUTES = {
     "auditor": [("GET", "/audits")],
     "chain": [("POST", "/"), ("POST", "/faucet"), ("GET", "/descriptor")],
+    "da": [
+        ("PUT", "/rows/0x" + "11" * 32 + "/0"),
+        ("GET", "/rows/0x" + "11" * 32 + "/0"),
+        ("HEAD", "/rows/0x" + "11" * 32 + "/0"),
+        ("GET", "/rows/0x" + "11" * 32 + "/0/leaves/0-63"),
+        ("POST", "/attestations"),
+    ],
     "gateway": [
         ("POST", "/v1/chat/completions"),
         ("GET", "/v1/models"),
@@ -212,6 +227,10 @@ def encode(value):
 
 def request_of(door, method, path, body, headers=()):
     extra = [*headers_of(door), "Content-Type: application/json", "Connection: close", *headers]
+    if door.name == "da":  # behind the signature there is more to be found
+        nonce, now_ms = os.urandom(NONCE_SIZE), time.time_ns() // 1_000_000
+        signed = sign_request(STRANGER, NETWORK, method, path, body, now_ms, nonce)
+        extra += [f"{name}: {value}" for name, value in signed.items()]
     return _head(method, path, [*extra, f"Content-Length: {len(body)}"]) + body
 
 

@@ -89,7 +89,7 @@ def test_compressed_bodies_are_refused_before_they_unfold(door):
 
 def json_routes():
     found = [(name, path) for name in client.NAMES for method, path in storms.ROUTES[name] if method == "POST"]
-    assert len(found) == 5
+    assert len(found) == 6
     return found
 
 
@@ -127,6 +127,7 @@ VALID = {
         "deaios": {"min_level": 2, "audit_policy": "open", "provider": "0x" + "22" * 20},
     },
     "/faucet": {"address": "0x" + "22" * 20},
+    "/attestations": {"commitment": "0x" + "11" * 32, "epoch": 1, "beginsAt": 1, "expiresAt": 2},
     "/purchases/0x" + "00" * 32 + "/cancel": {"tokens": 1, "signature": "0x" + "00" * 65},
 }
 CALL = {"from": "0x" + "11" * 20, "to": "0x" + "22" * 20, "value": "0x0", "data": "0x00", "gas": "0x5208"}

@@ -20,7 +20,8 @@ from deaios.coding import head, matrix, parameters
 from deaios.compute import commitments, gguf_file, records, template, tokenizer
 from deaios.da import blob
 from deaios.da import proof as blob_proof
-from deaios.ledger import abi, artifacts, descriptor, eip712, rlp, selection, settings, structs, transactions
+from deaios.da import wire as da_wire
+from deaios.ledger import abi, artifacts, committee, descriptor, eip712, rlp, selection, settings, structs, transactions
 from deaios.ledger import records as chain_records
 from deaios.ledger.client import rpc as rpc_client
 from deaios.ledger.suite import SuiteAddresses
@@ -309,7 +310,31 @@ def _da_targets() -> list[Target]:
     proofs = [blob_proof.encode_proof(blob_proof.prove_item(coded, number)) for number in range(len(items))]
     proofs.append(blob_proof.encode_proof(blob_proof.prove_item(matrix.encode(single, profile), None)))
     name = "0x" + "11" * 32
+    leaves = da_wire.build_leaves(message.build_message(coded, 1), range(1))
+    attestation = structs.RowAttestation(bytes(32), 1, 2, 2**64 - 1)
+    signature = da_wire.AttestationAnswer(3, "0x" + "11" * 65)
     return [
+        Target(
+            "attestation request",
+            _typed(da_wire.AttestationBody, da_wire.read_attestation),
+            ("da.wire.read_attestation",),
+            (da_wire.encode_attestation(attestation),),
+        ),
+        Target(
+            "attestation answer",
+            _typed(da_wire.AttestationAnswer, da_wire.read_signature),
+            ("da.wire.read_signature",),
+            (msgspec.json.encode(signature),),
+        ),
+        Target(
+            "leaves of a row",
+            _typed(
+                da_wire.LeavesAnswer,
+                lambda answer: _check_leaves(coded, da_wire.read_leaves(coded.commitment, 1, range(1), answer)),
+            ),
+            ("da.wire.read_leaves",),
+            (msgspec.json.encode(leaves),),
+        ),
         Target(
             "blob payload",
             blob.decode_payload,
@@ -343,6 +368,13 @@ def _encode_payload(payload: object) -> bytes:
         case blob.Large(made):
             return blob.encode_large(made)
     raise Broken(f"{payload!r} is no payload")
+
+
+def _check_leaves(coded: matrix.CodedMatrix, found: list[bytes]) -> list[bytes]:
+    """Whatever was sent, only what was committed to is read."""
+    if found != [bytes(coded.get_row(1)[: parameters.LEAF_BYTES])]:
+        raise Broken(f"leaf 0 is read as {found[0][:80]!r}")
+    return found
 
 
 def _check_proof(commitment: bytes, items: list[blob.Item], given: blob_proof.BlobProof) -> blob_proof.BlobProof:
@@ -441,6 +473,13 @@ def _ledger_targets() -> list[Target]:
             (bytes(64),),
         ),
         Target(
+            "committee",
+            lambda data: committee.decode_committee(1, 2, _words(data), 12),
+            ("ledger.committee.decode_committee",),
+            (b"".join(_word(seats, first) for first, seats in ((0, 5), (5, 7))), _word(12, 0)),
+            lambda value: b"".join(_word(one.seats, one.first_seat, one.address) for one in value.members),
+        ),
+        Target(
             "block",
             lambda data: chain_records.read_block(_json(data)),
             ("ledger.records.read_block",),
@@ -459,6 +498,17 @@ def _ledger_targets() -> list[Target]:
             (b'{"id":1,"result":"0x1"}', b'[{"id":1,"error":{"code":3,"message":"x","data":"0x"}}]'),
         ),
     ]
+
+
+def _words(data: bytes) -> list[int]:
+    """What the ABI gives: whole words."""
+    if len(data) % 32:
+        raise Skipped("half a word")
+    return [int.from_bytes(data[at : at + 32]) for at in range(0, len(data), 32)]
+
+
+def _word(seats: int, first: int, address: bytes = b"\x22" * 20) -> bytes:
+    return (seats << 176 | first << 160 | int.from_bytes(address)).to_bytes(32)
 
 
 def _descriptor(key: keys.PrivateKey) -> bytes:
@@ -778,7 +828,12 @@ def _node_targets() -> list[Target]:
             (),
             (b'log_level = "info"\n[gateway]\n',),
         ),
-        Target("keystore", _open_key, (), (b'{"version":3,"crypto":{"kdf":"scrypt","kdfparams":{}}}',)),
+        Target(
+            "keystore",
+            _open_key,
+            ("node.keyfile.decode_keyfile",),
+            (b'{"version":3,"crypto":{"kdf":"scrypt","kdfparams":{}}}',),
+        ),
         Target(
             "roles",
             lambda data: _in_file("roles.json", data, lambda root: folder.StateFolder(root).load_roles()),

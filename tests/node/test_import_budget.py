@@ -40,11 +40,16 @@ MODELS = {
 }
 CHAIN = {"pyrevm": "the EVM belongs to the chain's process", "deaios.chain": "the network is a URL"}
 TRADE = {"deaios.market": "neither buys nor sells", "deaios.alignment": "judges nobody"}
-CODING = {"deaios.coding": "codes no rows", "reed_solomon_leopard": "codes no rows"}
+CODING = {"deaios.coding.matrix": "codes no rows", "reed_solomon_leopard": "codes no rows"}
 PROCESS = "deaios.node.process"
 BUDGETS = {
     ("deaios.node.roles.chain", PROCESS): MODELS | ENGINES | TRADE | CODING | {"deaios.storage": "keeps no rows"},
     ("deaios.node.roles.storage", PROCESS): MODELS | ENGINES | TRADE | CHAIN,
+    ("deaios.node.roles.da", PROCESS): MODELS
+    | ENGINES
+    | TRADE
+    | CHAIN
+    | {"deaios.gateway": "has another door", "deaios.storage": "keeps no files"},
     ("deaios.node.roles.provider", PROCESS): CHAIN | ENGINES | {"deaios.gateway": "has another door"},
     ("deaios.node.roles.auditor", PROCESS): CHAIN | ENGINES | {"deaios.gateway": "has another door"},
     ("deaios.node.roles.gateway", PROCESS): CHAIN

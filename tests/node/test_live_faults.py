@@ -167,13 +167,14 @@ async def test_each_role_killed_in_turn_under_load(running: Running) -> None:
         for name, event in (
             ("provider-1", "chat: answered"),
             ("storage-1", "file got"),
+            ("da-1", "chat: answered"),
             ("auditor-1", "chat: answered"),
             ("chain", "transfer"),
             ("gateway", "chat: answered"),
         ):
             killed |= running.network.kill(name)
             await running.until_more(event)
-        assert len(killed) == 5
+        assert len(killed) == 6
         await running.network.wait_ready(killed)
     assert not record.faults
 
@@ -295,7 +296,17 @@ async def test_at_the_end_everything_adds_up(running: Running) -> None:
     await settle(running.network, WAIT_S)
     result = await recount(running.network, running.record, running.vouchers)
     assert result.differences == []
-    for what in ("receipts", "batches", "answers", "deposits", "transfers", "files", "vouchers", "claimed"):
+    for what in (
+        "receipts",
+        "batches",
+        "batches read",
+        "answers",
+        "deposits",
+        "transfers",
+        "files",
+        "vouchers",
+        "claimed",
+    ):
         assert result.figures[what] > 0, what
 
 

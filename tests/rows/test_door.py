@@ -56,7 +56,7 @@ class Keeper:
         return await self.door.head(lambda: self.store.get_row_size(*name))
 
     async def say(self, request):
-        signer, body = await self.door.read_signed(request)
+        signer, body = await self.door.read_signed(request, 100)
         return json_response({"signer": str(signer), "body": body.decode()})
 
 
@@ -156,7 +156,7 @@ async def test_a_row_is_put_once_and_a_full_store_refuses_before_the_body(keeper
 
 
 async def test_who_comes_when_too_many_wait_is_told_to_come_back(keeper, monkeypatch):
-    monkeypatch.setattr(service_module, "WAITING_MAX", 1)
+    monkeypatch.setattr(keeper.door._slots, "waiting_max", 1)
     keeper.store.put_row(A, 1, ROW)
     keeper.blocked.clear()
     asked = [asyncio.create_task(ask(keeper, {})) for _ in range(service_module.SLOTS + 3)]

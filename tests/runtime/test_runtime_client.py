@@ -5,7 +5,14 @@ from contextlib import aclosing, asynccontextmanager
 
 import pytest
 
-from deaios.runtime.client import JSON_BYTES_MAX, LINE_BYTES_MAX, HttpClient, InvalidResponse, UnavailablePeer
+from deaios.runtime.client import (
+    JSON_BYTES_MAX,
+    LINE_BYTES_MAX,
+    PIECE_BYTES,
+    HttpClient,
+    InvalidResponse,
+    UnavailablePeer,
+)
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 ENDLESS = HEAD + b"Connection: close\r\n\r\n"
@@ -138,3 +145,34 @@ async def test_a_long_line_in_single_bytes_is_read_whole():
     async with hostile(answer) as server, HttpClient() as http:
         lines = await read_lines(http, server.url)
     assert [len(lines[0]), *lines[1:]] == [size, b"b", b"c"]
+
+
+@pytest.mark.parametrize("size", [0, 1, PIECE_BYTES, PIECE_BYTES + 1, 3 * PIECE_BYTES, 3 * PIECE_BYTES + 7])
+async def test_a_body_arrives_whole_with_its_length_also_when_the_first_connection_was_lost(size):
+    body, arrived = bytes(range(256)) * (size // 256) + bytes(size % 256), []
+
+    async def serve(reader, writer):
+        while head := await reader.readuntil(b"\r\n\r\n"):
+            if not arrived:  # a kept connection, of which the server has lost all memory when it is used again
+                arrived.append(head)
+                writer.write(HEAD + b"Content-Length: 2\r\n\r\n{}")
+                await reader.read(1)
+                writer.transport.abort()
+                return
+            lines = head.lower().split(b"\r\n")
+            assert b"transfer-encoding: chunked" not in lines
+            length = next(int(line.split(b":")[1]) for line in lines if line.startswith(b"content-length:"))
+            arrived.append(await reader.readexactly(length))
+            writer.write(HEAD + b"Content-Length: 2\r\nConnection: close\r\n\r\n{}")
+            writer.close()
+            return
+
+    listener = await asyncio.start_server(serve, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+    try:
+        async with HttpClient() as http:
+            assert await http.get_json(url, dict) == {}
+            assert await http.put_bytes(url, body) == b"{}"
+    finally:
+        listener.close()
+    assert arrived[1:] == [body]

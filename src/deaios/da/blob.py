@@ -34,14 +34,20 @@ ITEMS_MAX = 65_536
 
 _NUMBER_BITS = (ITEMS_MAX - 1).bit_length()
 _COUNT_BYTES = 4
-_HEADER_BYTES = len(MAGIC) + 1
-_ENTRIES_START = _HEADER_BYTES + _COUNT_BYTES
 _END_BYTES = 4
 _EXPIRY_BYTES = 8
-_ENTRY_BYTES = _END_BYTES + _EXPIRY_BYTES
 _ENTRY = np.dtype([("end", f">u{_END_BYTES}"), ("expires_at", f">u{_EXPIRY_BYTES}")])
 
-SINGLE_BYTES_MAX = PAYLOAD_BYTES_MAX - _HEADER_BYTES
+HEADER_BYTES = len(MAGIC) + 1
+"""Before the content of a single, and before the manifest of a large one."""
+
+BUNDLE_HEADER_BYTES = HEADER_BYTES + _COUNT_BYTES
+"""Before the entries of a bundle."""
+
+ENTRY_BYTES = _END_BYTES + _EXPIRY_BYTES
+"""What an item of a bundle takes beside its content."""
+
+SINGLE_BYTES_MAX = PAYLOAD_BYTES_MAX - HEADER_BYTES
 """Longest content of a single."""
 
 
@@ -172,7 +178,7 @@ def encode_bundle(items: Sequence[Item]) -> bytes:
         if not 0 <= item.expires_at < 1 << 8 * _EXPIRY_BYTES:
             raise InvalidBlob(f"item {number} expires at {item.expires_at}; uint64 expected")
     ends = list(accumulate(len(item.content) for item in items))
-    _validate_size(_ENTRIES_START + len(items) * _ENTRY_BYTES + ends[-1])
+    _validate_size(BUNDLE_HEADER_BYTES + len(items) * ENTRY_BYTES + ends[-1])
     entries = np.empty(len(items), _ENTRY)
     entries["end"] = ends
     entries["expires_at"] = [item.expires_at for item in items]
@@ -209,13 +215,13 @@ def decode_payload(data: Bytes) -> Payload:
             return Single(view[place.start : place.end])
         case Kind.BUNDLE:
             count = _read_count(read, len(view))
-            items_start = _ENTRIES_START + count * _ENTRY_BYTES
-            ends = np.frombuffer(view[_ENTRIES_START:items_start], _ENTRY)["end"].astype(np.int64)
+            items_start = BUNDLE_HEADER_BYTES + count * ENTRY_BYTES
+            ends = np.frombuffer(view[BUNDLE_HEADER_BYTES:items_start], _ENTRY)["end"].astype(np.int64)
             if np.diff(ends, prepend=0).min() < 1 or ends[-1] != len(view) - items_start:
                 raise InvalidBlob(f"ends of {count} items do not rise to {len(view) - items_start}")
             return Bundle(view, count)
         case Kind.LARGE:
-            manifest = decode_manifest(bytes(view[_HEADER_BYTES:]))
+            manifest = decode_manifest(bytes(view[HEADER_BYTES:]))
             if not manifest.segments:
                 raise InvalidBlob("a large blob has 0 segments; at least 1 expected")
             return Large(manifest)
@@ -236,18 +242,18 @@ def locate_content(read: Callable[[int, int], Bytes], length: int, number: int |
     if kind is not (Kind.SINGLE if number is None else Kind.BUNDLE):
         raise InvalidBlob(f"number {number} names nothing in a payload of kind {kind.name.lower()}")
     if number is None:
-        if length <= _HEADER_BYTES:
+        if length <= HEADER_BYTES:
             raise InvalidBlob("content of 0 bytes; at least 1 expected")
-        return Place(_HEADER_BYTES, length, None)
+        return Place(HEADER_BYTES, length, None)
     count = _read_count(read, length)
     if not 0 <= number < count:
         raise InvalidBlob(f"item number {number} outside {count} items")
-    entry = _ENTRIES_START + number * _ENTRY_BYTES
-    before = min(number, 1) * _ENTRY_BYTES
-    found = bytes(read(entry - before, entry + _ENTRY_BYTES))
+    entry = BUNDLE_HEADER_BYTES + number * ENTRY_BYTES
+    before = min(number, 1) * ENTRY_BYTES
+    found = bytes(read(entry - before, entry + ENTRY_BYTES))
     start = int.from_bytes(found[:_END_BYTES]) if before else 0
     end = int.from_bytes(found[before : before + _END_BYTES])
-    items_start = _ENTRIES_START + count * _ENTRY_BYTES
+    items_start = BUNDLE_HEADER_BYTES + count * ENTRY_BYTES
     items_bytes = length - items_start
     if not start < end <= items_bytes or (end < items_bytes) != (number < count - 1):
         raise InvalidBlob(f"item {number} of {count} from {start} to {end} in {items_bytes} bytes")
@@ -255,17 +261,17 @@ def locate_content(read: Callable[[int, int], Bytes], length: int, number: int |
 
 
 def _seal(kind: Kind, *parts: Bytes) -> bytes:
-    _validate_size(_HEADER_BYTES + sum(map(len, parts)))
+    _validate_size(HEADER_BYTES + sum(map(len, parts)))
     return b"".join((MAGIC, bytes([kind]), *parts))
 
 
 def _validate_size(size_bytes: int) -> None:
-    if not _HEADER_BYTES < size_bytes <= PAYLOAD_BYTES_MAX:
-        raise InvalidBlob(f"payload of {size_bytes} bytes; {_HEADER_BYTES + 1} to {PAYLOAD_BYTES_MAX} allowed")
+    if not HEADER_BYTES < size_bytes <= PAYLOAD_BYTES_MAX:
+        raise InvalidBlob(f"payload of {size_bytes} bytes; {HEADER_BYTES + 1} to {PAYLOAD_BYTES_MAX} allowed")
 
 
 def _read_kind(read: Callable[[int, int], Bytes]) -> Kind:
-    header = bytes(read(0, _HEADER_BYTES))
+    header = bytes(read(0, HEADER_BYTES))
     if header[:-1] != MAGIC:
         raise InvalidBlob(f"payload does not start as a {MAGIC.decode()}")
     try:
@@ -275,12 +281,12 @@ def _read_kind(read: Callable[[int, int], Bytes]) -> Kind:
 
 
 def _read_count(read: Callable[[int, int], Bytes], length: int) -> int:
-    if length <= _ENTRIES_START:
+    if length <= BUNDLE_HEADER_BYTES:
         raise InvalidBlob(f"bundle of {length} bytes has no count and item")
-    count = int.from_bytes(read(_HEADER_BYTES, _ENTRIES_START))
+    count = int.from_bytes(read(HEADER_BYTES, BUNDLE_HEADER_BYTES))
     if not 1 <= count <= ITEMS_MAX:
         raise InvalidBlob(f"bundle of {count} items; 1 to {ITEMS_MAX} allowed")
-    bytes_min = _ENTRIES_START + count * (_ENTRY_BYTES + 1)
+    bytes_min = BUNDLE_HEADER_BYTES + count * (ENTRY_BYTES + 1)
     if length < bytes_min:
         raise InvalidBlob(f"bundle of {length} bytes; at least {bytes_min} expected for {count} items")
     return count

@@ -6,10 +6,12 @@ A leaf comes with what a contract needs to check it against a commitment: parame
 from collections.abc import Sequence
 
 import msgspec
+import numpy as np
 
 from deaios.coding.head import seal_commitment
-from deaios.coding.matrix import prove_leaf, verify_leaf
+from deaios.coding.matrix import verify_leaf
 from deaios.coding.parameters import LEAF_BYTES, decode_parameters
+from deaios.coding.tree import build_levels, hash_leaves, read_path
 from deaios.ledger.structs import RowAttestation
 from deaios.primitives.encoding import decode_hex, encode_hex
 from deaios.primitives.errors import Invalid
@@ -94,9 +96,11 @@ class LeavesAnswer(msgspec.Struct, frozen=True, rename="camel"):
 def build_leaves(message: RowMessage, leaves: range) -> LeavesAnswer:
     """Leaves of a verified row; the range is within it."""
     head, row = message.head, message.row
+    # One tree for all leaves: anybody may ask, and a row of many megabytes must not be hashed once for each.
+    levels = build_levels(hash_leaves(np.frombuffer(row, np.uint8)))
 
     def build(leaf: int) -> LeafAnswer:
-        path = prove_leaf(head.parameters, row, message.proof, leaf)
+        path = read_path(levels, leaf) + message.proof
         data = bytes(row[leaf * LEAF_BYTES : (leaf + 1) * LEAF_BYTES])
         return LeafAnswer(leaf, encode_hex(data), [encode_hex(node) for node in path])
 

@@ -59,8 +59,9 @@ class Budgets:
             free = record.budget - record.spent - self.reserved(key_id)
             if amount > free:
                 raise RefusedBudget(
-                    f"this answer may cost up to {format_credit(amount)} credits, "
-                    f"but the key's budget has {format_credit(max(0, free))} left; lower max_tokens or raise the budget"
+                    f"this request may cost up to {format_credit(amount)} credits, "
+                    f"but the key's budget has {format_credit(max(0, free))} left; "
+                    "ask for less (max_tokens, term, bytes) or raise the budget"
                 )
         self._reserved[key_id] = self.reserved(key_id) + amount
         return Reservation(key_id, amount)

@@ -1,7 +1,7 @@
-"""Typed errors in the words of the OpenAI API.
+"""Typed errors in the words of each door: of the OpenAI API, or as problem details (RFC 9457) where no SDK listens.
 
-Every refusal is one JSON document with message, type, param and code, and the status that makes SDKs retry what a
-retry may help and nothing else. Our own faults say only that they are ours.
+Every refusal of the OpenAI door is one JSON document with message, type, param and code, and the status that makes SDKs
+retry what a retry may help and nothing else. Our own faults say only that they are ours.
 """
 
 from aiohttp import web
@@ -10,9 +10,11 @@ from deaios.gateway.openai_wire import ErrorAnswer, ErrorBody
 from deaios.market.chat import InvalidParameter
 from deaios.primitives.errors import DeaiosError, Invalid, Refused, Unavailable
 from deaios.runtime.errors import InvalidBody, NotFound, RefusedPayment, UnavailableBody, http_status
-from deaios.runtime.http import json_response
+from deaios.runtime.http import json_response, problem_details
 
 RETRY_AFTER_S = 1
+PROBLEM_DOORS = ("/blobs",)
+"""First parts of paths whose errors are problem details."""
 _TYPES = {401: "authentication_error", 402: "insufficient_quota", 403: "permission_error", 429: "rate_limit_error"}
 _CODES = {
     400: "invalid_request",
@@ -38,7 +40,7 @@ class RefusedModel(NotFound):
 
 
 class RefusedBudget(RefusedPayment):
-    """The key's budget does not cover the most that the answer may cost."""
+    """The key's budget does not cover the most that a request may cost."""
 
 
 class UnavailableMarket(Unavailable):
@@ -51,6 +53,10 @@ class UnavailableAnswer(Unavailable):
 
 class UnavailableLogprobs(Unavailable):
     """A provider's stream broke, and with it the log probabilities; the user was not charged and may try again."""
+
+
+class UnavailableBlobs(Unavailable):
+    """Data availability failed in a way that is not the user's fault, whatever it looked like from here."""
 
 
 class InvalidOutput(Invalid):
@@ -104,10 +110,20 @@ def status_of(error: BaseException) -> int:
     return own[1] if own else http_status(error)
 
 
-def render_openai_error(request: web.Request | None, status: int, error: BaseException) -> web.Response:
-    """The answer for an error; the signature that `runtime.http.build_application` takes."""
+def render_error(request: web.Request | None, status: int, error: BaseException) -> web.Response:
+    """The answer for an error, in its door's words; the signature that `runtime.http.build_application` takes."""
     if isinstance(error, DeaiosError):
         status = status_of(error)
+    if request is not None and any(_is_under(request.path, door) for door in PROBLEM_DOORS):
+        return problem_details(request, status, error)
+    return _render_openai_error(request, status, error)
+
+
+def _is_under(path: str, door: str) -> bool:
+    return path == door or path.startswith(door + "/")
+
+
+def _render_openai_error(request: web.Request | None, status: int, error: BaseException) -> web.Response:
     headers = {}
     if isinstance(error, UnavailableMarket):
         headers["x-should-retry"] = "false"

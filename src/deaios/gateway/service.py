@@ -1,4 +1,4 @@
-"""The OpenAI door as one HTTP application: keys, models, chat completions, proofs of receipts.
+"""The gateway as one HTTP application: keys, models, chat completions, proofs of receipts, blobs.
 
 `build_gateway_application` is what `node` starts. It is handed a buyer, the models, the keys, time and dice; it reads
 no configuration.
@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from deaios.gateway import openai_wire as wire
+from deaios.gateway.blobs import BlobDoor, BlobLimits
 from deaios.gateway.budgets import Budgets
 from deaios.gateway.chat import ChatDoor, Limits
-from deaios.gateway.errors import RefusedKey, RefusedModel, render_openai_error
+from deaios.gateway.errors import RefusedKey, RefusedModel, render_error
 from deaios.gateway.keys import KEY_CHARS_MAX, KEY_PREFIX, KeyRecord
+from deaios.gateway.publishing import BlobNetwork
 from deaios.gateway.purchasing import Purchasing, ServedModel, ServedModels
 from deaios.gateway.reckoning import Reckoner
 from deaios.gateway.store import KeyStore
@@ -99,6 +101,8 @@ def build_gateway_application(
     clock: Clock,
     dice: Dice,
     limits: Limits | None = None,
+    blobs: BlobNetwork | None = None,
+    blob_limits: BlobLimits | None = None,
 ) -> web.Application:
     """The gateway's HTTP application.
 
@@ -110,16 +114,19 @@ def build_gateway_application(
         clock: time.
         dice: randomness of nonces, salts and answer ids.
         limits: bounds; the defaults where None.
+        blobs: data availability; without it, there are no routes for blobs.
+        blob_limits: bounds of these routes.
     """
-    application = build_application("gateway", body_bytes_max=BODY_BYTES_MAX, render_error=render_openai_error)
+    limits, budgets = limits or Limits(), Budgets(keys)
+    application = build_application("gateway", body_bytes_max=BODY_BYTES_MAX, render_error=render_error)
     chat = ChatDoor(
         network_id=network_id,
         buyer=buyer,
         models=models,
-        budgets=Budgets(keys),
+        budgets=budgets,
         clock=clock,
         dice=dice,
-        limits=limits or Limits(),
+        limits=limits,
         metrics=application[METRICS_KEY],
     )
     door = _Door(buyer, models, keys, clock)
@@ -129,7 +136,11 @@ def build_gateway_application(
     router.add_get("/v1/models/{name:.+}", door.keyed(door.show_model))
     router.add_get("/v1/receipts/{provider}/{counter}/proof", door.keyed(door.fetch_proof))
 
-    reckoner = Reckoner(buyer, keys, clock, (limits or Limits()).reckon_s)
+    if blobs is not None:
+        limits_of_blobs, metrics = blob_limits or BlobLimits(), application[METRICS_KEY]
+        blob_door = BlobDoor(blobs, budgets, clock=clock, dice=dice, limits=limits_of_blobs, metrics=metrics)
+        _add_blobs(application, door, blob_door)
+    reckoner = Reckoner(buyer, keys, clock, limits.reckon_s)
 
     async def reckon(_application: web.Application) -> AsyncIterator[None]:
         task = asyncio.create_task(reckoner.run(), name="reckoner")
@@ -143,6 +154,19 @@ def build_gateway_application(
     application.cleanup_ctx.append(reckon)
     application.on_shutdown.append(close)
     return application
+
+
+def _add_blobs(application: web.Application, door: _Door, blobs: BlobDoor) -> None:
+    router = application.router
+    router.add_post("/blobs", door.keyed(blobs.put))
+    router.add_get("/blobs/{id}", door.keyed(blobs.get))
+    router.add_get("/blobs/{id}/status", door.keyed(blobs.status))
+    router.add_get("/blobs/{id}/proof", door.keyed(blobs.prove))
+
+    async def close(_application: web.Application) -> None:
+        await blobs.close()
+
+    application.on_shutdown.append(close)
 
 
 def _describe(model: ServedModel) -> wire.Model:

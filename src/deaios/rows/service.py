@@ -9,9 +9,8 @@ neither manifests nor blobs nor other nodes.
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from concurrent.futures import Executor
-from contextlib import asynccontextmanager
 from typing import TypeVar
 
 from aiohttp import web
@@ -21,9 +20,10 @@ from deaios.primitives.keys import Address
 from deaios.rows.store import RowStore
 from deaios.runtime.authentication import NonceWindow, verify_request
 from deaios.runtime.clock import Clock
-from deaios.runtime.errors import NotFound, RefusedBusy, RefusedFull
+from deaios.runtime.errors import NotFound, RefusedFull
 from deaios.runtime.http import hold_bytes, json_response, read_body
 from deaios.runtime.ranges import decode_range
+from deaios.runtime.slots import Slots
 
 SLOTS = 8
 """Rows in work at once: more would only compete for the same disk and cores."""
@@ -67,8 +67,7 @@ class RowDoor:
         self._admit = admit
         self._nonces = NonceWindow()
         self._nonces_lock = threading.Lock()
-        self._slots = asyncio.Semaphore(SLOTS)
-        self._waiting = 0
+        self._slots = Slots(SLOTS, WAITING_MAX)
 
     async def put(self, request: web.Request, keep: Callable[[bytes], bool]) -> web.Response:
         """Answer a signed write.
@@ -86,7 +85,7 @@ class RowDoor:
             self._verify(request, body)
             return keep(body)
 
-        async with self.slot():
+        async with self._slots.take():
             stored = await self.run(keep_signed)
         return json_response({"stored": stored}, status=201 if stored else 200)
 
@@ -97,7 +96,7 @@ class RowDoor:
             request: its `Range` counts as RFC 9110 §14 says; `If-Range` never matches, as nothing has validators.
             read: gives the bytes, on a thread; None when they are not kept.
         """
-        async with self.slot():
+        async with self._slots.take():
             body = await self.run(read)
         if body is None:
             raise NotFound(f"{request.path} is not kept here")
@@ -136,35 +135,16 @@ class RowDoor:
             }
         )
 
-    async def read_signed(self, request: web.Request) -> tuple[Address, bytes]:
-        """Who sent a signed request that is no row, and its body.
+    async def read_signed(self, request: web.Request, bytes_max: int) -> tuple[Address, bytes]:
+        """Who sent a signed request that is no row, and its body of at most `bytes_max` bytes.
 
         Raises:
             InvalidSignature: not signed, or not well.
-            Refused: stale, sent before, or not admitted.
+            Refused: stale, sent before, not admitted, or too large.
         """
-        body = await read_body(request)
-        async with self.slot():
+        body = await read_body(request, bytes_max=bytes_max)
+        async with self._slots.take():
             return await self.run(lambda: self._verify(request, body)), body
-
-    @asynccontextmanager
-    async def slot(self) -> AsyncIterator[None]:
-        """One of the places for heavy work.
-
-        Raises:
-            RefusedBusy: too many wait for one.
-        """
-        if self._waiting >= WAITING_MAX:
-            raise RefusedBusy(f"{self._waiting} requests wait for {SLOTS} slots; retry later")
-        self._waiting += 1
-        try:
-            await self._slots.acquire()
-        finally:
-            self._waiting -= 1
-        try:
-            yield
-        finally:
-            self._slots.release()
 
     async def run(self, work: Callable[[], T]) -> T:
         """Do heavy or blocking work on a thread."""

@@ -1,12 +1,13 @@
 """A bounded HTTP client for talk between roles: every call has a time limit and a size limit, every failure a type."""
 
-import io
 from collections.abc import AsyncGenerator, Mapping
 from types import TracebackType
 from typing import Self, TypeVar
 
 import aiohttp
 import msgspec
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.payload import Payload
 
 from deaios.primitives.encoding import InvalidEncoding, validate_json_depth
 from deaios.primitives.errors import Invalid, Refused, Unavailable
@@ -20,7 +21,8 @@ STREAM_S = 1800.0
 JSON_BYTES_MAX = 4 << 20
 LINE_BYTES_MAX = 1 << 20
 CONNECTIONS_MAX = 256
-PIECEWISE_BYTES = 1 << 20
+PIECE_BYTES = 256 << 10
+"""Of a body, handed to the connection at once: more would push it through the loop in one go."""
 
 T = TypeVar("T")
 
@@ -123,8 +125,7 @@ class HttpClient:
             RefusedByPeer: a 4xx or 507 answer.
             InvalidResponse: the answer is larger than `bytes_max`, or sends us elsewhere.
         """
-        # A file-like body is sent in pieces; aiohttp would push a large byte string through the loop in one go.
-        data = io.BytesIO(body) if body is not None and len(body) > PIECEWISE_BYTES else body
+        data = _Pieces(body) if body is not None and len(body) > PIECE_BYTES else body
         try:
             # A peer does not choose whom else we talk to, nor what a signed body of ours is shown to.
             async with self.session.request(method, url, data=data, headers=headers, allow_redirects=False) as response:
@@ -163,6 +164,27 @@ class HttpClient:
                         yield line.rstrip(b"\r")
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise UnavailablePeer(f"{url}: {error!r}") from error
+
+
+class _Pieces(Payload):
+    """A body that is sent in pieces and never copied, as a file-like one is as a whole; it can be sent again."""
+
+    _value: bytes
+    _autoclose = True  # it is memory
+
+    def __init__(self, body: bytes) -> None:
+        super().__init__(body, content_type="application/octet-stream")
+        self._size = len(body)
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        """As every payload."""
+        return self._value.decode(encoding, errors)
+
+    async def write(self, writer: AbstractStreamWriter) -> None:
+        """Hand everything to a connection, which takes no more than it can send soon."""
+        view = memoryview(self._value)
+        for start in range(0, len(view), PIECE_BYTES):
+            await writer.write(view[start : start + PIECE_BYTES])
 
 
 def _decode(url: str, body: bytes, kind: type[T]) -> T:

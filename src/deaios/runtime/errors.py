@@ -60,6 +60,10 @@ class NotFound(Refused):
     """No such thing here."""
 
 
+class UnavailableGone(Unavailable):
+    """It was here, and its time is over: asking again does not help."""
+
+
 _TABLE: tuple[tuple[type[BaseException], int, int, int], ...] = (
     # error, HTTP status, JSON-RPC code, exit code
     (InvalidSignature, 401, -32602, 1),
@@ -73,6 +77,7 @@ _TABLE: tuple[tuple[type[BaseException], int, int, int], ...] = (
     (RefusedBusy, 429, -32005, 2),
     (RefusedFull, 507, -32000, 2),
     (NotFound, 404, -32001, 2),
+    (UnavailableGone, 410, -32001, 2),
     (Invalid, 400, -32602, 1),
     (Refused, 403, -32000, 1),
     (Unavailable, 503, -32002, 2),

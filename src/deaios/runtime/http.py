@@ -28,6 +28,7 @@ from deaios.runtime.errors import (
     RefusedRange,
     RefusedTooLarge,
     UnavailableBody,
+    UnavailableGone,
     http_status,
 )
 from deaios.runtime.logs import get_logger
@@ -68,7 +69,7 @@ def problem_details(_request: web.Request | None, status: int, error: BaseExcept
     problem = {"type": "about:blank", "title": title, "status": status, "detail": detail}
     response = json_response(problem, status)
     response.content_type = "application/problem+json"
-    if isinstance(error, RefusedBusy | Unavailable):
+    if isinstance(error, RefusedBusy | Unavailable) and not isinstance(error, UnavailableGone):
         response.headers["Retry-After"] = str(RETRY_AFTER_S)
     return response
 
@@ -88,12 +89,13 @@ async def read_json(request: web.Request, kind: type[T]) -> T:
         raise InvalidBody(f"body is not a valid {kind.__name__}: {error}") from error
 
 
-async def read_body(request: web.Request, timeout_s: float | None = None) -> bytes:
+async def read_body(request: web.Request, timeout_s: float | None = None, *, bytes_max: int | None = None) -> bytes:
     """The whole body, within the application's bound and the time a body has.
 
     Args:
         request: whose body.
         timeout_s: another time than the connection's.
+        bytes_max: another bound than the application's.
 
     Raises:
         RefusedTooLarge: more bytes than the bound.
@@ -103,7 +105,7 @@ async def read_body(request: web.Request, timeout_s: float | None = None) -> byt
         InvalidBody: its transfer encoding is broken.
     """
     connection = _connection_of(request)
-    size_max = request.client_max_size
+    size_max = request.client_max_size if bytes_max is None else bytes_max
     if request.headers.get("Content-Encoding", "identity").strip().lower() not in {"", "identity"}:
         raise RefusedEncoding("the body has a content encoding; send it as it is")
     if (request.content_length or 0) > size_max:

@@ -8,6 +8,7 @@ long enough is not sent at all.
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from weakref import WeakValueDictionary
 
 from deaios.coding.matrix import CodedMatrix, encode
 from deaios.da.client.committees import Committees, Roster
@@ -36,6 +37,10 @@ LINGER_SHARE = 0.25
 """After the quorum, others may still finish for this share of the time it took."""
 ATTEMPTS = 2
 """Times that a member which failed is tried."""
+RETRY_S = 2.0
+"""Before a member is tried again: members learn of a new epoch, and of their seats in it, about a second after us."""
+RETRIED = (403, 404, 429)
+"""Refusals that another try may change: seats of another epoch, rows that went meanwhile, a full house."""
 ALLOWANCE_FEES = 1000
 """Fees approved at once, so that not every certificate costs two transactions."""
 
@@ -44,6 +49,25 @@ _log = get_logger("da.disperser")
 
 class UnavailableQuorum(Unavailable):
     """Too few seats attested; nothing was certified or paid."""
+
+
+@dataclass(slots=True)
+class Bill:
+    """What a put has cost so far, and how long all of it is kept: also of a put that failed on its way.
+
+    Attributes:
+        fee: of the certificates that were made for it; what was certified before costs nothing.
+        expires_at: earliest end of a certificate, Unix seconds; None while there is none.
+    """
+
+    fee: int = 0
+    expires_at: int | None = None
+
+    def add(self, certificate: Certificate, *, is_new: bool) -> None:
+        """Note a certificate that the put stands on."""
+        self.fee += certificate.fee if is_new else 0
+        ends = certificate.attestation.expires_at
+        self.expires_at = ends if self.expires_at is None else min(ends, self.expires_at)
 
 
 @dataclass(slots=True)
@@ -67,9 +91,15 @@ class Disperser:
         self._domain = domain
         self._clock = clock
         self._paying = asyncio.Lock()
+        self._at_work: WeakValueDictionary[bytes, asyncio.Lock] = WeakValueDictionary()
 
-    async def disperse(self, payload: bytes | memoryview, term_s: int) -> Certificate:
-        """Make a payload available until `term_s` from now.
+    async def disperse(self, payload: bytes | memoryview, term_s: int, bill: Bill | None = None) -> Certificate:
+        """Make a payload available for a term that begins `BEGIN_SLACK_S` before now.
+
+        Args:
+            payload: what is coded.
+            term_s: at most `da_term_max_s`; what is certified for nearly as long already is not sent.
+            bill: where the certificate is noted, and its fee if it is new.
 
         Raises:
             UnavailableQuorum: too few members took their rows.
@@ -79,12 +109,25 @@ class Disperser:
         roster = await self._committees.fetch_current()
         profile = roster.committee.profile
         matrix = await roster.nodes.run(lambda: encode(payload, profile))
-        found = await self._find(matrix.commitment, term_s)
-        if found is not None:
-            return found
-        now_s = self._clock.now_ms() // 1000
-        begins_at = now_s - BEGIN_SLACK_S
-        gathering = _Gathering(RowAttestation(matrix.commitment, roster.committee.epoch, begins_at, now_s + term_s))
+        # The same payload at the same time, as in a file of zeros: the second one finds the certificate of the first.
+        async with self._at_work.setdefault(matrix.commitment, asyncio.Lock()):
+            certificate = await self._find(matrix.commitment, term_s)
+            is_new = certificate is None
+            if certificate is None:
+                try:
+                    certificate = await self._disperse(roster, matrix, term_s)
+                except Reverted:  # somebody else may have certified the very same attestation meanwhile
+                    certificate, is_new = await self._find(matrix.commitment, term_s), False
+                    if certificate is None:
+                        raise
+        if bill is not None:
+            bill.add(certificate, is_new=is_new)
+        return certificate
+
+    async def _disperse(self, roster: Roster, matrix: CodedMatrix, term_s: int) -> Certificate:
+        begins_at = self._clock.now_ms() // 1000 - BEGIN_SLACK_S
+        ends_at = begins_at + term_s
+        gathering = _Gathering(RowAttestation(matrix.commitment, roster.committee.epoch, begins_at, ends_at))
         await self._gather(roster, matrix, gathering)
         return await self._certify(matrix, gathering)
 
@@ -129,11 +172,12 @@ class Disperser:
             except (DeaiosError, TimeoutError) as error:
                 reason = str(error) or "no answer in time"
                 _log.info("member did not attest", node=roster.urls[node], error=reason)
-                if attempt == ATTEMPTS - 1:
-                    gathering.reasons.append(f"{roster.urls[node]}: {reason}")
-                if isinstance(error, RefusedByPeer) and error.status not in (404, 429):
+                status = error.status if isinstance(error, RefusedByPeer) else None
+                if attempt == ATTEMPTS - 1 or (status is not None and status not in RETRIED):
                     gathering.reasons.append(f"{roster.urls[node]}: {reason}")
                     return
+                if status != 404:
+                    await self._clock.sleep(RETRY_S)
             else:
                 return
 

@@ -16,19 +16,18 @@ from deaios.da.sampling import RANDOMNESS_BYTES, compute_confidence, count_sampl
 from deaios.ledger.client.availability import Certificate
 from deaios.ledger.client.contracts import Contracts
 from deaios.primitives.encoding import encode_hex
-from deaios.primitives.errors import Unavailable
 from deaios.rows.attempts import Attempt
 from deaios.rows.client import UnavailableRows
 from deaios.rows.message import InvalidRow, RowMessage, compute_message_bytes, decode_message
 from deaios.runtime.clock import Clock
 from deaios.runtime.dice import Dice
-from deaios.runtime.errors import NotFound
+from deaios.runtime.errors import NotFound, UnavailableGone
 
 EPSILON = Fraction(1, 10**9)
 """Chance that a light client takes a lost blob for available."""
 
 
-class UnavailableExpired(Unavailable):
+class UnavailableExpired(UnavailableGone):
     """The term is over; members may have let the rows go."""
 
 

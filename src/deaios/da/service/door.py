@@ -34,6 +34,8 @@ from deaios.runtime.http import METRICS_KEY, build_application, json_response
 
 LEAVES_MAX = 64
 """Leaves in one answer."""
+REQUEST_BYTES_MAX = 4096
+"""Of a request for an attestation: many times what one takes, and nothing that a parser could be bombed with."""
 VERIFIERS_MAX = 8
 """Matrices whose checks are kept set up: a member's rows of one matrix come one after another."""
 _LEAVES = "/rows/{commitment}/{index}/leaves/{first:[0-9]+}-{last:[0-9]+}"
@@ -115,7 +117,7 @@ class MemberDoor:
 
     async def attest(self, request: web.Request) -> web.Response:
         """`POST /attestations`."""
-        _signer, body = await self._door.read_signed(request)
+        _signer, body = await self._door.read_signed(request, REQUEST_BYTES_MAX)
         try:
             attestation = read_attestation(msgspec.json.decode(body, type=AttestationBody))
         except (msgspec.DecodeError, UnicodeError) as error:

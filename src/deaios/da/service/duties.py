@@ -1,8 +1,10 @@
 """What a member does for the chain: it knows its seats, keeps its promises there, answers for them and is paid.
 
-Every step looks at the chain first and may be repeated; a step that fails is tried again at the next look. A promise
-counts as certified once its certificate was seen; rows are let go only after the last promise for them can no longer
-be called on. Certificates with our seats whose rows are gone are healed from other members.
+Every step looks at the chain first and may be repeated; a step that fails is tried again at the next look, and what
+fails about one matrix keeps no other from being looked after. A promise counts as certified once its certificate was
+seen; rows are let go only after the last promise for them can no longer be called on, and never on the word of a clock
+alone: a promise without a certificate is over once the chain was looked through after its time. Certificates with our
+seats whose rows are gone are healed from other members.
 """
 
 import asyncio
@@ -26,7 +28,7 @@ from deaios.ledger.structs import RowAttestation
 from deaios.primitives.encoding import encode_hex
 from deaios.primitives.errors import Invalid, Refused, Unavailable
 from deaios.rows.message import decode_message
-from deaios.rows.store import RowStore
+from deaios.rows.store import RowStore, UnavailableEntry
 from deaios.runtime.clock import Clock
 from deaios.runtime.logs import get_logger
 
@@ -44,12 +46,19 @@ SCAN_BLOCKS = 5_000
 """Blocks looked through in one question."""
 LOOKED_AFTER = 64
 """Certified matrices whose rows are looked for in one step, so that rot is found in time."""
+HEAL_S_MAX = 5.0
+"""After so long a step makes no further rows anew: challenges must be answered meanwhile."""
+ANSWERS_MAX = 16
+"""Challenges answered at once: each answer waits for its block, and many may have one deadline."""
 COMPACT_BYTES = 256 << 20
 """Bytes moved at most in one step to give space back."""
 TURN_S = 30
 """Between those who may settle the same certificates."""
 WITHDRAW_S = 600.0
 """Between withdrawals: each costs gas."""
+
+POSTPONED = (Unavailable, Refused, Invalid)
+"""What a chain or a peer can do to a step: it is tried again."""
 
 _log = get_logger("da.member")
 T = TypeVar("T")
@@ -72,7 +81,10 @@ class _Memory:
     epoch: int = 0
     committees: dict[int, Committee] = field(default_factory=dict)
     challenges: dict[bytes, OpenedChallenge] | None = None
-    looked_up_to: bytes = b""
+    scanned_s: int | None = None
+    """Our time when the chain was last looked through to its end, Unix seconds."""
+    looked_up_to: Pledge | None = None
+    collected_up_to: Pledge | None = None
     withdrawn_s: float = 0.0
 
 
@@ -110,7 +122,7 @@ class Duties:
             for duty in (self.tend_epoch, self.scan, self.answer_challenges, self.heal, self.let_go, self.collect):
                 try:
                     await duty()
-                except (Unavailable, Refused, Invalid) as error:
+                except POSTPONED as error:
                     _log.warning("duty postponed", duty=duty.__name__, error=str(error))
                     pause = RETRY_S
             await self._clock.sleep(pause)
@@ -135,7 +147,7 @@ class Duties:
 
     async def scan(self) -> None:
         """Look through new blocks for certificates and challenges that are about our seats."""
-        memory, me = self._memory, self._sender.address
+        memory, me, now_s = self._memory, self._sender.address, self._now_s()
         head = (await self._contracts.rpc.fetch_latest()).number
         if memory.challenges is None:
             opened = await self._availability.fetch_challenges_of(me)
@@ -152,70 +164,72 @@ class Duties:
                 memory.challenges[challenge.id] = challenge
             await self._run(partial(self._pledges.note_chain, ours, last))
             scanned = last
+        memory.scanned_s = now_s
 
     async def answer_challenges(self) -> None:
-        """Show leaves to whoever doubts us."""
-        for challenge in list((self._memory.challenges or {}).values()):
-            state = await self._availability.challenge_of(challenge.id)
-            if not state.is_open or state.round != challenge.round:
-                self._forget(challenge)
-                continue
-            certificates = await self._availability.fetch_certificates(challenge.commitment)
-            certificate = next((item for item in certificates if item.digest == challenge.digest), None)
-            if certificate is None:
-                continue
-            picks = await self._availability.picks_of(challenge.id, certificate.length)
-            if picks:
-                await self._answer(challenge, certificate, picks)
+        """Show leaves to whoever doubts us, to several at once; one that cannot be answered keeps no other waiting."""
+        slots = asyncio.Semaphore(ANSWERS_MAX)
+
+        async def answer(challenge: OpenedChallenge) -> None:
+            async with slots:
+                try:
+                    await self._answer_if_due(challenge)
+                except POSTPONED as error:
+                    _log.warning("challenge not answered yet", challenge=encode_hex(challenge.id), error=str(error))
+
+        async with asyncio.TaskGroup() as group:
+            for challenge in list((self._memory.challenges or {}).values()):
+                group.create_task(answer(challenge))
 
     async def heal(self) -> None:
         """Look for rows that we promised and have no more, a few matrices at a time, and make them anew."""
         memory = self._memory
         looked = await self._run(lambda: self._pledges.list_certified(memory.looked_up_to, LOOKED_AFTER))
-        memory.looked_up_to = looked[-1].attestation.commitment if len(looked) == LOOKED_AFTER else b""
-        now_s = self._now_s()
-        for pledge in looked:
-            if pledge.attestation.expires_at <= now_s:
-                continue
-            missing = await self._run(partial(self._list_missing, pledge))
-            if missing:
-                await self._heal(pledge, missing)
+        memory.looked_up_to = None
+        now_s, started_s = self._now_s(), self._clock.monotonic_s()
+        for place, pledge in enumerate(looked):
+            if pledge.attestation.expires_at > now_s:
+                try:
+                    await self._heal_if_missing(pledge)
+                except POSTPONED as error:
+                    commitment = encode_hex(pledge.attestation.commitment)
+                    _log.warning("rows not made anew yet", commitment=commitment, error=str(error))
+            if place == LOOKED_AFTER - 1 or self._clock.monotonic_s() - started_s > HEAL_S_MAX:
+                memory.looked_up_to = pledge
+                return
 
     async def let_go(self) -> None:
         """Delete rows that nobody can call on any more, and give their space back."""
-        now_s = self._now_s()
-
-        def work() -> int:
-            with self._pledges.guard:
-                expired = self._pledges.list_expired(
-                    now_s - self._settings.challenge_s_max - CLOCK_SLACK_S,
-                    now_s - COLLECT_S_MAX - CLOCK_SLACK_S,
-                    now_s - ARRIVAL_S_MAX,
-                )
-                self._store.delete_rows(
-                    (commitment, row) for commitment in expired for row in range(VERIFIABLE_ROWS_MAX)
-                )
-                self._pledges.forget(expired)
-            self._store.compact(COMPACT_BYTES)
-            return len(expired)
-
-        count = await self._run(work)
+        now_s, scanned_s = self._now_s(), self._memory.scanned_s
+        if scanned_s is None:  # nobody here knows yet what was certified while this member was away
+            return
+        times = (
+            now_s - self._settings.challenge_s_max - CLOCK_SLACK_S,
+            min(now_s, scanned_s) - COLLECT_S_MAX - CLOCK_SLACK_S,
+            now_s - ARRIVAL_S_MAX,
+        )
+        count = await self._run(lambda: release(self._pledges, self._store, *times))
         if count:
             _log.info("rows let go", matrices=count)
 
     async def collect(self) -> None:
         """Share out the fees of what has expired, and take our part of them."""
-        now_s = self._now_s()
-        pledges = await self._run(lambda: self._pledges.list_unsettled(now_s - CLOCK_SLACK_S, SETTLED_MAX))
+        memory, expired_before = self._memory, self._now_s() - CLOCK_SLACK_S
+        pledges = await self._run(
+            lambda: self._pledges.list_unsettled(expired_before, memory.collected_up_to, SETTLED_MAX)
+        )
         due: list[Certificate] = []
         for pledge in pledges:
             certificate = await self._find_certificate(pledge.attestation)
             if certificate is None or await self._availability.signers_of(certificate.digest) == 0:
                 await self._run(partial(self._pledges.mark_settled, pledge))
-            elif not await self._availability.open_challenges(certificate.digest) and await self._is_our_turn(
-                certificate
-            ):
-                due.append(certificate)
+            elif await self._is_our_turn(certificate):
+                if not await self._availability.open_challenges(certificate.digest):
+                    due.append(certificate)
+                else:
+                    await self._end_overdue(certificate)
+        # Those that cannot be settled yet must not keep the ones behind them waiting.
+        memory.collected_up_to = pledges[-1] if len(pledges) == SETTLED_MAX else None
         together = [item for item in due if item.attestation.epoch == due[0].attestation.epoch]
         if together:
             await self._availability.settle(self._sender, together)
@@ -251,6 +265,21 @@ class Duties:
         rank = signed.index(self._sender.address)
         return self._now_s() >= certificate.attestation.expires_at + CLOCK_SLACK_S + rank * TURN_S
 
+    async def _end_overdue(self, certificate: Certificate) -> None:
+        """End challenges of others' seats that nobody answered and nobody ended: until then no fee is shared."""
+        events = await self._availability.contract.fetch_events(
+            "Challenged", commitment=certificate.attestation.commitment
+        )
+        for event in events:
+            challenge_id = bytes(event.values["id"])
+            challenge = await self._availability.challenge_of(challenge_id)
+            is_of_others = challenge.is_open and challenge.member != self._sender.address
+            if not is_of_others or event.values["digest"] != certificate.digest:
+                continue
+            if self._now_s() > await self._availability.ends_at(challenge_id) + CLOCK_SLACK_S:
+                outcome = await self._availability.finalize(self._sender, challenge_id)
+                _log.info("challenge ended", challenge=encode_hex(challenge_id), slashed=outcome.value)
+
     async def _read_pledge(self, certificate: Certificate) -> Pledge | None:
         """Our part of a certificate; None where none of our seats signed."""
         attestation = certificate.attestation
@@ -263,8 +292,25 @@ class Duties:
             return None
         return Pledge(attestation, member.first_seat, member.seats, is_certified=True)
 
+    async def _answer_if_due(self, challenge: OpenedChallenge) -> None:
+        state = await self._availability.challenge_of(challenge.id)
+        if not state.is_open or state.round != challenge.round:
+            self._forget(challenge)
+            return
+        certificates = await self._availability.fetch_certificates(challenge.commitment)
+        certificate = next((item for item in certificates if item.digest == challenge.digest), None)
+        if certificate is None:
+            return
+        picks = await self._availability.picks_of(challenge.id, certificate.length)
+        if picks:
+            await self._answer(challenge, certificate, picks)
+
     async def _answer(self, challenge: OpenedChallenge, certificate: Certificate, picks: tuple[int, ...]) -> None:
-        body = await self._run(lambda: self._store.get_row(challenge.commitment, challenge.seat))
+        try:
+            body = await self._run(lambda: self._store.get_row(challenge.commitment, challenge.seat))
+        except UnavailableEntry as error:  # it rotted, and is forgotten now; `heal` puts it back
+            _log.warning("row rotted", commitment=encode_hex(challenge.commitment), error=str(error))
+            body = None
         if body is None:
             place = (await self._find_committee(certificate.attestation.epoch)).find_place(self._sender.address)
             rows = range(challenge.seat, challenge.seat + 1)
@@ -288,6 +334,11 @@ class Duties:
     def _list_missing(self, pledge: Pledge) -> list[int]:
         commitment = pledge.attestation.commitment
         return [row for row in pledge.indices if self._store.get_row_size(commitment, row) is None]
+
+    async def _heal_if_missing(self, pledge: Pledge) -> None:
+        missing = await self._run(partial(self._list_missing, pledge))
+        if missing:
+            await self._heal(pledge, missing)
 
     async def _heal(self, pledge: Pledge, missing: list[int]) -> None:
         attestation = pledge.attestation
@@ -317,3 +368,33 @@ class Duties:
 
     def _now_s(self) -> int:
         return self._clock.now_ms() // 1000
+
+
+def release(
+    pledges: PledgeStore, store: RowStore, certified_before: int, begun_before: int, arrived_before: int
+) -> int:
+    """Let rows go of which nothing needs to be kept any more; for a thread.
+
+    A crash between any two of its steps leaves a pledge without rows that is over, which the next one forgets.
+
+    Args:
+        pledges: what was promised.
+        store: the rows.
+        certified_before: as `PledgeStore.list_expired`.
+        begun_before: as `PledgeStore.list_expired`.
+        arrived_before: as `PledgeStore.list_expired`.
+
+    Returns:
+        How many matrices.
+
+    Raises:
+        UnavailableDisk, RefusedFull: the disk failed or has no room to note it; nothing that is promised is gone.
+    """
+    with pledges.guard:
+        expired = pledges.list_expired(certified_before, begun_before, arrived_before)
+        if expired:
+            store.delete_rows((commitment, row) for commitment in expired for row in range(VERIFIABLE_ROWS_MAX))
+            pledges.forget(expired)
+        pledges.prune(certified_before, begun_before, arrived_before)
+    store.compact(COMPACT_BYTES)
+    return len(expired)

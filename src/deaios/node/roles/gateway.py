@@ -1,16 +1,17 @@
-"""The gateway of a local network: the OpenAI door in front of a buyer with its own key and channels."""
+"""The gateway of a local network: the OpenAI door in front of a buyer with its own key and channels, and blobs."""
 
 import asyncio
 
 from aiohttp import web
 
+from deaios.gateway.publishing import BlobNetwork
 from deaios.gateway.purchasing import ServedModel, ServedModels
 from deaios.gateway.service import build_gateway_application
 from deaios.gateway.store import KeyStore
 from deaios.market.buyer.client import Buyer
 from deaios.node.context import RoleContext
 from deaios.node.member import Member, open_member
-from deaios.node.network import open_default_model, open_trade
+from deaios.node.network import open_blobs, open_default_model, open_trade
 from deaios.node.ports import keep_port
 from deaios.node.status import API_KEY_NAME
 from deaios.primitives.hashing import tagged_sha256
@@ -56,6 +57,11 @@ async def run(context: RoleContext) -> None:
                     keys=keys,
                     clock=context.clock,
                     dice=context.dice,
+                    blobs=BlobNetwork(
+                        open_blobs(member, context.clock, context.dice),
+                        member.contracts.availability,
+                        descriptor.windows.da_term_max_s,
+                    ),
                 )
                 _count_purchases(application, trade.buyer)
                 await _serve(context, member, application, trade.buyer)
