@@ -101,6 +101,13 @@ class DaNetwork:
         """What all roles used."""
         return {name: self.use_of(name) for name in ("chain", *self.members)}
 
+    async def fetch_signers(self) -> list[int]:
+        """How many seats signed each certificate so far, the fewest first."""
+        async with Rpc(self.chain_url) as rpc:
+            contracts = Contracts(rpc, self.folder.load_descriptor().contracts)
+            certificates = await contracts.availability.fetch_certified(0)
+        return sorted(certificate.signers.bit_count() for certificate in certificates)
+
     async def run(self, *arguments: str | Path) -> Ran:
         """Run `deaios` with some arguments in this folder.
 

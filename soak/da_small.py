@@ -147,8 +147,10 @@ class _Small:
         with self._counting(costs, "put"):
             bundled = await asyncio.gather(*(bundler.put(content, until) for content in contents))
             await bundler.close()
-        costs.fee = sum(one.fee for one in bundled)
         certificates = await self._fetch_certificates({one.id.commitment for one in bundled}, costs)
+        shares = sum(one.fee for one in bundled)
+        print(f"  {len(certificates)} bundles of {', '.join(f'{c.length:,}' for c in certificates.values())} bytes")
+        print(f"  fees {costs.fee / CREDIT:.6f} credit, of which the bundler named shares of {shares / CREDIT:.6f}")
         payloads = {}
         with self._counting(costs, "get"):
             for commitment, certificate in certificates.items():
@@ -169,7 +171,6 @@ class _Small:
         with self._counting(costs, "verify"):
             for one, content, proof in zip(bundled, contents, proofs, strict=True):
                 self._verify(one.id, content, proof)
-        print(f"  {len(certificates)} bundles of {', '.join(f'{c.length:,}' for c in certificates.values())} bytes")
         return costs
 
     async def put_alone(self, contents: list[bytes]) -> Costs:
@@ -177,7 +178,6 @@ class _Small:
         with self._counting(costs, "put"):
             ids = [await self._client.put_bytes(content, TERM_S) for content in contents]
         certificates = await self._fetch_certificates({one.commitment for one in ids}, costs)
-        costs.fee = sum(certificate.fee for certificate in certificates.values())
         with self._counting(costs, "get"):
             payloads = [await self._client.reader.fetch_payload(certificates[one.commitment]) for one in ids]
         with self._counting(costs, "prove"):
@@ -195,11 +195,12 @@ class _Small:
         return _Step(self._network, self._http, costs, step)
 
     async def _fetch_certificates(self, commitments: set[bytes], costs: Costs) -> dict[bytes, Certificate]:
-        """Certificates by commitment; their transactions' gas is added up."""
+        """Certificates by commitment; fees and gas of their transactions are added up."""
         contract = self._contracts.availability.contract
         found = {}
         for commitment in sorted(commitments):
             found[commitment] = await self._client.reader.fetch_certificate(commitment)
+            costs.fee += found[commitment].fee
             for event in await contract.fetch_events("Certified", commitment=commitment):
                 receipt = await self._contracts.rpc.get_receipt(event.log.transaction_hash)
                 assert receipt is not None, "the event came from it"

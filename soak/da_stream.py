@@ -1,4 +1,9 @@
-"""A long file through many members, most of which then die: its bytes, and what every process used."""
+"""A long file through many members, most of which then die: its bytes, and what every process used.
+
+A certificate of 11 of 16 seats promises that its blob outlives five liars and silence of whoever did not sign: with
+honest members, the loss of six of those who signed. Where all are honest and quick all sign, and eleven may be lost; so
+how many signed is printed, and losing ten is a test of that too.
+"""
 
 import asyncio
 import json
@@ -62,7 +67,9 @@ async def run_stream(options: Options) -> str:
             put = await network.run("blob", "put", source, "--json")
             between = network.uses()
             source.unlink()
-            print(_describe("put", options, put, before, between), flush=True)
+            print(_describe("put", options, put, before, between))
+            signers = await network.fetch_signers()
+            print(f"  {len(signers)} certificates, of {signers[0]} to {signers[-1]} seats", flush=True)
             dead = dice.sample(network.members, options.lost)
             network.kill(dead)
             before = network.uses()

@@ -17,6 +17,7 @@ from deaios.coding.parameters import LEAF_BYTES, Parameters, Profile
 from deaios.coding.tree import build_levels, hash_rows, seal_root
 from deaios.da import wire
 from deaios.da.service import door as door_module
+from deaios.da.store import Pledge
 from deaios.da.wire import InvalidLeaves, LeavesAnswer, read_leaves
 from deaios.primitives.encoding import encode_hex
 from deaios.primitives.errors import Invalid, Refused
@@ -25,6 +26,7 @@ from deaios.rows import store as rows_module
 from deaios.rows.message import build_message
 from deaios.runtime.authentication import WINDOW_MS
 from deaios.runtime.clock import SystemClock
+from deaios.runtime.errors import RefusedFull
 
 HOUR = 3600
 SMALL, LARGE = b"some bytes of a blob" * 40, random.Random(1).randbytes(300_000)
@@ -520,3 +522,29 @@ async def test_metrics_do_not_wait_for_a_disk(member):
         holder.join()
     assert status == 200
     assert b"deaios_da_pledges 0.0" in body
+
+
+async def test_rows_that_nobody_pays_for_do_not_fill_the_disk(member):
+    kit, matrix, other = member.kit, member.kit.code(LARGE), member.kit.code(LARGE[::-1])
+    await put_mine(member, matrix)
+    waiting = member.pledges.waiting_bytes
+    assert waiting == sum(member.rows.get_row_size(matrix.commitment, index) for index in kit.MINE)
+    member._waiting_bytes_max = waiting + 1000
+    assert (await put(member, other, 4))[:2] == (507, "RefusedFull")
+    assert (await put(member, matrix, 4))[0] == 200  # it is there: nothing more waits for it
+    attestation = kit.attestation_of(matrix)
+    assert (await attest(member, attestation))[0] == 200
+    assert member.pledges.waiting_bytes == waiting
+    member.pledges.note_chain((Pledge(attestation, 4, 4, is_certified=True),), 1)
+    assert member.pledges.waiting_bytes == 0
+    assert (await put(member, other, 4))[0] == 201
+
+
+async def test_a_row_that_could_not_be_stored_waits_for_nothing(member, monkeypatch):
+    def refuse(*_arguments):
+        raise RefusedFull("no room")
+
+    monkeypatch.setattr(member.rows, "put_row", refuse)
+    matrix = member.kit.code(SMALL)
+    assert (await put(member, matrix, 4))[:2] == (507, "RefusedFull")
+    assert member.pledges.waiting_bytes == 0

@@ -389,3 +389,25 @@ def test_any_history_lets_go_of_what_is_over_and_of_nothing_else(steps, tmp_path
     assert (model.known, pledges.count(), rows.list_rows(None, 9)) == (set(), (0, 0), [])
     pledges.close()
     rows.close()
+
+
+def test_what_nobody_paid_for_is_counted_until_it_is_certified_or_gone(tmp_path):
+    pledges = PledgeStore(tmp_path / "pledges.db")
+    a, b = b"\x0a" * 32, b"\x0b" * 32
+    pledges.note_arrival(a, 1000, 70)
+    pledges.note_arrival(a, 1001, 30)
+    pledges.note_arrival(b, 1001, 5)
+    assert pledges.waiting_bytes == 105
+    attestation = RowAttestation(a, 1, 1000, 5000)
+    pledges.add(Pledge(attestation, 0, 2, is_certified=False))
+    assert (pledges.waiting_bytes, pledges.is_certified(a)) == (105, False)
+    pledges.close()
+    pledges = PledgeStore(tmp_path / "pledges.db")
+    assert pledges.waiting_bytes == 105
+    pledges.note_chain((Pledge(attestation, 0, 2, is_certified=True),), 7)
+    assert (pledges.waiting_bytes, pledges.is_certified(a)) == (5, True)
+    pledges.note_chain((Pledge(attestation, 0, 2, is_certified=True),), 8)
+    assert pledges.waiting_bytes == 5
+    pledges.forget([b])
+    assert pledges.waiting_bytes == 0
+    pledges.close()

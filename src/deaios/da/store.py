@@ -27,7 +27,8 @@ _MIGRATIONS = (
     """
     CREATE TABLE arrivals (
         commitment BLOB PRIMARY KEY,
-        arrived_s INTEGER NOT NULL
+        arrived_s INTEGER NOT NULL,
+        bytes INTEGER NOT NULL
     ) WITHOUT ROWID;
     CREATE TABLE pledges (
         commitment BLOB NOT NULL,
@@ -44,8 +45,6 @@ _MIGRATIONS = (
         name TEXT PRIMARY KEY,
         value INTEGER NOT NULL
     ) WITHOUT ROWID;
-    """,
-    """
     CREATE INDEX arrivals_by_time ON arrivals (arrived_s);
     CREATE INDEX pledges_waiting ON pledges (begins_at) WHERE NOT certified;
     CREATE INDEX pledges_settled ON pledges (expires_at) WHERE certified AND settled;
@@ -96,10 +95,14 @@ _OUTLIVED = """
 """
 _OUTLIVED_ARRIVALS = """
     DELETE FROM arrivals WHERE commitment IN (
-        SELECT commitment FROM arrivals WHERE arrived_s < ?
+        SELECT commitment FROM arrivals WHERE arrived_s < ? AND NOT bytes
         AND EXISTS (SELECT 1 FROM pledges WHERE pledges.commitment = arrivals.commitment)
         ORDER BY arrived_s, commitment LIMIT ?
     )
+"""
+_ARRIVE = """
+    INSERT INTO arrivals (commitment, arrived_s, bytes) VALUES (?, ?, ?)
+    ON CONFLICT DO UPDATE SET arrived_s = excluded.arrived_s, bytes = bytes + excluded.bytes
 """
 _FIND = "SELECT certified FROM pledges WHERE commitment = ? AND epoch = ? AND begins_at = ? AND expires_at = ?"
 _CERTIFY = "UPDATE pledges SET certified = 1 WHERE commitment = ? AND epoch = ? AND begins_at = ? AND expires_at = ?"
@@ -154,21 +157,34 @@ class PledgeStore:
         self.guard = threading.RLock()
         row = self._journal.execute("SELECT coalesce(sum(certified), 0), count(*) FROM pledges").fetchone()
         self._counts = (int(row[0]), int(row[1]) - int(row[0]))
+        self._waiting_bytes = int(self._journal.execute("SELECT coalesce(sum(bytes), 0) FROM arrivals").fetchone()[0])
 
     def close(self) -> None:
         """Close; a store is not used after this."""
         with self.guard:
             self._journal.close()
 
-    def note_arrival(self, commitment: bytes, now_s: int) -> None:
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes of rows that nobody has paid for: they wait for a certificate."""
+        return self._waiting_bytes
+
+    def note_arrival(self, commitment: bytes, now_s: int, size_bytes: int = 0) -> None:
         """Remember when a row of a matrix last came.
+
+        Args:
+            commitment: of the matrix.
+            now_s: when, Unix seconds.
+            size_bytes: what it adds to the rows that wait for a certificate.
 
         Raises:
             RefusedFull: the disk is full; nothing was noted.
             UnavailableDisk: the disk failed; nothing was noted.
         """
-        with self._writing("an arrival was not noted"):
-            self._journal.execute("INSERT OR REPLACE INTO arrivals VALUES (?, ?)", (commitment, now_s))
+        with self.guard:
+            with self._writing("an arrival was not noted"):
+                self._journal.execute(_ARRIVE, (commitment, now_s, size_bytes))
+            self._waiting_bytes += size_bytes
 
     def add(self, pledge: Pledge) -> None:
         """Make a promise; on return it is on disk. One that is there already stays as it is; raises as `note_chain`."""
@@ -183,9 +199,12 @@ class PledgeStore:
         """
         with self.guard:
             kept, waiting = self._counts
+            paid_bytes = 0
             with self._writing("nothing was promised"):
                 for pledge in certified:
                     was_certified = self._note(pledge)
+                    if pledge.is_certified and not was_certified:
+                        paid_bytes += self._take_arrived(pledge.attestation.commitment)
                     if was_certified is None:
                         kept, waiting = kept + pledge.is_certified, waiting + (not pledge.is_certified)
                     elif pledge.is_certified and not was_certified:
@@ -193,6 +212,13 @@ class PledgeStore:
                 if scanned is not None:
                     self._journal.execute("INSERT OR REPLACE INTO progress VALUES ('scanned', ?)", (scanned,))
             self._counts = (kept, waiting)
+            self._waiting_bytes -= paid_bytes
+
+    def _take_arrived(self, commitment: bytes) -> int:
+        """What of a matrix's rows waited for a certificate until now."""
+        found = self._journal.execute("SELECT bytes FROM arrivals WHERE commitment = ?", (commitment,)).fetchone()
+        self._journal.execute("UPDATE arrivals SET bytes = 0 WHERE commitment = ?", (commitment,))
+        return int(found[0]) if found else 0
 
     def _note(self, pledge: Pledge) -> bool | None:
         """Write one pledge; whether it was certified before, None where it was not there."""
@@ -211,6 +237,14 @@ class PledgeStore:
         with self._reading():
             row = self._journal.execute("SELECT value FROM progress WHERE name = 'scanned'").fetchone()
         return -1 if row is None else int(row[0])
+
+    def is_certified(self, commitment: bytes) -> bool:
+        """Has somebody paid for a matrix?"""
+        with self._reading():
+            found = self._journal.execute(
+                "SELECT 1 FROM pledges WHERE commitment = ? AND certified LIMIT 1", (commitment,)
+            )
+            return found.fetchone() is not None
 
     def is_pledged(self, commitment: bytes) -> bool:
         """Is there any promise for a matrix?"""
@@ -261,8 +295,10 @@ class PledgeStore:
         """Drop what is known of matrices whose rows are gone; raises as `note_arrival`."""
         with self.guard:
             kept, waiting = self._counts
+            gone_bytes = 0
             with self._writing(f"{len(commitments)} matrices were not forgotten"):
                 for commitment in commitments:
+                    gone_bytes += self._take_arrived(commitment)
                     gone = self._journal.execute(
                         "DELETE FROM pledges WHERE commitment = ? RETURNING certified", (commitment,)
                     ).fetchall()
@@ -270,6 +306,7 @@ class PledgeStore:
                     kept, waiting = kept - certified, waiting - (len(gone) - certified)
                     self._journal.execute("DELETE FROM arrivals WHERE commitment = ?", (commitment,))
             self._counts = (kept, waiting)
+            self._waiting_bytes -= gone_bytes
 
     def prune(self, certified_before: int, begun_before: int, arrived_before: int) -> int:
         """Drop pledges that are over where another one still keeps the matrix, and arrivals that pledges outlive.

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from deaios.da.blob import BlobId
 from deaios.da.client.blobs import BlobClient
-from deaios.da.client.disperser import BEGIN_SLACK_S
 from deaios.ledger.descriptor import NetworkDescriptor
 from deaios.ledger.settings import NetworkSettings
 from deaios.market.buyer.client.buyer import Buyer
@@ -82,7 +81,7 @@ class BatchShelf:
 
     def __init__(self, blobs: BlobClient, windows: NetworkSettings) -> None:
         self._blobs = blobs
-        self._term_s = min(windows.da_term_max_s - BEGIN_SLACK_S, BATCH_TERMS * windows.opening_retention_s)
+        self._term_s = min(windows.da_term_max_s, BATCH_TERMS * windows.opening_retention_s)
 
     async def put_bytes(self, data: bytes) -> bytes:
         """Make a batch available; gives its blob's commitment."""

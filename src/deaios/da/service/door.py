@@ -23,19 +23,21 @@ from deaios.da.wire import AttestationAnswer, AttestationBody, build_leaves, rea
 from deaios.ledger.eip712 import Domain, sign_struct
 from deaios.ledger.structs import RowAttestation
 from deaios.primitives.encoding import decode_decimal, encode_hex
-from deaios.primitives.errors import Unavailable
+from deaios.primitives.errors import Refused, Unavailable
 from deaios.primitives.keys import PrivateKey
 from deaios.rows.message import MESSAGE_BYTES_MAX, InvalidRow, RowMessage, decode_message
 from deaios.rows.service import Admit, RowDoor, admit_all, read_row_name
 from deaios.rows.store import RowStore
 from deaios.runtime.clock import Clock, SystemClock
-from deaios.runtime.errors import InvalidBody, NotFound, RefusedTooLarge
+from deaios.runtime.errors import InvalidBody, NotFound, RefusedFull, RefusedTooLarge
 from deaios.runtime.http import METRICS_KEY, build_application, json_response
 
 LEAVES_MAX = 64
 """Leaves in one answer."""
 REQUEST_BYTES_MAX = 4096
 """Of a request for an attestation: many times what one takes, and nothing that a parser could be bombed with."""
+WAITING_BYTES_MAX = 4 << 30
+"""Rows that nobody has paid for, unless the operator says otherwise."""
 VERIFIERS_MAX = 8
 """Matrices whose checks are kept set up: a member's rows of one matrix come one after another."""
 _LEAVES = "/rows/{commitment}/{index}/leaves/{first:[0-9]+}-{last:[0-9]+}"
@@ -59,13 +61,27 @@ class MemberDoor:
         clock: Clock | None = None,
         executor: Executor | None = None,
         admit: Admit = admit_all,
+        waiting_bytes_max: int = WAITING_BYTES_MAX,
     ) -> None:
-        """A door; see `build_member_application`."""
+        """A door; see `build_member_application`.
+
+        Args:
+            key: the member's.
+            domain: of attestations.
+            store: the rows; the caller closes it.
+            pledges: the promises; the caller closes them.
+            network_id: genesis hash that signed requests must name.
+            clock: times of promises, age of signed requests.
+            executor: threads for hashing, verification and disk; the loop's own by default.
+            admit: raises a `Refused` for keys whose writes are not taken.
+            waiting_bytes_max: most bytes of rows that nobody has paid for yet; they must not fill the disk.
+        """
         self.seating: Seating | None = None
         self._key = key
         self._domain = domain
         self._store = store
         self._pledges = pledges
+        self._waiting_bytes_max = waiting_bytes_max
         self._clock = clock or SystemClock()
         self._door = RowDoor(store, network_id=network_id, clock=self._clock, executor=executor, admit=admit)
         self._verifiers: OrderedDict[Head, RowVerifier] = OrderedDict()
@@ -81,8 +97,13 @@ class MemberDoor:
             seating.validate_row(message.head.parameters, index)
             self._verify(commitment, index, message)
             with self._pledges.guard:
-                self._pledges.note_arrival(commitment, self._now_s())
-                return self._store.put_row(commitment, index, body)
+                now_s, waiting = self._now_s(), self._count_waiting(commitment, index, body)
+                self._pledges.note_arrival(commitment, now_s, waiting)
+                try:
+                    return self._store.put_row(commitment, index, body)
+                except (Refused, Unavailable):
+                    self._pledges.note_arrival(commitment, now_s, -waiting)
+                    raise
 
         return await self._door.put(request, keep)
 
@@ -134,6 +155,21 @@ class MemberDoor:
                 raise NotFound(f"rows {missing} of 0x{attestation.commitment.hex()} are not kept here; send them first")
             self._pledges.add(pledge)
         return place, sign_struct(self._key, self._domain, attestation)
+
+    def _count_waiting(self, commitment: bytes, index: int, body: bytes) -> int:
+        """What a row adds to those that wait for a certificate.
+
+        Raises:
+            RefusedFull: too many wait.
+        """
+        if self._store.get_row_size(commitment, index) is not None or self._pledges.is_certified(commitment):
+            return 0
+        if self._pledges.waiting_bytes + len(body) > self._waiting_bytes_max:
+            raise RefusedFull(
+                f"{self._pledges.waiting_bytes} bytes of rows wait for their certificates; {self._waiting_bytes_max} "
+                "at most; retry later"
+            )
+        return len(body)
 
     def _verify(self, commitment: bytes, index: int, message: RowMessage) -> None:
         with self._verifiers_lock:

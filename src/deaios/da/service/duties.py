@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from random import choice
 from typing import TypeVar
 
 from deaios.coding.matrix import prove_leaf
@@ -45,7 +46,9 @@ ARRIVAL_S_MAX = 900
 SCAN_BLOCKS = 5_000
 """Blocks looked through in one question."""
 LOOKED_AFTER = 64
-"""Certified matrices whose rows are looked for in one step, so that rot is found in time."""
+"""Certified matrices whose rows are looked for in one step."""
+SCRUB_S = 10.0
+"""Between matrices whose rows are read whole, so that rot is found before a reader or a challenge does."""
 HEAL_S_MAX = 5.0
 """After so long a step makes no further rows anew: challenges must be answered meanwhile."""
 ANSWERS_MAX = 16
@@ -85,6 +88,7 @@ class _Memory:
     """Our time when the chain was last looked through to its end, Unix seconds."""
     looked_up_to: Pledge | None = None
     collected_up_to: Pledge | None = None
+    scrubbed_s: float = 0.0
     withdrawn_s: float = 0.0
 
 
@@ -184,13 +188,21 @@ class Duties:
     async def heal(self) -> None:
         """Look for rows that we promised and have no more, a few matrices at a time, and make them anew."""
         memory = self._memory
-        looked = await self._run(lambda: self._pledges.list_certified(memory.looked_up_to, LOOKED_AFTER))
+
+        def look() -> list[tuple[Pledge, list[int]]]:
+            looked = self._pledges.list_certified(memory.looked_up_to, LOOKED_AFTER)
+            if looked and self._clock.monotonic_s() - memory.scrubbed_s > SCRUB_S:
+                memory.scrubbed_s = self._clock.monotonic_s()
+                self._scrub(choice(looked))  # noqa: S311 # any will do; nobody gains by guessing which
+            return [(pledge, self._list_missing(pledge)) for pledge in looked]
+
+        looked = await self._run(look)
         memory.looked_up_to = None
         now_s, started_s = self._now_s(), self._clock.monotonic_s()
-        for place, pledge in enumerate(looked):
-            if pledge.attestation.expires_at > now_s:
+        for place, (pledge, missing) in enumerate(looked):
+            if missing and pledge.attestation.expires_at > now_s:
                 try:
-                    await self._heal_if_missing(pledge)
+                    await self._heal(pledge, missing)
                 except POSTPONED as error:
                     commitment = encode_hex(pledge.attestation.commitment)
                     _log.warning("rows not made anew yet", commitment=commitment, error=str(error))
@@ -335,10 +347,13 @@ class Duties:
         commitment = pledge.attestation.commitment
         return [row for row in pledge.indices if self._store.get_row_size(commitment, row) is None]
 
-    async def _heal_if_missing(self, pledge: Pledge) -> None:
-        missing = await self._run(partial(self._list_missing, pledge))
-        if missing:
-            await self._heal(pledge, missing)
+    def _scrub(self, pledge: Pledge) -> None:
+        """Read a matrix's rows to find rot: what rotted is forgotten by the store, and so missing."""
+        for row in pledge.indices:
+            try:
+                self._store.get_row(pledge.attestation.commitment, row)
+            except UnavailableEntry as error:
+                _log.warning("row rotted", commitment=encode_hex(pledge.attestation.commitment), error=str(error))
 
     async def _heal(self, pledge: Pledge, missing: list[int]) -> None:
         attestation = pledge.attestation

@@ -16,6 +16,8 @@ from deaios.rows.store import RowStore
 from deaios.runtime.http import serve
 
 QUOTA_BYTES = 20 << 30
+WAITING_BYTES = QUOTA_BYTES // 4
+"""Of it, what rows may take that nobody has paid for yet."""
 
 
 async def run(context: RoleContext) -> None:
@@ -48,6 +50,7 @@ async def _serve(context: RoleContext, member: Member, store: RowStore, pledges:
         pledges,
         network_id=descriptor.network_id,
         clock=context.clock,
+        waiting_bytes_max=WAITING_BYTES,
     )
     reader = BlobClient(
         member.contracts,
