@@ -12,14 +12,18 @@ import numpy as np
 import pytest
 import reed_solomon_leopard
 
-from deaios.coding.field import pack_symbols, unpack_symbols
+from deaios.coding.evaluation import build_closings, build_maps, build_pairs, compute_values, compute_weights
+from deaios.coding.field import multiply, pack_symbols, unpack_symbols
 from deaios.coding.kernels import compiler, tiers
 from deaios.coding.kernels.compiler import compile_functions
 from deaios.coding.kernels.machine import get_features
-from deaios.coding.kernels.sha256 import ROUND_CONSTANTS, START, Hasher, write_lanes, write_pairs
+from deaios.coding.kernels.sha256 import ROUND_CONSTANTS, START, Hasher, write_lanes, write_streams
 from deaios.coding.kernels.tiers import TIER_VARIABLE, list_tiers
+from deaios.coding.kernels.values import fold_values, mix_values
+from deaios.coding.kernels.weigh import weigh
 from deaios.coding.parameters import Profile
 from deaios.coding.points import compute_constants, find_points
+from deaios.coding.tables import build_bases
 from deaios.primitives.errors import ConfigError
 
 HASHERS = [(Hasher(1024, 0), 16), (Hasher(64, 1), 1)]
@@ -32,15 +36,20 @@ def digests_of(messages, hasher):
 
 
 def write(writing, hasher, blocks):
-    if writing == "pairs":
-        return write_pairs("hash", blocks, hasher.tag), 1
-    return write_lanes("hash", blocks, hasher.tag, writing), writing
+    kind, width = writing
+    if kind == "streams":
+        return write_streams("hash", blocks, hasher.tag, width), 1
+    return write_lanes("hash", blocks, hasher.tag, width), width
 
 
 @pytest.mark.parametrize(("hasher", "blocks"), HASHERS, ids=("leaf", "node"))
-@pytest.mark.parametrize("writing", ["pairs", 4, 8, 16])
+@pytest.mark.parametrize(
+    "writing",
+    [("streams", 1), ("streams", 4), ("lanes", 4), ("lanes", 8), ("lanes", 16)],
+    ids=lambda writing: "-".join(map(str, writing)),
+)
 def test_every_writing_of_the_hash_is_the_hash(writing, hasher, blocks):
-    if writing == "pairs" and "sha" not in get_features():
+    if writing[0] == "streams" and "sha" not in get_features():
         pytest.skip("this processor has no SHA instructions")
     code, least = write(writing, hasher, blocks)
     function = compile_functions(code, {"hash": (ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p)})["hash"]
@@ -72,6 +81,7 @@ CODE = """
 import hashlib, json, random, sys
 from deaios.coding.kernels.tiers import get_tier
 from deaios.coding.matrix import RowVerifier, decode, encode, prove_row, rebuild_row, verify_payload, verify_place
+from deaios.coding.kernels.values import fold_values, mix_values
 from deaios.coding.parameters import Profile
 said = {"tier": str(get_tier())}
 for k, n, length in json.loads(sys.argv[1]):
@@ -113,6 +123,74 @@ def test_all_tiers_give_the_same_bits():
     assert [said.pop("tier") for said in told] == list(list_tiers())
     assert told[0]
     assert all(said == told[0] for said in told)
+
+
+def test_a_product_follows_from_its_values_at_seven_points():
+    dice = np.random.default_rng(1)
+    left, right = dice.integers(0, 1 << 16, (2, 4000)).astype(np.uint16)
+    left[:2], right[1:3] = 0, 0
+    assert (compute_values(np.arange(1 << 16, dtype=np.uint16)) < 16).all()
+    points = [compute_values(factor).astype(np.uint16).T for factor in (left, right)]
+    weighted = multiply(compute_weights()[:, None], multiply(*points))
+    assert np.array_equal(np.bitwise_xor.reduce(weighted), multiply(left, right))
+
+
+def test_a_symbol_is_two_elements_of_gf_256_in_another_basis():
+    """There, multiplying by an element of GF(256) multiplies both bytes by it; the way back is the way back."""
+    symbols = np.arange(1 << 16, dtype=np.uint16)
+
+    def change(symbols, tables):
+        high = symbols >> 8
+        added, becomes = (half[0, high & 15] ^ half[1, high >> 4] for half in tables.astype(np.uint16))
+        return (symbols & 0xFF ^ added) | becomes << 8
+
+    to, back = build_bases()
+    changed = change(symbols, to)
+    assert np.array_equal(change(changed, back), symbols)
+    for constant in np.array([0, 1, 2, 77, 255], np.uint16):
+        low, high = multiply(constant, changed & 0xFF), multiply(constant, changed >> 8)
+        assert np.array_equal(change(multiply(constant, symbols), to), low | high << 8)
+
+
+@pytest.mark.skipif("avx2" not in get_features(), reason="this processor has no AVX2")
+@pytest.mark.parametrize(("sources", "targets", "chunks"), [(1, 1, 4), (3, 2, 8), (64, 5, 4), (255, 1, 12)])
+def test_sums_of_values_are_sums_of_products(sources, targets, chunks):
+    dice = np.random.default_rng(sources)
+    rows = [dice.integers(0, 256, chunks * 64, np.uint8) for _ in range(sources)]
+    constants = dice.integers(0, 1 << 16, (targets, sources)).astype(np.uint16)
+    room = np.full((targets, chunks * 64 + 2), 0xA5, np.uint8)
+    mix_values(
+        rows, build_maps(), build_pairs(constants.T), build_closings(np.array(1, np.uint16)), list(room[:, 1:-1])
+    )
+    symbols = unpack_symbols(np.stack(rows))
+    expected = [np.bitwise_xor.reduce(multiply(factors[:, None], symbols)) for factors in constants]
+    assert np.array_equal(unpack_symbols(room[:, 1:-1].copy()), expected)
+    assert (room[:, [0, -1]] == 0xA5).all(), "nothing outside is written"
+
+
+@pytest.mark.skipif("avx2" not in get_features(), reason="this processor has no AVX2")
+@pytest.mark.parametrize(("groups", "blocks", "tests"), [(1, 1, 1), (3, 5, 4), (4, 2, 23), (9, 64, 6)])
+def test_folds_of_values_are_folds_of_products(groups, blocks, tests):
+    dice = np.random.default_rng(groups)
+    rows = dice.integers(0, 256, (2, groups * blocks * 64), np.uint8)
+    first, second = (dice.integers(0, 1 << 16, (size, tests)).astype(np.uint16) for size in (blocks, groups))
+    width = -(-tests // 4) * 4
+    closings = build_closings(np.pad(second, ((0, 0), (0, width - tests))))
+    folded = fold_values(rows, build_maps(), build_pairs(first), closings)[:, :tests]
+    symbols = unpack_symbols(rows).reshape(2, groups, blocks, 1, 32)
+    weights = multiply(second[:, None, :], first[None, :, :])[None, ..., None]
+    expected = np.bitwise_xor.reduce(multiply(weights, symbols), axis=(1, 2))
+    assert np.array_equal(unpack_symbols(folded.reshape(-1, 64)), expected.reshape(-1, 32))
+
+
+def test_symbols_are_weighed_one_by_one():
+    dice = np.random.default_rng(3)
+    chunks = dice.integers(0, 256, (3, 6, 64), np.uint8)
+    constants = dice.integers(0, 1 << 16, (5, 32)).astype(np.uint16)
+    bits = (1 << np.arange(16)).astype(np.uint16)[:, None]
+    symbols = unpack_symbols(chunks.reshape(-1, 64)).reshape(3, 6, 32)[:, :5]
+    expected = np.bitwise_xor.reduce(multiply(constants, symbols), axis=2)
+    assert np.array_equal(weigh(chunks, multiply(constants[:, None, :], bits).copy()), expected)
 
 
 @pytest.mark.parametrize("profile", [(1, 2), (2, 3), (3, 5), (5, 8), (10, 14), (21, 64), (33, 97), (64, 97), (64, 128)])

@@ -11,12 +11,12 @@ import blake3
 import numpy as np
 from numpy.typing import NDArray
 
-from deaios.coding.field import CHUNK_BYTES, SYMBOLS_PER_CHUNK, multiply, unpack_symbols
+from deaios.coding.field import CHUNK_BYTES, SYMBOLS_PER_CHUNK, multiply
 from deaios.coding.kernels.combine import LANES, combine
-from deaios.coding.kernels.fold import fold
 from deaios.coding.kernels.tiers import get_multiplier
+from deaios.coding.kernels.weigh import weigh
 from deaios.coding.parameters import Parameters
-from deaios.coding.tables import build_passes
+from deaios.coding.sums import Folds
 from deaios.primitives.hashing import sha256
 
 SEED_TAG = b"deaios/code/seed/1"
@@ -65,7 +65,7 @@ class Combiner:
     def __init__(self, root: bytes, parameters: Parameters) -> None:
         r1, r2, r3, r4 = draw_coefficients(root, parameters)
         places = multiply(r3[:, None, :], r4[None, :, :]).reshape(SYMBOLS_PER_CHUNK, -1)
-        self._work: _Work = (_LookUps if get_multiplier() is None else _Folds)(r1, r2, places)
+        self._work: _Work = (_LookUps if get_multiplier() is None else _Chunks)(r1, r2, places)
 
     def combine(self, rows: NDArray[np.uint8]) -> NDArray[np.uint16]:
         """Combinations of each row.
@@ -83,21 +83,17 @@ class _Work(Protocol):
     def combine(self, rows: NDArray[np.uint8]) -> NDArray[np.uint16]: ...
 
 
-class _Folds:
+class _Chunks:
     """Native tiers: whole chunks times constants; the 32 symbols that are left of each row and test are few."""
 
-    __slots__ = ("_blocks", "_groups", "_places")
+    __slots__ = ("_folds", "_places")
 
     def __init__(self, r1: NDArray[np.uint16], r2: NDArray[np.uint16], places: NDArray[np.uint16]) -> None:
-        self._places = places
-        self._blocks, self._groups = build_passes(r1), build_passes(r2)
+        self._places = np.ascontiguousarray(multiply(places.T[:, None, :], _SINGLE_BITS[:, None]))
+        self._folds = Folds(r1, r2)
 
     def combine(self, rows: NDArray[np.uint8]) -> NDArray[np.uint16]:
-        tests = self._places.shape[1]
-        folded = fold(rows, self._blocks, self._groups)[:, :tests].reshape(-1, CHUNK_BYTES)
-        symbols = unpack_symbols(folded).reshape(len(rows), tests, SYMBOLS_PER_CHUNK)
-        sums: NDArray[np.uint16] = np.bitwise_xor.reduce(multiply(symbols, self._places.T), axis=2)
-        return sums
+        return weigh(self._folds.fold(rows), self._places)
 
 
 class _LookUps:

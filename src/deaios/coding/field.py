@@ -28,8 +28,10 @@ SYMBOLS_PER_CHUNK = 32
 def build_tables() -> tuple[NDArray[np.int64], NDArray[np.uint16]]:
     """Logarithms by element, and elements by logarithm, repeated so that a sum of two logarithms needs no modulus.
 
+    Zero has a logarithm so large that every sum with it is that of zero.
+
     Returns:
-        `log` (65536,) with `log[0]` unused, `exp` (131070,).
+        `log` (65536,), `exp` (262141,).
     """
     power_of = np.zeros(ORDER, np.int64)
     state = 1
@@ -45,14 +47,15 @@ def build_tables() -> tuple[NDArray[np.int64], NDArray[np.uint16]]:
     log = power_of[element]
     exp = np.zeros(MODULUS, np.uint16)
     exp[log[1:]] = np.arange(1, ORDER)
-    return log, np.concatenate([exp, exp])
+    log[0] = 2 * MODULUS
+    return log, np.concatenate([exp, exp, np.zeros(2 * MODULUS + 1, np.uint16)])
 
 
 def multiply(left: NDArray[np.uint16], right: NDArray[np.uint16]) -> NDArray[np.uint16]:
     """Elementwise product, broadcasting as NumPy does."""
     log, exp = build_tables()
-    product = exp[log[left] + log[right]]
-    return np.where((left == 0) | (right == 0), np.uint16(0), product)
+    product: NDArray[np.uint16] = exp[log[left] + log[right]]
+    return product
 
 
 def pack_symbols(symbols: NDArray[np.uint16]) -> NDArray[np.uint8]:

@@ -45,13 +45,16 @@ class CodedMatrix:
 
     Attributes:
         head: parameters, root and y.
-        rows: (n, row_bytes) uint8; the first k hold the payload and zeros.
+        front: (k or n, row_bytes) uint8, the first rows; the first k hold the payload and zeros. They may be the
+            caller's own bytes, so nobody writes to them.
         levels: of the tree over the rows, for proofs.
+        back: the other rows, if there are any.
     """
 
     head: Head
-    rows: NDArray[np.uint8]
+    front: NDArray[np.uint8] = field(repr=False)
     levels: Levels = field(repr=False)
+    back: NDArray[np.uint8] = field(repr=False, default_factory=lambda: np.empty((0, 0), np.uint8))
 
     @property
     def commitment(self) -> bytes:
@@ -68,9 +71,15 @@ class CodedMatrix:
         """Combinations of the data rows."""
         return self.head.y
 
+    @property
+    def rows(self) -> NDArray[np.uint8]:
+        """All rows in one piece, (n, row_bytes) uint8: a copy, where they are not."""
+        return np.concatenate((self.front, self.back)) if len(self.back) else self.front
+
     def get_row(self, index: int) -> memoryview:
         """Bytes of one row, without a copy."""
-        return memoryview(self.rows[index].data)
+        split = len(self.front)
+        return memoryview((self.front[index] if index < split else self.back[index - split]).data)
 
 
 def encode(data: Bytes, profile: Profile, workers: Workers = ALONE) -> CodedMatrix:
@@ -85,18 +94,22 @@ def encode(data: Bytes, profile: Profile, workers: Workers = ALONE) -> CodedMatr
         InvalidParameters: a payload out of range.
     """
     parameters = Parameters(profile, len(data))
-    rows = np.zeros((profile.rows, parameters.row_bytes), np.uint8)
-    rows.reshape(-1)[: len(data)] = np.frombuffer(data, np.uint8)
+    rows = _cut_rows(data, parameters)
+    recovery = np.empty((profile.rows - profile.data_rows, parameters.row_bytes), np.uint8)
     hashes = np.empty((profile.rows, HASH_BYTES), np.uint8)
 
     def extend(start: int, end: int) -> None:
-        extend_rows(rows[:, start:end], profile)
+        extend_rows(rows[:, start:end], recovery[:, start:end], profile)
 
-    def hash_part(start: int, end: int) -> None:
+    def hash_data(start: int, end: int) -> None:
         hashes[start:end] = hash_rows(rows[start:end])
 
+    def hash_recovery(start: int, end: int) -> None:
+        hashes[profile.data_rows + start : profile.data_rows + end] = hash_rows(recovery[start:end])
+
     workers.run(extend, parameters.row_bytes, LEAF_BYTES)
-    workers.run(hash_part, profile.rows)
+    workers.run(hash_recovery, len(recovery))
+    workers.run(hash_data, len(rows))
     levels = build_levels(hashes)
     root = seal_root(levels[-1].tobytes())
     sums = np.empty((profile.data_rows, profile.tests), "<u2")
@@ -107,13 +120,26 @@ def encode(data: Bytes, profile: Profile, workers: Workers = ALONE) -> CodedMatr
             sums[start:end] = combiner.combine(rows[start:end])
 
         workers.run(combine, profile.data_rows)
-    return CodedMatrix(Head(parameters, root, sums.tobytes()), rows, levels)
+    return CodedMatrix(Head(parameters, root, sums.tobytes()), rows, levels, recovery)
+
+
+def _cut_rows(data: Bytes, parameters: Parameters) -> NDArray[np.uint8]:
+    """The data rows: where nothing is missing to full rows, and nobody can change the payload, the payload itself."""
+    shape = (parameters.profile.data_rows, parameters.row_bytes)
+    payload = np.frombuffer(data, np.uint8)
+    if isinstance(data, bytes) and len(data) == shape[0] * shape[1]:
+        return payload.reshape(shape)
+    rows = np.empty(shape, np.uint8)
+    rows.reshape(-1)[: len(data)] = payload
+    rows.reshape(-1)[len(data) :] = 0
+    return rows
 
 
 def prove_row(matrix: CodedMatrix, index: int) -> Path:
     """Sibling hashes from a row to the root."""
-    if not 0 <= index < len(matrix.rows):
-        raise InvalidRows(f"row {index} outside {len(matrix.rows)} rows")
+    rows = matrix.head.parameters.profile.rows
+    if not 0 <= index < rows:
+        raise InvalidRows(f"row {index} outside {rows} rows")
     return read_path(matrix.levels, index)
 
 
@@ -257,7 +283,7 @@ def _extend_combinations(head: Head) -> NDArray[np.uint16]:
     width = -(-2 * profile.tests // ALIGNED_BYTES) * ALIGNED_BYTES // 2
     symbols = np.zeros((profile.data_rows, width), np.uint16)
     symbols[:, : profile.tests] = np.frombuffer(head.y, "<u2").reshape(profile.data_rows, profile.tests)
-    packed = np.zeros((profile.rows, 2 * width), np.uint8)
+    packed = np.empty((profile.rows, 2 * width), np.uint8)
     packed[: profile.data_rows] = pack_symbols(symbols)
-    extend_rows(packed, profile)
+    extend_rows(packed[: profile.data_rows], packed[profile.data_rows :], profile)
     return unpack_symbols(packed)[:, : profile.tests]

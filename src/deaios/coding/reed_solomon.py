@@ -5,19 +5,19 @@ costs the more the more rows are wanted. Single rows of sampled codes, and every
 `reed-solomon-leopard` wheel's work, in strips that fit the cache. Knows no hashes and no proofs.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import lru_cache
 
 import numpy as np
 import reed_solomon_leopard
 from numpy.typing import NDArray
 
-from deaios.coding.kernels.mix import mix
-from deaios.coding.kernels.tiers import get_multiplier
+from deaios.coding.kernels.tiers import Tier, get_multiplier, get_tier
 from deaios.coding.kernels.transform import transform
 from deaios.coding.parameters import Profile
 from deaios.coding.points import compute_constants, find_points, list_twists
-from deaios.coding.tables import build_passes, build_tables
+from deaios.coding.sums import sum_rows
+from deaios.coding.tables import build_bases, build_tables
 
 ENCODE_STRIP_BYTES = 16 << 10
 """Columns encoded at once: small enough that all strips of a (64, 96) code stay in the second-level cache."""
@@ -25,26 +25,31 @@ ENCODE_STRIP_BYTES = 16 << 10
 DECODE_STRIP_BYTES = 64 << 10
 """Columns decoded at once: large enough to hide the decoder's fixed cost of about 0.2 ms."""
 
+SMALL = 256
+"""Elements of GF(256) are those below."""
+
 ALIGNED_BYTES = 256
 """Rows are a multiple of this."""
 
 
-def extend_rows(rows: NDArray[np.uint8], profile: Profile) -> None:
+def extend_rows(data: NDArray[np.uint8], recovery: NDArray[np.uint8], profile: Profile) -> None:
     """Fill the recovery rows of a matrix in place.
 
     Args:
-        rows: (n, row_bytes) with the first k rows set; row_bytes is a multiple of 256.
+        data: (k, row_bytes), row_bytes a multiple of 256.
+        recovery: (n - k, row_bytes), where the others are written.
         profile: gives k and n.
     """
-    data_rows, size = profile.data_rows, rows.shape[1]
     if get_multiplier() is not None:
-        transform(list(rows[:data_rows]), list(rows[data_rows:]), *_build_encoder(profile))
+        inverse, forward, bases = _build_encoder(profile)
+        transform(list(data), list(recovery), inverse, forward, bases)
         return
+    size = data.shape[1]
     for start in range(0, size, ENCODE_STRIP_BYTES):
         end = min(size, start + ENCODE_STRIP_BYTES)
-        strips = [rows[index, start:end].tobytes() for index in range(data_rows)]
-        for index, strip in enumerate(reed_solomon_leopard.encode(strips, profile.rows - data_rows)):
-            rows[data_rows + index, start:end] = np.frombuffer(strip, np.uint8)
+        strips = [row[start:end].tobytes() for row in data]
+        for index, strip in enumerate(reed_solomon_leopard.encode(strips, len(recovery))):
+            recovery[index, start:end] = np.frombuffer(strip, np.uint8)
 
 
 def restore_rows(
@@ -60,8 +65,8 @@ def restore_rows(
     """
     data_rows, size = profile.data_rows, target.shape[1]
     if _is_summed(profile):
-        tables = _build_mixer(profile, missing, list(known))
-        mix(list(known.values()), tables, [target[index] for index in missing])
+        constants = compute_constants(profile, missing, list(known))
+        sum_rows(list(known.values()), constants, [target[index] for index in missing])
         return
     for start in range(0, size, DECODE_STRIP_BYTES):
         end = min(size, start + DECODE_STRIP_BYTES)
@@ -83,7 +88,7 @@ def encode_row(data: NDArray[np.uint8], index: int, profile: Profile) -> bytes:
     data_rows, size = profile.data_rows, data.shape[1]
     if _is_summed(profile):
         row = np.empty(size, np.uint8)
-        mix(list(data), _build_mixer(profile, [index], range(data_rows)), [row])
+        sum_rows(list(data), compute_constants(profile, [index], range(data_rows)), [row])
         return row.tobytes()
     parts = []
     for start in range(0, size, ENCODE_STRIP_BYTES):
@@ -98,17 +103,17 @@ def _is_summed(profile: Profile) -> bool:
 
 
 @lru_cache(maxsize=8)
-def _build_encoder(profile: Profile) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Tables of the transforms of all parts: of the data rows, upwards, and of the recovery rows, downwards."""
+def _build_encoder(profile: Profile) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8] | None]:
+    """Tables of the transforms of all parts: of the data rows, upwards, and of the recovery rows, downwards.
+
+    And of the basis, if in another one the constants are cheaper.
+    """
     points = find_points(profile)
     inverse = [list_twists(points.width, first) for first in points.data_parts]
     forward = [list_twists(points.width, first)[::-1] for first in points.recovery_parts]
-    both = []
-    for parts in (inverse, forward):
-        twists = np.array([np.concatenate([np.zeros(0, np.uint16), *layers]) for layers in parts])
-        both.append(build_tables(twists))
-    return both[0], both[1]
-
-
-def _build_mixer(profile: Profile, targets: Sequence[int], known: Sequence[int]) -> NDArray[np.uint8]:
-    return build_passes(np.ascontiguousarray(compute_constants(profile, targets, known).T))
+    both = [
+        np.array([np.concatenate([np.zeros(0, np.uint16), *layers]) for layers in parts])
+        for parts in (inverse, forward)
+    ]
+    is_small = get_tier() == Tier.AVX2 and all((twists < SMALL).all() for twists in both)
+    return build_tables(both[0]), build_tables(both[1]), build_bases() if is_small else None

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deaios.coding.field import multiply
-from deaios.coding.kernels.multipliers import TABLE_BYTES
+from deaios.coding.kernels.multipliers import TABLE_BYTES, GaloisMultiplier
 from deaios.coding.kernels.tiers import get_multiplier
 
 _SINGLE_BITS = (1 << np.arange(16)).astype(np.uint16)
@@ -23,14 +23,12 @@ def build_tables(constants: NDArray[np.uint16]) -> NDArray[np.uint8]:
 
 
 def build_passes(constants: NDArray[np.uint16]) -> NDArray[np.uint8]:
-    """Tables for kernels that take several constants in a pass: (size, count) to (passes, size, constants, 128).
+    """Tables for sums with Galois-field instructions: (size, count) to (passes, size, constants in a pass, 128).
 
     The last pass is filled with zeros.
     """
-    multiplier = get_multiplier()
-    assert multiplier is not None, "the portable tier has no tables"
     size, count = constants.shape
-    width = multiplier.constants
+    width = GaloisMultiplier.constants
     passes = -(-count // width)
     padded = np.zeros((size, passes * width), np.uint16)
     padded[:, :count] = constants
@@ -51,3 +49,19 @@ def _build_byte_tables() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
             tables[width : 2 * width] = tables[:width] ^ table
         halves.append(tables)
     return halves[0], halves[1]
+
+
+@cache
+def build_bases() -> NDArray[np.uint8]:
+    """Tables of the changes to and from the basis in which a symbol is two elements of GF(256): (2, 2, 2, 16).
+
+    A symbol is x + y t with x and y in GF(256), the first 256 elements, and t the first element outside of it. Its high
+    byte depends on y alone. Tables say what is added to the low byte, and what the high byte becomes, by its low and
+    its high half.
+    """
+    products = multiply(np.arange(256, dtype=np.uint16), np.array(256, np.uint16))
+    low, high = (products & 0xFF).astype(np.uint8), (products >> 8).astype(np.uint8)
+    back = np.argsort(high).astype(np.uint8)
+    changes = np.array([[low[back], back], [low, high]])
+    halves = (changes[..., :16], changes[..., ::16])
+    return np.ascontiguousarray(np.stack(halves, axis=2))

@@ -90,10 +90,8 @@ def _climb_all(hashes: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
     """Levels of several trees of one size: (trees, count, 32) each."""
     trees, count, _ = hashes.shape
     width = 1 << (count - 1).bit_length()
+    if width == count and hashes.flags.c_contiguous:
+        return _NODES.climb(hashes)
     level = np.zeros((trees, width, HASH_BYTES), np.uint8)
     level[:, :count] = hashes
-    levels = [level]
-    while level.shape[1] > 1:
-        level = _NODES.hash(level).reshape(trees, level.shape[1] // 2, HASH_BYTES)
-        levels.append(level)
-    return levels
+    return _NODES.climb(level)

@@ -105,7 +105,7 @@ class Prover:
         """
         parameters = matrix.head.parameters
         _validate_parameters(parameters)
-        data = matrix.rows[: parameters.profile.data_rows]
+        data = matrix.front[: parameters.profile.data_rows]
         self._matrix = matrix
         self._payload = data.reshape(-1).data
         self._leaf_levels = {index: build_levels(hash_leaves(row)) for index, row in enumerate(data)}

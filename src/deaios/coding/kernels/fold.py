@@ -1,4 +1,4 @@
-"""Random combinations on native tiers: the two levels of coefficients that touch every byte, chunk by chunk.
+"""Random combinations on the AVX-512 tier: the two levels of coefficients that touch every byte, chunk by chunk.
 
 What is left is one chunk per row and test, whose 32 symbols the caller combines. Coefficients come as tables of a
 `Multiplier`; the order of sums changes no bit, since addition is exclusive or.
@@ -6,16 +6,14 @@ What is left is one chunk per row and test, whose 32 symbols the caller combines
 
 import ctypes
 from functools import cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deaios.coding.kernels.assembly import Assembly
 from deaios.coding.kernels.compiler import Function, compile_functions
-from deaios.coding.kernels.multipliers import CHUNK_BYTES, TABLE_BYTES, Multiplier
+from deaios.coding.kernels.multipliers import CHUNK_BYTES, TABLE_BYTES, GaloisMultiplier
 from deaios.coding.kernels.sums import Sums
-from deaios.coding.kernels.tiers import get_multiplier
 
 
 def fold(rows: NDArray[np.uint8], blocks: NDArray[np.uint8], groups: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -51,14 +49,12 @@ def fold(rows: NDArray[np.uint8], blocks: NDArray[np.uint8], groups: NDArray[np.
 
 @cache
 def _compile() -> Function:
-    multiplier = get_multiplier()
-    assert multiplier is not None, "this tier folds nothing"
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     signature = (pointer, number, number, number, pointer, pointer, pointer, number)
-    return compile_functions(write_fold("fold", multiplier), {"fold": signature})["fold"]
+    return compile_functions(write_fold("fold", GaloisMultiplier()), {"fold": signature})["fold"]
 
 
-def write_fold(name: str, multiplier: Multiplier[Any]) -> str:  # Any: whatever the multiplier calls a chunk
+def write_fold(name: str, multiplier: GaloisMultiplier) -> str:
     """`name(rows, count, groups, blocks, block tables, group tables, sums, bytes from one row's sums to the next's)`.
 
     Several groups of a row run side by side while there are so many; the rest runs one by one.
@@ -93,9 +89,7 @@ def write_fold(name: str, multiplier: Multiplier[Any]) -> str:  # Any: whatever 
     return f"{code}\n{multiplier.declarations}"
 
 
-def _write_groups(
-    code: Assembly, multiplier: Multiplier[Any], width: int, name: str, before: str, after: str
-) -> None:  # Any: as above
+def _write_groups(code: Assembly, multiplier: GaloisMultiplier, width: int, name: str, before: str, after: str) -> None:
     """A loop over groups, `width` at a time, while there are so many."""
     start = "0" if before == "row" else f"%{before.removesuffix('_test')}_group"
     code.line(f"{name}_test:")

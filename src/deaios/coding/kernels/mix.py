@@ -1,18 +1,16 @@
-"""Rows as sums of products of other rows and constants: encoding, decoding and rebuilding are this, chunk by chunk."""
+"""Rows as sums of products of other rows and constants, chunk by chunk, on the AVX-512 tier."""
 
 import ctypes
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deaios.coding.kernels.assembly import Assembly
 from deaios.coding.kernels.compiler import Function, compile_functions
-from deaios.coding.kernels.multipliers import CHUNK_BYTES, TABLE_BYTES, Multiplier
+from deaios.coding.kernels.multipliers import CHUNK_BYTES, TABLE_BYTES, GaloisMultiplier
 from deaios.coding.kernels.sums import Sums, list_neighbours
-from deaios.coding.kernels.tiers import get_multiplier
 
 STRIP_CHUNKS = 64
 """Chunks of every source that stay in the second-level cache while all targets are made from them."""
@@ -43,14 +41,12 @@ def mix(sources: Sequence[NDArray[np.uint8]], tables: NDArray[np.uint8], targets
 
 @cache
 def _compile() -> Function:
-    multiplier = get_multiplier()
-    assert multiplier is not None, "this tier mixes nothing"
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     signature = (pointer, number, pointer, pointer, number, number)
-    return compile_functions(write_mix("mix", multiplier), {"mix": signature})["mix"]
+    return compile_functions(write_mix("mix", GaloisMultiplier()), {"mix": signature})["mix"]
 
 
-def write_mix(name: str, multiplier: Multiplier[Any]) -> str:  # Any: whatever the multiplier calls a chunk
+def write_mix(name: str, multiplier: GaloisMultiplier) -> str:
     """`name(source pointers, sources, tables, target pointers, passes, chunks)`: strips, in them passes, in them steps.
 
     A step makes some neighbouring chunks of some targets, whose sums stay in registers over all sources.

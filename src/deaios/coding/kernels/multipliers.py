@@ -25,29 +25,13 @@ class Multiplier(ABC, Generic[Value]):
 
     Attributes:
         declarations: what the code needs beside its functions.
-        chunks: chunks that are worked on side by side.
-        constants: constants whose products are summed side by side.
     """
 
     declarations: str
-    chunks: int
-    constants: int
 
     @abstractmethod
     def build_tables(self, products: NDArray[np.uint16]) -> NDArray[np.uint8]:
         """Tables of constants, (..., 128) uint8, from their products with the 16 single bits, (..., 16) uint16."""
-
-    @abstractmethod
-    def zero(self) -> Value:
-        """A chunk of zeros."""
-
-    @abstractmethod
-    def list_vectors(self, value: Value) -> tuple[tuple[str, str], ...]:
-        """(type, name) of the vectors of a chunk."""
-
-    @abstractmethod
-    def name(self, prefix: str) -> Value:
-        """A chunk whose vectors are named in the code."""
 
     @abstractmethod
     def load(self, code: Assembly, pointer: str) -> Value:
@@ -74,16 +58,19 @@ class Multiplier(ABC, Generic[Value]):
         """The product of a chunk that was split and a constant."""
 
 
-_WIDE = "<64 x i8>"
+WIDE = "<64 x i8>"
 _AFFINE = "@llvm.x86.vgf2p8affineqb.512"
 
 
 class GaloisMultiplier(Multiplier[str]):
     """Two affine maps of 64 bytes: each 64-bit lane has a matrix of 8 by 8 bits (AVX-512 and GFNI)."""
 
-    declarations = f"declare {_WIDE} {_AFFINE}({_WIDE}, {_WIDE}, i8)\n"
+    declarations = f"declare {WIDE} {_AFFINE}({WIDE}, {WIDE}, i8)\n"
     chunks = 4
+    """Chunks that are worked on side by side."""
+
     constants = 5
+    """Constants whose products are summed side by side."""
 
     def build_tables(self, products: NDArray[np.uint16]) -> NDArray[np.uint8]:
         """As the class says: rows of a matrix lie from the highest output bit to the lowest."""
@@ -98,45 +85,37 @@ class GaloisMultiplier(Multiplier[str]):
         return tables.reshape(*lead, TABLE_BYTES)
 
     def zero(self) -> str:
-        """As the base class says."""
+        """A chunk of zeros."""
         return "zeroinitializer"
-
-    def list_vectors(self, value: str) -> tuple[tuple[str, str], ...]:
-        """As the base class says."""
-        return ((_WIDE, value),)
-
-    def name(self, prefix: str) -> str:
-        """As the base class says."""
-        return prefix
 
     def load(self, code: Assembly, pointer: str) -> str:
         """As the base class says."""
-        return code.load(_WIDE, pointer)
+        return code.load(WIDE, pointer)
 
     def store(self, code: Assembly, value: str, pointer: str) -> None:
         """As the base class says."""
-        code.store(_WIDE, value, pointer)
+        code.store(WIDE, value, pointer)
 
     def add(self, code: Assembly, left: str, right: str) -> str:
         """As the base class says."""
-        return code.value(f"xor {_WIDE} {left}, {right}")
+        return code.value(f"xor {WIDE} {left}, {right}")
 
     def load_tables(self, code: Assembly, pointer: str) -> tuple[str, ...]:
         """As the base class says."""
-        return code.load(_WIDE, pointer), code.load(_WIDE, pointer, CHUNK_BYTES)
+        return code.load(WIDE, pointer), code.load(WIDE, pointer, CHUNK_BYTES)
 
     def split(self, code: Assembly, value: str) -> tuple[str, ...]:
         """As the base class says."""
-        swapped = code.shuffle(_WIDE, value, "poison", [(place + 32) % 64 for place in range(64)])
+        swapped = code.shuffle(WIDE, value, "poison", [(place + 32) % 64 for place in range(64)])
         return value, swapped
 
     def multiply(self, code: Assembly, parts: Sequence[str], tables: Sequence[str]) -> str:
         """As the base class says."""
         same, other = (
-            code.value(f"call {_WIDE} {_AFFINE}({_WIDE} {part}, {_WIDE} {table}, i8 0)")
+            code.value(f"call {WIDE} {_AFFINE}({WIDE} {part}, {WIDE} {table}, i8 0)")
             for part, table in zip(parts, tables, strict=True)
         )
-        return code.value(f"xor {_WIDE} {same}, {other}")
+        return code.value(f"xor {WIDE} {same}, {other}")
 
 
 _HALF = "<32 x i8>"
@@ -147,8 +126,6 @@ class ShuffleMultiplier(Multiplier[tuple[str, str]]):
     """Eight look-ups of half bytes in tables of 16 (AVX2); low and high bytes are a vector each."""
 
     declarations = f"declare {_HALF} {_LOOK_UP}({_HALF}, {_HALF})\n"
-    chunks = 1
-    constants = 4
 
     def build_tables(self, products: NDArray[np.uint16]) -> NDArray[np.uint8]:
         """Products with every value of every half byte: of all low bytes, then of all high ones."""
@@ -160,18 +137,6 @@ class ShuffleMultiplier(Multiplier[tuple[str, str]]):
             whole[..., width : 2 * width] = whole[..., :width] ^ bits[..., bit : bit + 1]
         tables = np.stack((whole & 0xFF, whole >> 8), axis=-3).astype(np.uint8)
         return tables.reshape(*lead, TABLE_BYTES)
-
-    def zero(self) -> tuple[str, str]:
-        """As the base class says."""
-        return "zeroinitializer", "zeroinitializer"
-
-    def list_vectors(self, value: tuple[str, str]) -> tuple[tuple[str, str], ...]:
-        """As the base class says."""
-        return (_HALF, value[0]), (_HALF, value[1])
-
-    def name(self, prefix: str) -> tuple[str, str]:
-        """As the base class says."""
-        return f"{prefix}_low", f"{prefix}_high"
 
     def load(self, code: Assembly, pointer: str) -> tuple[str, str]:
         """As the base class says."""
@@ -189,11 +154,11 @@ class ShuffleMultiplier(Multiplier[tuple[str, str]]):
 
     def load_tables(self, code: Assembly, pointer: str) -> tuple[str, ...]:
         """As the base class says."""
-        tables = []
-        for number in range(8):
-            table = code.load("<16 x i8>", pointer, 16 * number)
-            tables.append(code.shuffle("<16 x i8>", table, "poison", [place % 16 for place in range(32)]))
-        return tuple(tables)
+        return tuple(self._load_table(code, pointer, number) for number in range(8))
+
+    def _load_table(self, code: Assembly, pointer: str, number: int) -> str:
+        table = code.load("<16 x i8>", pointer, 16 * number)
+        return code.shuffle("<16 x i8>", table, "poison", [place % 16 for place in range(32)])
 
     def split(self, code: Assembly, value: tuple[str, str]) -> tuple[str, ...]:
         """As the base class says."""
@@ -215,6 +180,34 @@ class ShuffleMultiplier(Multiplier[tuple[str, str]]):
             code.value(f"call {_HALF} {_LOOK_UP}({_HALF} {table}, {_HALF} {part})")
             for part, table in zip(parts, tables, strict=True)
         ]
-        first = code.value(f"xor {_HALF} {found[0]}, {found[1]}")
-        second = code.value(f"xor {_HALF} {found[2]}, {found[3]}")
-        return code.value(f"xor {_HALF} {first}, {second}")
+        while len(found) > 1:
+            found = [code.value(f"xor {_HALF} {one}, {two}") for one, two in zip(found[::2], found[1::2], strict=True)]
+        return found[0]
+
+
+class SmallMultiplier(ShuffleMultiplier):
+    """Constants of GF(256), and symbols as two elements of it, a byte each: half the look-ups, and one table for both.
+
+    A symbol's two bytes are such elements only in another basis (`transform`). The first of a constant's tables are
+    those that take low bytes to low bytes, which is all of a product in GF(256).
+    """
+
+    def load_tables(self, code: Assembly, pointer: str) -> tuple[str, ...]:
+        """As the base class says."""
+        return tuple(self._load_table(code, pointer, number) for number in range(2))
+
+    def multiply(self, code: Assembly, parts: Sequence[str], tables: Sequence[str]) -> tuple[str, str]:
+        """As the base class says."""
+        low, high = (self._sum(code, parts[start : start + 2], tables) for start in (0, 2))
+        return low, high
+
+    def load_basis(self, code: Assembly, pointer: str) -> tuple[str, ...]:
+        """The vectors of a change of basis: what of a high byte is added to the low one, and what it becomes."""
+        return tuple(self._load_table(code, pointer, number) for number in range(4))
+
+    def turn(self, code: Assembly, value: tuple[str, str], tables: Sequence[str]) -> tuple[str, str]:
+        """A chunk in the other basis."""
+        low, high = value
+        parts = self.split(code, (high, high))[:2]
+        added, found = (self._sum(code, parts, tables[start : start + 2]) for start in (0, 2))
+        return code.value(f"xor {_HALF} {low}, {added}"), found

@@ -1,10 +1,9 @@
-"""The inner loop that combinations and sums of rows share: products of chunks and constants, summed in registers."""
+"""The inner loop that combinations and sums of rows share (AVX-512): products, summed in registers."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from deaios.coding.kernels.assembly import Assembly
-from deaios.coding.kernels.multipliers import CHUNK_BYTES, TABLE_BYTES, Multiplier
+from deaios.coding.kernels.multipliers import CHUNK_BYTES, TABLE_BYTES, WIDE, GaloisMultiplier
 
 
 class Sums:
@@ -14,19 +13,17 @@ class Sums:
         ends: the sums after a turn, by (chunk, constant).
     """
 
-    def __init__(self, multiplier: Multiplier[Any], width: int, prefix: str) -> None:  # Any: what it calls a chunk
+    def __init__(self, multiplier: GaloisMultiplier, width: int, prefix: str) -> None:
         self._multiplier = multiplier
         self._width = width
         keys = [(place, constant) for place in range(width) for constant in range(multiplier.constants)]
-        self._totals = {key: multiplier.name(f"%{prefix}_sum_{key[0]}_{key[1]}") for key in keys}
-        self.ends = {key: multiplier.name(f"%{prefix}_end_{key[0]}_{key[1]}") for key in keys}
+        self._totals = {key: f"%{prefix}_sum_{key[0]}_{key[1]}" for key in keys}
+        self.ends = {key: f"%{prefix}_end_{key[0]}_{key[1]}" for key in keys}
 
     def write_start(self, code: Assembly, before: str, loop: str) -> None:
         """Zeros at first; among the first lines of the loop's block."""
         for key, total in self._totals.items():
-            vectors = map(self._multiplier.list_vectors, (total, self.ends[key]))
-            for (kind, vector), (_, end) in zip(*vectors, strict=True):
-                code.line(f"  {vector} = phi {kind} [zeroinitializer, %{before}], [{end}, %{loop}]")
+            code.line(f"  {total} = phi {WIDE} [zeroinitializer, %{before}], [{self.ends[key]}, %{loop}]")
 
     def write_turn(self, code: Assembly, chunks: Sequence[str], tables: str) -> None:
         """Add what a turn brings: the chunks at these pointers, times the constants whose tables follow each other."""
@@ -37,9 +34,7 @@ class Sums:
             for place in range(self._width):
                 key = place, constant
                 product = multiplier.multiply(code, parts[place], loaded)
-                vectors = map(multiplier.list_vectors, (self.ends[key], self._totals[key], product))
-                for (kind, end), (_, total), (_, vector) in zip(*vectors, strict=True):
-                    code.line(f"  {end} = xor {kind} {total}, {vector}")
+                code.line(f"  {self.ends[key]} = xor {WIDE} {self._totals[key]}, {product}")
 
 
 def list_neighbours(code: Assembly, base: str, count: int) -> list[str]:

@@ -15,14 +15,18 @@ from numpy.typing import NDArray
 
 from deaios.coding.kernels.assembly import Assembly
 from deaios.coding.kernels.compiler import Function, compile_functions
-from deaios.coding.kernels.multipliers import CHUNK_BYTES, TABLE_BYTES, Multiplier
+from deaios.coding.kernels.multipliers import CHUNK_BYTES, TABLE_BYTES, Multiplier, SmallMultiplier
+from deaios.coding.kernels.room import make_aligned
 from deaios.coding.kernels.tiers import get_multiplier
 
-STRIP_BYTES = 1024
-"""Columns worked on at once, so that a transform of 256 rows stays in the second-level cache."""
-WIDE_STRIP_BYTES = 256
-"""The same for wider transforms."""
-WIDE = 512
+STRIP_BYTES_MAX = 4096
+"""Columns worked on at once: long enough that the rows' memory is read and written in long pieces."""
+
+STRIP_BYTES_MIN = 256
+"""Rows are a multiple of this."""
+
+WORK_BYTES = 256 << 10
+"""What a strip of a transform takes at most, unless that were too narrow: it stays in the second-level cache."""
 
 
 def transform(
@@ -30,6 +34,7 @@ def transform(
     targets: Sequence[NDArray[np.uint8]],
     inverse: NDArray[np.uint8],
     forward: NDArray[np.uint8],
+    bases: NDArray[np.uint8] | None = None,
 ) -> None:
     """Compute recovery rows from data rows.
 
@@ -38,20 +43,23 @@ def transform(
         targets: recovery rows to write, of the same size, each in one piece.
         inverse: (parts of the data rows, width - 1, 128) tables of their transforms, layer by layer upwards.
         forward: (parts of the recovery rows, width - 1, 128) tables of theirs, layer by layer downwards.
+        bases: where all constants are in GF(256) and the tier has use for it: tables of the changes to and from the
+            basis in which a symbol is two elements of GF(256), (2, 2, 2, 16): to and from; what of a high byte is
+            added to the low one, and what it becomes; by its low and its high half.
     """
     width = inverse.shape[1] + 1
     size = sources[0].size
-    assert size % (4 * CHUNK_BYTES) == 0
+    assert size % STRIP_BYTES_MIN == 0
     assert len(inverse) == -(-len(sources) // width)
     assert len(forward) == -(-len(targets) // width)
     assert all(row.size == size and row.flags.c_contiguous for row in (*sources, *targets))
     assert inverse.flags.c_contiguous
     assert forward.flags.c_contiguous
-    strip = STRIP_BYTES if width < WIDE else WIDE_STRIP_BYTES
-    work = np.empty(2 * width * strip, np.uint8)
+    strip = min(size, STRIP_BYTES_MAX, max(STRIP_BYTES_MIN, WORK_BYTES // width))
+    work = make_aligned(2 * width * strip)
     read = (ctypes.c_void_p * len(sources))(*(row.ctypes.data for row in sources))
     written = (ctypes.c_void_p * len(targets))(*(row.ctypes.data for row in targets))
-    _compile()(
+    _compile(bases is not None)(
         read,
         len(sources),
         written,
@@ -62,27 +70,33 @@ def transform(
         width,
         size,
         strip,
+        *(() if bases is None else (bases[0].ctypes.data, bases[1].ctypes.data)),
     )
 
 
 @cache
-def _compile() -> Function:
-    multiplier = get_multiplier()
+def _compile(is_small: bool) -> Function:
+    multiplier = SmallMultiplier() if is_small else get_multiplier()
     assert multiplier is not None, "this tier transforms nothing"
     pointer, number = ctypes.c_void_p, ctypes.c_int64
-    signature = (pointer, number, pointer, number, pointer, pointer, pointer, number, number, number)
-    return compile_functions(write_transform("extend", multiplier), {"extend": signature})["extend"]
+    signature = [pointer, number, pointer, number, pointer, pointer, pointer, number, number, number]
+    if is_small:
+        signature += [pointer, pointer]
+    return compile_functions(write_transform("extend", multiplier), {"extend": tuple(signature)})["extend"]
 
 
 def write_transform(name: str, multiplier: Multiplier[Any]) -> str:  # Any: whatever the multiplier calls a chunk
     """`name(source pointers, sources, target pointers, targets, inverse, forward, work, width, row, strip)`.
 
-    `row` and `strip` are bytes. `work` has room for two transforms of one strip: the sum, then the part in the making.
+    `row` and `strip` are bytes. `work` has room for two transforms of one strip: the sum, then the part in the making;
+    the last part is made where the sum was. Where all constants are in GF(256), tables of the changes to and from that
+    field's basis follow.
     """
     parts = [
         _write_layers("inverse", multiplier, is_inverse=True),
         _write_layers("forward", multiplier, is_inverse=False),
-        _write_strips(name),
+        *([_write_turn("turn", multiplier)] if isinstance(multiplier, SmallMultiplier) else []),
+        _write_strips(name, is_small=isinstance(multiplier, SmallMultiplier)),
         multiplier.declarations,
         "declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)",
         "declare void @llvm.memset.p0.i64(ptr, i8, i64, i1)",
@@ -145,11 +159,38 @@ def _write_layers(name: str, multiplier: Multiplier[Any], *, is_inverse: bool) -
     return str(code)
 
 
-def _write_strips(name: str) -> str:
+def _write_turn(name: str, multiplier: SmallMultiplier) -> str:
+    """`name(target, source, bytes, tables of a basis, next)`: a copy in another basis.
+
+    `next` is where the next row begins, which is asked of the memory meanwhile: the processor does not foresee it.
+    """
+    code = Assembly()
+    tables = multiplier.load_basis(code, "%tables")
+    code.line("  br label %chunk")
+    code.line("chunk:")
+    code.line("  %offset = phi i64 [0, %entry], [%offset_next, %chunk]")
+    code.line(f"  call void @llvm.prefetch.p0(ptr {code.at('%next', '%offset')}, i32 0, i32 3, i32 1)")
+    chunk = multiplier.load(code, code.at("%source", "%offset"))
+    multiplier.store(code, multiplier.turn(code, chunk, tables), code.at("%target", "%offset"))
+    code.line(f"  %offset_next = add i64 %offset, {CHUNK_BYTES}")
+    code.line("  %more = icmp ult i64 %offset_next, %bytes")
+    code.line("  br i1 %more, label %chunk, label %end")
+    return f"""
+define internal void @{name}(ptr %target, ptr %source, i64 %bytes, ptr %tables, ptr %next) {{
+entry:
+{code}
+end:
+  ret void
+}}
+declare void @llvm.prefetch.p0(ptr, i32, i32, i32)"""
+
+
+def _write_strips(name: str, *, is_small: bool) -> str:
     """The loop over strips: gather and transform the data's parts, sum, then transform and scatter the recovery's."""
+    bases = ", ptr %to_basis, ptr %from_basis" if is_small else ""
     return f"""
 define void @{name}(ptr %sources, i64 %source_count, ptr %targets, i64 %target_count, ptr %inverse, ptr %forward,
-                    ptr %work, i64 %width, i64 %row_bytes, i64 %strip_bytes) {{
+                    ptr %work, i64 %width, i64 %row_bytes, i64 %strip_bytes{bases}) {{
 entry:
   %table_count = sub i64 %width, 1
   %table_bytes = mul i64 %table_count, {TABLE_BYTES}
@@ -169,7 +210,7 @@ data:
   %data_rest = sub i64 %source_count, %data_first
   %data_rows = call i64 @llvm.umin.i64(i64 %data_rest, i64 %width)
   br label %gather
-{_write_copies("gather", "data", "pad", "%sources", "%into", is_gather=True)}
+{_write_copies("gather", "data", "pad", "%sources", "%into", is_gather=True, is_small=is_small)}
 pad:
   %filled = mul i64 %data_rows, %bytes
   %empty_at = getelementptr i8, ptr %into, i64 %filled
@@ -198,10 +239,13 @@ recovery:
   %recovery_tables = phi ptr [%forward, %data_end], [%recovery_tables_next, %recovery_end]
   %recovery_rest = sub i64 %target_count, %recovery_first
   %recovery_rows = call i64 @llvm.umin.i64(i64 %recovery_rest, i64 %width)
-  call void @llvm.memcpy.p0.p0.i64(ptr %part, ptr %work, i64 %size, i1 false)
-  call void @forward(ptr %part, i64 %size, i64 %bytes, ptr %recovery_tables)
+  %is_last = icmp ule i64 %recovery_rest, %width
+  %out = select i1 %is_last, ptr %work, ptr %part
+  %copied = select i1 %is_last, i64 0, i64 %size
+  call void @llvm.memcpy.p0.p0.i64(ptr %part, ptr %work, i64 %copied, i1 false)
+  call void @forward(ptr %out, i64 %size, i64 %bytes, ptr %recovery_tables)
   br label %scatter
-{_write_copies("scatter", "recovery", "recovery_end", "%targets", "%part", is_gather=False)}
+{_write_copies("scatter", "recovery", "recovery_end", "%targets", "%out", is_gather=False, is_small=is_small)}
 recovery_end:
   %recovery_tables_next = getelementptr i8, ptr %recovery_tables, i64 %table_bytes
   %recovery_next = add i64 %recovery_first, %width
@@ -216,9 +260,21 @@ end:
 }}"""
 
 
-def _write_copies(name: str, before: str, after: str, rows: str, packed: str, *, is_gather: bool) -> str:
+def _write_copies(
+    name: str, before: str, after: str, rows: str, packed: str, *, is_gather: bool, is_small: bool
+) -> str:
     """A loop that copies a strip of each of a part's rows to where strips lie packed, or back."""
     source, target = (f"%{name}_row_at", f"%{name}_packed_at")[:: 1 if is_gather else -1]
+    copy = f"  call void @llvm.memcpy.p0.p0.i64(ptr {target}, ptr {source}, i64 %bytes, i1 false)"
+    if is_small:
+        tables = "%to_basis" if is_gather else "%from_basis"
+        copy = f"""  %{name}_rest = sub i64 %{before}_rows, %{name}_number
+  %{name}_is_last = icmp eq i64 %{name}_rest, 1
+  %{name}_step = select i1 %{name}_is_last, i64 0, i64 1
+  %{name}_after = getelementptr ptr, ptr %{name}_place, i64 %{name}_step
+  %{name}_row_after = load ptr, ptr %{name}_after
+  %{name}_next_at = getelementptr i8, ptr %{name}_row_after, i64 %start
+  call void @turn(ptr {target}, ptr {source}, i64 %bytes, ptr {tables}, ptr %{name}_next_at)"""
     return f"""{name}:
   %{name}_number = phi i64 [0, %{before}], [%{name}_next, %{name}]
   %{name}_index = add i64 %{before}_first, %{name}_number
@@ -227,7 +283,7 @@ def _write_copies(name: str, before: str, after: str, rows: str, packed: str, *,
   %{name}_row_at = getelementptr i8, ptr %{name}_row, i64 %start
   %{name}_offset = mul i64 %{name}_number, %bytes
   %{name}_packed_at = getelementptr i8, ptr {packed}, i64 %{name}_offset
-  call void @llvm.memcpy.p0.p0.i64(ptr {target}, ptr {source}, i64 %bytes, i1 false)
+{copy}
   %{name}_next = add i64 %{name}_number, 1
   %{name}_more = icmp ult i64 %{name}_next, %{before}_rows
   br i1 %{name}_more, label %{name}, label %{after}"""
