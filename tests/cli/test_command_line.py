@@ -26,9 +26,19 @@ def test_help_names_every_command(tmp_path: Path) -> None:
     assert "\x1b" not in said.stdout
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_has_help(tmp_path: Path, name: str) -> None:
-    said = run(name, "--help", home=tmp_path)
+BLOB_COMMANDS = ("put", "get", "status", "sample", "prove", "verify", "challenge")
+LEAVES = [(name,) for name in COMMANDS if name != "blob"] + [("blob", name) for name in BLOB_COMMANDS]
+
+
+def test_a_group_names_its_commands(tmp_path: Path) -> None:
+    said = run("blob", "--help", home=tmp_path)
+    assert said.returncode == 0
+    assert all(f"  {name} " in said.stdout for name in BLOB_COMMANDS)
+
+
+@pytest.mark.parametrize("names", LEAVES, ids=" ".join)
+def test_every_command_has_help(tmp_path: Path, names: tuple[str, ...]) -> None:
+    said = run(*names, "--help", home=tmp_path)
     assert said.returncode == 0
     assert "Usage: " in said.stdout
     assert "--dir" in said.stdout

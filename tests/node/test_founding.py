@@ -59,7 +59,7 @@ def ask_and_verify(home: Path, file: Path) -> int:
 def test_a_network_survives_kill_9_at_each_step_of_founding_and_afterwards(tmp_path: Path) -> None:
     quiet = "[chain]\nport = 0\n[gateway]\nport = 0\n[network]\nproviders = 1\nauditors = 1\naudit_interval_s = 600\n"
     (tmp_path / "deaios.toml").write_text(quiet)
-    for step in ("deploying the contracts", "storing the model", "starting providers"):
+    for step in ("deploying the contracts", "storing the model", "starting data availability"):
         process = start(tmp_path)
         wait_for_words(tmp_path, process, step)
         kill_all(process)
@@ -76,7 +76,7 @@ def test_a_network_survives_kill_9_at_each_step_of_founding_and_afterwards(tmp_p
         assert second > first, "receipts are numbered on after the crash"
         assert run("verify", str(tmp_path / "first.json"), home=tmp_path)["outcome"] == "verified"
         descriptor = StateFolder(tmp_path).load_descriptor()
-        assert len(set(descriptor.contracts.by_field().values())) == 9
+        assert len(set(descriptor.contracts.by_field().values())) == 10
     finally:
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=120) == 0

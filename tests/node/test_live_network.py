@@ -112,6 +112,7 @@ def test_status_says_what_scripts_need(status: Any) -> None:
     assert {kind: kinds.count(kind) for kind in set(kinds)} == {
         "chain": 1,
         "storage": 3,
+        "da": 3,
         "provider": 2,
         "auditor": 4,
         "gateway": 1,

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from deaios.chain.store import ChainStore
 from deaios.node.config import SupervisorConfig
 from deaios.node.folder import RefusedRunning, RoleSpec, StateFolder
 from deaios.node.fork import Nursery
@@ -244,3 +245,16 @@ def test_single_roles_run_beside_each_other_but_not_beside_a_network(tmp_path: P
     with folder.lock(), pytest.raises(RefusedRunning, match="network already runs"), folder.lock("auditor-1"):
         pass
     assert folder.supervisors() == {}
+
+
+async def test_a_chain_that_was_cut_before_its_first_block_begins(tmp_path: Path) -> None:
+    """The file is there, and nothing in it: no reason to never start again."""
+    folder = StateFolder(tmp_path)
+    folder.role("chain").mkdir(parents=True)
+    ChainStore(folder.role("chain") / "chain.db").close()
+    supervisor = Supervisor(folder, SystemClock())
+    try:
+        await supervisor.start(RoleSpec("chain", "chain"))
+        await supervisor.wait_ready("chain")
+    finally:
+        await supervisor.stop()

@@ -357,3 +357,19 @@ def _read_receipt(
         log_start=log_start,
         reason=reason,
     )
+
+
+def holds_chain(path: Path) -> bool:
+    """Was a chain begun in this file? One that was made and cut before its genesis was written holds none.
+
+    Raises:
+        ConfigError: the file is no database of this program.
+        UnavailableDisk: the disk failed.
+    """
+    if not path.exists():
+        return False
+    store = ChainStore(path)
+    try:
+        return store.load_genesis() is not None
+    finally:
+        store.close()

@@ -3,6 +3,7 @@
 The operator's key is this role's key. The descriptor is served at `/descriptor` once the network is founded.
 """
 
+import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
@@ -10,6 +11,7 @@ from aiohttp import web
 
 from deaios.chain.genesis import ETHER, Allocation, Genesis
 from deaios.chain.service import ChainService, Limits, build_application
+from deaios.chain.store import holds_chain
 from deaios.ledger.client.contracts import Contracts
 from deaios.ledger.client.deadlines import fetch_deadline
 from deaios.ledger.client.faucet import Faucet
@@ -36,7 +38,7 @@ async def run(context: RoleContext) -> None:
     key = context.open_key()
     path = context.data / "chain.db"
     path.parent.mkdir(parents=True, exist_ok=True)
-    genesis = None if path.exists() else _new_genesis(context, key)
+    genesis = None if await asyncio.to_thread(holds_chain, path) else _new_genesis(context, key)
     port = keep_port(context.data, context.spec.port)
     async with Rpc(f"http://{HOST}:{port}") as rpc:
         deadlines = _Deadlines(context.folder, rpc)
