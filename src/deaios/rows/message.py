@@ -8,9 +8,10 @@ No lengths are written: all follow from the parameters, and another total is ref
 from dataclasses import dataclass
 
 from deaios.coding.head import Head, decode_head
-from deaios.coding.matrix import CodedMatrix, prove_row, verify_row
+from deaios.coding.matrix import CodedMatrix, RowVerifier, prove_row, verify_row
 from deaios.coding.parameters import PARAMETERS_BYTES, Parameters
 from deaios.coding.tree import Path
+from deaios.primitives.encoding import encode_hex
 from deaios.primitives.errors import Invalid
 from deaios.primitives.hashing import HASH_BYTES
 from deaios.rows.manifest import SEGMENT_BYTES_MAX
@@ -86,3 +87,35 @@ def validate_message(commitment: bytes, index: int, data: bytes) -> RowMessage:
     if not verify_row(commitment, message.head, index, message.row, message.proof):
         raise InvalidRow(f"row {index} does not verify against commitment {commitment.hex()}")
     return message
+
+
+class RowChecker:
+    """Checks rows of one matrix as they come from strangers; what all rows share is set up once.
+
+    May be used from several threads: at worst the set-up is done twice.
+    """
+
+    __slots__ = ("_commitment", "_parameters", "_verifier")
+
+    def __init__(self, commitment: bytes, parameters: Parameters) -> None:
+        self._commitment = commitment
+        self._parameters = parameters
+        self._verifier: RowVerifier | None = None
+
+    def check(self, index: int, data: bytes) -> RowMessage:
+        """Read a message that was asked for as row `index`.
+
+        Raises:
+            Invalid: malformed, or not that row of that matrix.
+        """
+        message = decode_message(data)
+        if message.head.parameters != self._parameters or message.index != index:
+            raise InvalidRow(
+                f"row {message.index} of {message.head.parameters}; {index} of {self._parameters} expected"
+            )
+        verifier = self._verifier
+        if verifier is None or verifier.head != message.head:
+            self._verifier = verifier = RowVerifier(self._commitment, message.head)
+        if not verifier.verify(index, message.row, message.proof):
+            raise InvalidRow(f"row {index} does not verify against commitment {encode_hex(self._commitment)}")
+        return message

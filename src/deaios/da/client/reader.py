@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
-from deaios.coding.matrix import RowVerifier, decode
+from deaios.coding.matrix import decode
 from deaios.coding.parameters import Parameters
 from deaios.da.client.committees import Committees, Roster
 from deaios.da.dispersal import order_rows
@@ -18,7 +18,7 @@ from deaios.ledger.client.contracts import Contracts
 from deaios.primitives.encoding import encode_hex
 from deaios.rows.attempts import Attempt
 from deaios.rows.client import UnavailableRows
-from deaios.rows.message import InvalidRow, RowMessage, compute_message_bytes, decode_message
+from deaios.rows.message import RowChecker, RowMessage, compute_message_bytes
 from deaios.runtime.clock import Clock
 from deaios.runtime.dice import Dice
 from deaios.runtime.errors import NotFound, UnavailableGone
@@ -140,25 +140,12 @@ class Reader:
         self, roster: Roster, certificate: Certificate, attempts: Sequence[Attempt], needed: int
     ) -> dict[int, RowMessage]:
         commitment, parameters = certificate.attestation.commitment, certificate.parameters
-        verifier: RowVerifier | None = None
-
-        def check(row: int, data: bytes) -> RowMessage:
-            nonlocal verifier
-            message = decode_message(data)
-            if message.head.parameters != parameters or message.index != row:
-                raise InvalidRow(f"row {message.index} of {message.head.parameters}; {row} of {parameters} expected")
-            if verifier is None or verifier.head != message.head:
-                verifier = RowVerifier(commitment, message.head)
-            if not verifier.verify(row, message.row, message.proof):
-                raise InvalidRow(f"row {row} does not verify against commitment {encode_hex(commitment)}")
-            return message
-
         return await roster.nodes.collect(
             lambda row: f"/rows/{encode_hex(commitment)}/{row}",
             attempts,
             needed,
             compute_message_bytes(parameters),
-            check,
+            RowChecker(commitment, parameters).check,
         )
 
 

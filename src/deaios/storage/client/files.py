@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 import blake3
 
-from deaios.coding.matrix import CodedMatrix, RowVerifier, decode, encode
+from deaios.coding.matrix import CodedMatrix, decode, encode
 from deaios.coding.parameters import PROFILE_LOCAL, Profile
 from deaios.primitives.encoding import encode_hex
 from deaios.primitives.errors import Invalid
@@ -22,7 +22,7 @@ from deaios.primitives.keys import PrivateKey
 from deaios.rows.attempts import Attempt
 from deaios.rows.client import Nodes, Timings, UnavailableRows
 from deaios.rows.manifest import MANIFEST_BYTES_MAX, SEGMENT_BYTES_MAX, Manifest, Segment, open_manifest
-from deaios.rows.message import InvalidRow, build_message, compute_message_bytes, decode_message
+from deaios.rows.message import RowChecker, build_message, compute_message_bytes
 from deaios.runtime.client import HttpClient
 from deaios.runtime.clock import Clock, SystemClock
 from deaios.runtime.dice import Dice, SystemDice
@@ -236,27 +236,16 @@ class StorageClient:
         """A segment's payload from the first k rows that verify."""
         parameters = manifest.get_parameters(index)
         commitment = manifest.segments[index].commitment
-        verifier: RowVerifier | None = None
-
-        def check(row: int, data: bytes) -> memoryview:
-            nonlocal verifier
-            message = decode_message(data)
-            if message.head.parameters != parameters or message.index != row:
-                raise InvalidRow(f"row {message.index} of {message.head.parameters}; {row} of {parameters} expected")
-            if verifier is None or verifier.head != message.head:
-                verifier = RowVerifier(commitment, message.head)
-            if not verifier.verify(row, message.row, message.proof):
-                raise InvalidRow(f"row {row} does not verify against commitment {commitment.hex()}")
-            return message.row
-
         rows = await self._nodes.collect(
             lambda row: f"/rows/{encode_hex(commitment)}/{row}",
             order_attempts(commitment, manifest.profile.rows, len(self._nodes), self._nodes.demoted),
             manifest.profile.data_rows,
             compute_message_bytes(parameters),
-            check,
+            RowChecker(commitment, parameters).check,
         )
-        return await self._nodes.run(lambda: decode(parameters, rows))
+        return await self._nodes.run(
+            lambda: decode(parameters, {index: message.row for index, message in rows.items()})
+        )
 
     async def _fill(self, manifest: Manifest, partial: Path, progress: Progress | None) -> bool:
         """Append the missing segments; True when earlier ones were already there."""
