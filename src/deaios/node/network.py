@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from deaios.coding.workers import ALONE, Workers
 from deaios.da.blob import BlobId
 from deaios.da.client.blobs import BlobClient
 from deaios.ledger.descriptor import NetworkDescriptor
@@ -40,7 +41,7 @@ def terms_of(descriptor: NetworkDescriptor) -> Terms:
     )
 
 
-async def open_storage(member: Member, clock: Clock) -> StorageClient:
+async def open_storage(member: Member, clock: Clock, workers: Workers = ALONE) -> StorageClient:
     """Storage nodes of the network: those of the descriptor first, then those that registered.
 
     Raises:
@@ -52,7 +53,9 @@ async def open_storage(member: Member, clock: Clock) -> StorageClient:
             urls[agent.url] = None
     if not urls:
         raise ConfigError("this network has no storage nodes; start one with `deaios store`")
-    return StorageClient(member.http, list(urls), member.key, member.descriptor.network_id, clock=clock)
+    return StorageClient(
+        member.http, list(urls), member.key, member.descriptor.network_id, clock=clock, workers=workers
+    )
 
 
 async def open_default_model(member: Member, folder: StateFolder, clock: Clock, report: Report) -> ModelFiles:
@@ -61,7 +64,7 @@ async def open_default_model(member: Member, folder: StateFolder, clock: Clock, 
     return await ensure_model(folder, record, await open_storage(member, clock), report)
 
 
-def open_blobs(member: Member, clock: Clock, dice: Dice) -> BlobClient:
+def open_blobs(member: Member, clock: Clock, dice: Dice, workers: Workers = ALONE) -> BlobClient:
     """The network's data availability, paid by the member's key."""
     descriptor = member.descriptor
     return BlobClient(
@@ -73,6 +76,7 @@ def open_blobs(member: Member, clock: Clock, dice: Dice) -> BlobClient:
         sender=member.sender,
         clock=clock,
         dice=dice,
+        workers=workers,
     )
 
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from deaios.alignment.answer import Answer, encode_answer
+from deaios.coding.workers import Workers
 from deaios.da.client.blobs import BlobClient
 from deaios.da.client.challenger import Challenger
 from deaios.node.asking import Told, ask_gateway, complete_answer
@@ -36,14 +38,15 @@ class Session:
     """A command's connection to its network."""
 
     member: Member
+    workers: Workers
 
     async def storage(self) -> StorageClient:
         """The network's storage nodes."""
-        return await open_storage(self.member, SystemClock())
+        return await open_storage(self.member, SystemClock(), self.workers)
 
     def blobs(self) -> BlobClient:
         """The network's data availability; this key pays for what it publishes."""
-        return open_blobs(self.member, SystemClock(), SystemDice())
+        return open_blobs(self.member, SystemClock(), SystemDice(), self.workers)
 
     def challenger(self) -> Challenger:
         """Calls members of data availability to account; this key lays down the bonds."""
@@ -61,8 +64,10 @@ async def open_session(folder: StateFolder, key_name: str = USER) -> AsyncIterat
     descriptor = folder.load_descriptor()
     found = await read_status(folder)
     url = found.chain.url or descriptor.rpc_urls[0]
-    async with open_member(descriptor, open_keystore(folder).open_key(key_name), url) as member:
-        yield Session(member)
+    cores = os.cpu_count() or 1
+    with ThreadPoolExecutor(cores, thread_name_prefix="coding") as pool:
+        async with open_member(descriptor, open_keystore(folder).open_key(key_name), url) as member:
+            yield Session(member, Workers(pool, cores))
 
 
 class _Model(msgspec.Struct):

@@ -19,6 +19,7 @@ import blake3
 
 from deaios.coding.matrix import encode
 from deaios.coding.parameters import Profile, build_committee_profile
+from deaios.coding.workers import ALONE, Workers
 from deaios.da.blob import (
     HEADER_BYTES,
     SINGLE_BYTES_MAX,
@@ -98,6 +99,7 @@ class BlobClient:
         clock: Clock | None = None,
         dice: Dice | None = None,
         timings: Timings | None = None,
+        workers: Workers = ALONE,
     ) -> None:
         """A client.
 
@@ -111,6 +113,7 @@ class BlobClient:
             clock: wall time.
             dice: nonces, and which rows are sampled.
             timings: how long to wait for a member.
+            workers: who helps to code.
         """
         clock, dice = clock or SystemClock(), dice or SystemDice()
         self._clock = clock
@@ -120,7 +123,7 @@ class BlobClient:
         self._disperser = None
         if sender is not None:
             domain = availability_domain(chain_id, contracts.addresses.availability)
-            self._disperser = Disperser(contracts, sender, committees, domain, clock)
+            self._disperser = Disperser(contracts, sender, committees, domain, clock, workers)
 
     # Put
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from weakref import WeakValueDictionary
 
 from deaios.coding.matrix import CodedMatrix, encode
+from deaios.coding.workers import ALONE, Workers
 from deaios.da.client.committees import Committees, Roster
 from deaios.da.wire import AttestationAnswer, InvalidAttestation, encode_attestation, read_signature
 from deaios.ledger.client.availability import Certificate
@@ -83,13 +84,20 @@ class Disperser:
     """Disperses for one key, which pays."""
 
     def __init__(
-        self, contracts: Contracts, sender: Sender, committees: Committees, domain: Domain, clock: Clock
+        self,
+        contracts: Contracts,
+        sender: Sender,
+        committees: Committees,
+        domain: Domain,
+        clock: Clock,
+        workers: Workers = ALONE,
     ) -> None:
         self._contracts = contracts
         self._sender = sender
         self._committees = committees
         self._domain = domain
         self._clock = clock
+        self._workers = workers
         self._paying = asyncio.Lock()
         self._at_work: WeakValueDictionary[bytes, asyncio.Lock] = WeakValueDictionary()
 
@@ -108,7 +116,7 @@ class Disperser:
         """
         roster = await self._committees.fetch_current()
         profile = roster.committee.profile
-        matrix = await roster.nodes.run(lambda: encode(payload, profile))
+        matrix = await roster.nodes.run(lambda: encode(payload, profile, self._workers))
         # The same payload at the same time, as in a file of zeros: the second one finds the certificate of the first.
         async with self._at_work.setdefault(matrix.commitment, asyncio.Lock()):
             certificate = await self._find(matrix.commitment, term_s)

@@ -16,6 +16,7 @@ import blake3
 
 from deaios.coding.matrix import CodedMatrix, decode, encode
 from deaios.coding.parameters import PROFILE_LOCAL, Profile
+from deaios.coding.workers import ALONE, Workers
 from deaios.primitives.encoding import encode_hex
 from deaios.primitives.errors import Invalid
 from deaios.primitives.keys import PrivateKey
@@ -56,6 +57,7 @@ class StorageClient:
         dice: Dice | None = None,
         executor: Executor | None = None,
         timings: Timings | None = None,
+        workers: Workers = ALONE,
     ) -> None:
         """A client over an open HTTP pool.
 
@@ -69,7 +71,9 @@ class StorageClient:
             dice: nonces of signatures.
             executor: threads for coding, hashing and disk; the loop's own by default.
             timings: how long to wait for a node.
+            workers: who helps to code.
         """
+        self._workers = workers
         self._profile = profile
         self._nodes = Nodes(
             http,
@@ -178,7 +182,7 @@ class StorageClient:
             if not data:
                 raise InvalidContent(f"file ended after {done} bytes, its size was {size_bytes}")
             hasher.update(data)
-            return encode(data, self._profile)
+            return encode(data, self._profile, self._workers)
 
         while done < size_bytes:
             matrix = await self._nodes.run(read_segment)
