@@ -245,6 +245,31 @@ def test_files_travel_as_verified_rows(network: Running, tmp_path: Path) -> None
     assert target.read_bytes() == source.read_bytes()
 
 
+def test_blobs_are_published_sampled_proven_and_answered_for(network: Running, tmp_path: Path) -> None:
+    source, target, proof = tmp_path / "in", tmp_path / "out", tmp_path / "proof"
+    source.write_bytes(os.urandom(300_000))
+    put = deaios_json("blob", "put", str(source), home=network.home)
+    status = deaios_json("blob", "status", put["id"], home=network.home)
+    assert (status["kind"], status["size_bytes"], status["rows"], status["data_rows"]) == ("single", 300_000, 12, 4)
+    assert status["seats_signed"] >= 8
+    sample = deaios_json("blob", "sample", put["id"], home=network.home)
+    assert sample["available"]
+    assert sample["matrices"][0]["confidence"] == 1
+    deaios_json("blob", "get", put["id"], "-o", str(target), home=network.home)
+    assert target.read_bytes() == source.read_bytes()
+    deaios_json("blob", "prove", put["id"], "-o", str(proof), home=network.home)
+    stranger = tmp_path / "nobody"
+    assert deaios_json("blob", "verify", put["id"], str(proof), home=stranger)["proven"]
+    other = put["id"][:-1] + ("0" if put["id"][-1] != "0" else "1")
+    refused = deaios("blob", "verify", other, str(proof), "--json", home=stranger)
+    assert (refused.returncode, json.loads(refused.stdout)) == (1, {"proven": False})
+    end = deaios_json("blob", "challenge", put["id"], "0", home=network.home)
+    assert (end["answered"], end["slashed"]) == (True, 0)
+    unknown = deaios("blob", "get", other, "--json", home=network.home)
+    assert unknown.returncode == 2
+    assert "no certificate" in json.loads(unknown.stdout)["error"]["message"]
+
+
 def test_connect_and_wallet_tell_what_to_paste(network: Running, status: Any) -> None:
     lines = deaios("connect", "openai", home=network.home).stdout.splitlines()
     assert f"export OPENAI_BASE_URL={status['gateway']['url']}/v1" in lines
