@@ -12,15 +12,24 @@ import numpy as np
 import pytest
 import reed_solomon_leopard
 
-from deaios.coding.evaluation import build_closings, build_maps, build_pairs, compute_values, compute_weights
+from deaios.coding.evaluation import (
+    build_basis,
+    build_closings,
+    build_maps,
+    build_multiples,
+    build_pairs,
+    build_steps,
+    compute_values,
+    compute_weights,
+)
 from deaios.coding.field import multiply, pack_symbols, unpack_symbols
 from deaios.coding.kernels import compiler, tiers
 from deaios.coding.kernels.compiler import compile_functions
 from deaios.coding.kernels.machine import get_features
-from deaios.coding.kernels.sha256 import ROUND_CONSTANTS, START, Hasher, write_lanes, write_streams
+from deaios.coding.kernels.sha256 import ROUND_CONSTANTS, START, Hasher, write_climb, write_lanes, write_streams
 from deaios.coding.kernels.tiers import TIER_VARIABLE, list_tiers
-from deaios.coding.kernels.values import fold_values, mix_values
-from deaios.coding.kernels.weigh import weigh
+from deaios.coding.kernels.values import ValueFolds, mix_values
+from deaios.coding.kernels.weigh import Weights
 from deaios.coding.parameters import Profile
 from deaios.coding.points import compute_constants, find_points
 from deaios.coding.tables import build_bases
@@ -68,6 +77,37 @@ def test_any_count_is_hashed(hasher, blocks):
         assert hasher.hash(messages).tobytes() == digests_of(messages, hasher)
 
 
+@pytest.mark.parametrize(("trees", "width"), [(1, 1), (1, 2), (1, 64), (3, 1), (3, 16), (20, 4)])
+def test_trees_are_climbed_level_by_level(trees, width):
+    hasher = Hasher(64, 1)
+    hashes = np.frombuffer(random.Random(width).randbytes(trees * width * 32), np.uint8).reshape(trees, width, 32)
+    levels = [hashes.tobytes()]
+    while len(levels[-1]) > trees * 32:
+        levels.append(digests_of(np.frombuffer(levels[-1], np.uint8), hasher))
+    assert hasher.climb(hashes).tobytes() == b"".join(levels[1:])
+
+
+@pytest.mark.parametrize("lanes", [4, 8, 16])
+@pytest.mark.parametrize(("trees", "width"), [(1, 2), (1, 64), (3, 16), (20, 4)])
+def test_a_climb_stops_where_too_few_are_left(lanes, trees, width):
+    code = write_lanes("hash", 1, 1, lanes) + write_climb("climb", "hash", lanes)
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
+    climb = compile_functions(code, {"climb": (pointer, number, number, pointer)})["climb"]
+    hashes = np.frombuffer(random.Random(width).randbytes(trees * width * 32), np.uint8)
+    nodes = np.full((trees * (width - 1) + 1, 32), 0xA5, np.uint8)
+    climb(hashes.ctypes.data, trees * width, trees, nodes.ctypes.data)
+    level, start = hashes, 0
+    for count in (trees * width >> depth for depth in range(1, width.bit_length())):
+        found, start = nodes[start : start + count], start + count
+        if count < lanes:
+            break
+        assert found.tobytes() == digests_of(level, Hasher(64, 1))
+        level = found
+    else:
+        found = nodes[start:]
+    assert (found == 0xA5).all(), "nothing outside is written"
+
+
 def test_the_constants_of_the_hash_are_the_standard_s():
     assert [hex(word) for word in (START[0], START[7], ROUND_CONSTANTS[0], ROUND_CONSTANTS[63])] == [
         "0x6a09e667",
@@ -81,7 +121,6 @@ CODE = """
 import hashlib, json, random, sys
 from deaios.coding.kernels.tiers import get_tier
 from deaios.coding.matrix import RowVerifier, decode, encode, prove_row, rebuild_row, verify_payload, verify_place
-from deaios.coding.kernels.values import fold_values, mix_values
 from deaios.coding.parameters import Profile
 said = {"tier": str(get_tier())}
 for k, n, length in json.loads(sys.argv[1]):
@@ -175,12 +214,14 @@ def test_folds_of_values_are_folds_of_products(groups, blocks, tests):
     rows = dice.integers(0, 256, (2, groups * blocks * 64), np.uint8)
     first, second = (dice.integers(0, 1 << 16, (size, tests)).astype(np.uint16) for size in (blocks, groups))
     width = -(-tests // 4) * 4
-    closings = build_closings(np.pad(second, ((0, 0), (0, width - tests))))
-    folded = fold_values(rows, build_maps(), build_pairs(first), closings)[:, :tests]
+    steps = build_steps(np.pad(second, ((0, 0), (0, width - tests))))
+    folded = ValueFolds(build_maps(), build_pairs(first), build_multiples(), steps).fold(rows)[:, :tests]
     symbols = unpack_symbols(rows).reshape(2, groups, blocks, 1, 32)
     weights = multiply(second[:, None, :], first[None, :, :])[None, ..., None]
     expected = np.bitwise_xor.reduce(multiply(weights, symbols), axis=(1, 2))
-    assert np.array_equal(unpack_symbols(folded.reshape(-1, 64)), expected.reshape(-1, 32))
+    digits = unpack_symbols(folded.reshape(-1, 64))
+    counted = [np.where(digits >> bit & 1, element, 0) for bit, element in enumerate(build_basis())]
+    assert np.array_equal(np.bitwise_xor.reduce(counted), expected.reshape(-1, 32))
 
 
 def test_symbols_are_weighed_one_by_one():
@@ -190,7 +231,7 @@ def test_symbols_are_weighed_one_by_one():
     bits = (1 << np.arange(16)).astype(np.uint16)[:, None]
     symbols = unpack_symbols(chunks.reshape(-1, 64)).reshape(3, 6, 32)[:, :5]
     expected = np.bitwise_xor.reduce(multiply(constants, symbols), axis=2)
-    assert np.array_equal(weigh(chunks, multiply(constants[:, None, :], bits).copy()), expected)
+    assert np.array_equal(Weights(multiply(constants[:, None, :], bits)).weigh(chunks), expected)
 
 
 @pytest.mark.parametrize("profile", [(1, 2), (2, 3), (3, 5), (5, 8), (10, 14), (21, 64), (33, 97), (64, 97), (64, 128)])

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from deaios.coding.field import CHUNK_BYTES, SYMBOLS_PER_CHUNK, multiply
 from deaios.coding.kernels.combine import LANES, combine
 from deaios.coding.kernels.tiers import get_multiplier
-from deaios.coding.kernels.weigh import weigh
+from deaios.coding.kernels.weigh import Weights
 from deaios.coding.parameters import Parameters
 from deaios.coding.sums import Folds
 from deaios.primitives.hashing import sha256
@@ -86,14 +86,14 @@ class _Work(Protocol):
 class _Chunks:
     """Native tiers: whole chunks times constants; the 32 symbols that are left of each row and test are few."""
 
-    __slots__ = ("_folds", "_places")
+    __slots__ = ("_folds", "_weights")
 
     def __init__(self, r1: NDArray[np.uint16], r2: NDArray[np.uint16], places: NDArray[np.uint16]) -> None:
-        self._places = np.ascontiguousarray(multiply(places.T[:, None, :], _SINGLE_BITS[:, None]))
         self._folds = Folds(r1, r2)
+        self._weights = Weights(multiply(places.T[:, None, :], self._folds.bits[:, None]))
 
     def combine(self, rows: NDArray[np.uint8]) -> NDArray[np.uint16]:
-        return weigh(self._folds.fold(rows), self._places)
+        return self._weights.weigh(self._folds.fold(rows))
 
 
 class _LookUps:

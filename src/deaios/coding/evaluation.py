@@ -30,6 +30,7 @@ def compute_values(elements: NDArray[np.uint16]) -> NDArray[np.uint8]:
     return _build_values()[elements]
 
 
+@cache
 def compute_weights() -> NDArray[np.uint16]:
     """By what a product's values are multiplied so that their sum is the product: (7,)."""
     log, exp = build_tables()
@@ -59,9 +60,9 @@ def build_pairs(constants: NDArray[np.uint16]) -> NDArray[np.uint8]:
     passes = -(-count // CONSTANTS)
     padded = np.zeros((size, passes * CONSTANTS), np.uint16)
     padded[:, :count] = constants
-    products = _build_small_products()[compute_values(padded)]  # (size, constants, points, 16)
-    first, second = np.moveaxis(products.reshape(size, passes, CONSTANTS // 2, 2, POINTS, SMALL), 3, 0)
-    return np.ascontiguousarray((first | second << 4).transpose(3, 1, 0, 2, 4))
+    first, second = np.moveaxis(compute_values(padded).reshape(size, passes, CONSTANTS // 2, 2, POINTS), 3, 0)
+    tables: NDArray[np.uint8] = build_multiples()[np.ascontiguousarray((first | second << 4).transpose(3, 1, 0, 2))]
+    return tables
 
 
 def build_closings(constants: NDArray[np.uint16]) -> NDArray[np.uint8]:
@@ -71,16 +72,41 @@ def build_closings(constants: NDArray[np.uint16]) -> NDArray[np.uint8]:
     return tables
 
 
+def build_steps(constants: NDArray[np.uint16]) -> NDArray[np.uint16]:
+    """Where in `build_multiples` the tables from values to products' digits stand, in bytes: (...) to (..., 7, 2)."""
+    digits = _build_digits()[multiply(constants[..., None], compute_weights())]
+    return np.stack((digits & 0xFF, digits >> 8), axis=-1) * np.uint16(SMALL)
+
+
 @cache
-def _build_values() -> NDArray[np.uint8]:
-    """Values of all elements: (65536, 7)."""
+def build_multiples() -> NDArray[np.uint8]:
+    """Products of pairs of half bytes and every half byte: (256, 16)."""
+    products = _build_small_products()
+    multiples: NDArray[np.uint8] = (products[None, :] | products[:, None] << np.uint8(4)).reshape(-1, SMALL)
+    return multiples
+
+
+@cache
+def build_basis() -> NDArray[np.uint16]:
+    """What a bit of an element's digits x0 to x3 counts: (16,)."""
     digit_bits = [_SINGLE_BITS[:4]]
     for _ in range(3):
         digit_bits.append(multiply(digit_bits[-1], np.array(GENERATOR, np.uint16)))
-    elements = _span(np.concatenate(digit_bits))
-    codes = np.empty(ORDER, np.uint16)
-    codes[elements] = np.arange(ORDER)
-    digits = codes[_SINGLE_BITS][:, None] >> np.uint16(4) * np.arange(4, dtype=np.uint16) & np.uint16(15)
+    return np.concatenate(digit_bits)
+
+
+@cache
+def _build_digits() -> NDArray[np.uint16]:
+    """Digits of all elements, four bits each: (65536,)."""
+    digits = np.empty(ORDER, np.uint16)
+    digits[_span(build_basis())] = np.arange(ORDER)
+    return digits
+
+
+@cache
+def _build_values() -> NDArray[np.uint8]:
+    """Values of all elements: (65536, 7)."""
+    digits = _build_digits()[_SINGLE_BITS][:, None] >> np.uint16(4) * np.arange(4, dtype=np.uint16) & np.uint16(15)
     values = np.zeros((16, POINTS), np.uint16)
     points = np.arange(POINTS, dtype=np.uint16)
     for digit in digits.T[::-1]:  # Horner's rule

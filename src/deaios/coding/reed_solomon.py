@@ -42,7 +42,7 @@ def extend_rows(data: NDArray[np.uint8], recovery: NDArray[np.uint8], profile: P
     """
     if get_multiplier() is not None:
         inverse, forward, bases = _build_encoder(profile)
-        transform(list(data), list(recovery), inverse, forward, bases)
+        transform(data, recovery, inverse, forward, bases)
         return
     size = data.shape[1]
     for start in range(0, size, ENCODE_STRIP_BYTES):

@@ -9,14 +9,15 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from deaios.coding.evaluation import build_closings, build_maps, build_pairs
+from deaios.coding.evaluation import build_basis, build_closings, build_maps, build_multiples, build_pairs, build_steps
 from deaios.coding.kernels.fold import fold
 from deaios.coding.kernels.mix import mix
 from deaios.coding.kernels.tiers import Tier, get_tier
-from deaios.coding.kernels.values import CONSTANTS, fold_values, mix_values
+from deaios.coding.kernels.values import CONSTANTS, ValueFolds, mix_values
 from deaios.coding.tables import build_passes
 
 _ONE = np.array(1, np.uint16)
+_SINGLE_BITS = (1 << np.arange(16)).astype(np.uint16)
 
 
 def sum_rows(
@@ -36,23 +37,29 @@ def sum_rows(
 
 
 class Folds:
-    """Sums over the chunks of rows: group coefficient times sum of block coefficient times chunk, test by test."""
+    """Sums over the chunks of rows: group coefficient times sum of block coefficient times chunk, test by test.
 
-    __slots__ = ("_blocks", "_groups")
+    Attributes:
+        bits: what each bit of a sum's symbols counts, (16,) uint16.
+    """
+
+    __slots__ = ("_blocks", "_groups", "_values", "bits")
 
     def __init__(self, blocks: NDArray[np.uint16], groups: NDArray[np.uint16]) -> None:
         """Make tables of coefficients: (blocks, tests) and (groups, tests)."""
-        self._blocks: NDArray[np.uint8]
-        self._groups: NDArray[np.uint8]
+        self._values: ValueFolds | None = None
         if get_tier() == Tier.AVX2:
-            self._blocks = build_pairs(blocks)
-            tests = self._blocks.shape[1] * CONSTANTS
-            self._groups = build_closings(np.pad(groups, ((0, 0), (0, tests - groups.shape[1]))))
+            pairs = build_pairs(blocks)
+            tests = pairs.shape[1] * CONSTANTS
+            steps = build_steps(np.pad(groups, ((0, 0), (0, tests - groups.shape[1]))))
+            self._values = ValueFolds(build_maps(), pairs, build_multiples(), steps)
+            self.bits = build_basis()
         else:
+            self.bits = _SINGLE_BITS
             self._blocks, self._groups = build_passes(blocks), build_passes(groups)
 
     def fold(self, rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """The sums of each row: (rows, size) to (rows, tests and some more, 64); size = groups * blocks * 64."""
-        if get_tier() == Tier.AVX2:
-            return fold_values(rows, build_maps(), self._blocks, self._groups)
+        if self._values is not None:
+            return self._values.fold(rows)
         return fold(rows, self._blocks, self._groups)

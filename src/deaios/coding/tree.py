@@ -42,8 +42,15 @@ def hash_leaves(row: NDArray[np.uint8]) -> Hashes:
 
 def build_levels(hashes: Hashes) -> Levels:
     """All levels of a tree over hashes, padded with zeros to a power of two, bottom first."""
-    levels = _climb_all(hashes[None])
-    return [level[0] for level in levels]
+    bottom = _fill(hashes[None])
+    nodes = _NODES.climb(bottom)
+    levels = [bottom[0]]
+    start, width = 0, len(bottom[0])
+    while width > 1:
+        width //= 2
+        levels.append(nodes[start : start + width])
+        start += width
+    return levels
 
 
 def climb(node: bytes, index: int, path: Sequence[bytes]) -> bytes:
@@ -66,9 +73,11 @@ def hash_rows(rows: NDArray[np.uint8]) -> Hashes:
         rows: (count, row_bytes), C order.
     """
     count = len(rows)
-    leaves = _LEAVES.hash(rows).reshape(count, -1, HASH_BYTES)
-    tops = _climb_all(leaves)[-1]
-    return np.frombuffer(b"".join(seal_row(top.tobytes()) for top in tops), np.uint8).reshape(count, HASH_BYTES)
+    leaves = _fill(_LEAVES.hash(rows).reshape(count, -1, HASH_BYTES))
+    nodes = _NODES.climb(leaves) if leaves.shape[1] > 1 else leaves.reshape(count, HASH_BYTES)
+    tops = nodes[len(nodes) - count :].tobytes()
+    hashes = [seal_row(tops[start : start + HASH_BYTES]) for start in range(0, len(tops), HASH_BYTES)]
+    return np.frombuffer(b"".join(hashes), np.uint8).reshape(count, HASH_BYTES)
 
 
 def seal_row(top: bytes) -> bytes:
@@ -86,12 +95,12 @@ def is_path(path: Sequence[bytes], depth: int) -> bool:
     return len(path) == depth and all(len(node) == HASH_BYTES for node in path)
 
 
-def _climb_all(hashes: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
-    """Levels of several trees of one size: (trees, count, 32) each."""
+def _fill(hashes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The lowest levels of several trees of one size, (trees, count, 32), with zeros up to a power of two, C order."""
     trees, count, _ = hashes.shape
     width = 1 << (count - 1).bit_length()
-    if width == count and hashes.flags.c_contiguous:
-        return _NODES.climb(hashes)
+    if width == count:
+        return np.ascontiguousarray(hashes)
     level = np.zeros((trees, width, HASH_BYTES), np.uint8)
     level[:, :count] = hashes
-    return _NODES.climb(level)
+    return level

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from deaios.coding.kernels.compiler import Function, compile_functions
 
-LANES = (16, 32)
-"""Tests done in one pass, 16 bits each: one or two 256-bit vectors."""
+LANES = (16, 24, 32)
+"""Tests done in one pass, 16 bits each: one 256-bit vector to two. Tables of fewer are in the cache more often."""
 
 POSITIONS = 32
 CHAINS = 4
@@ -90,7 +90,7 @@ def _write_code(lanes: int) -> Iterator[str]:
     yield "  br i1 %g_more, label %group, label %row_end"
     yield "row_end:"
     yield "  %source_end = getelementptr i8, ptr %source_next, i64 0"
-    yield f"  %place = getelementptr {vector}, ptr %out, i64 %r"
+    yield f"  %place = getelementptr [{lanes} x i16], ptr %out, i64 %r"
     yield f"  store {vector} %group_sum_next, ptr %place, align 2"
     yield "  %r_next = add i64 %r, 1"
     yield "  %r_more = icmp ult i64 %r_next, %row_count"
@@ -110,7 +110,7 @@ def _write_lookups(lanes: int, vector: str) -> Generator[str, None, str]:
         yield f"  %x{number} = load i8, ptr %p{number}"
         yield f"  %i{number} = zext i8 %x{number} to i64"
         yield f"  %t{number} = getelementptr i8, ptr {table}, i64 {position * 256 * lanes * 2}"
-        yield f"  %q{number} = getelementptr {vector}, ptr %t{number}, i64 %i{number}"
+        yield f"  %q{number} = getelementptr [{lanes} x i16], ptr %t{number}, i64 %i{number}"
         yield f"  %v{number} = load {vector}, ptr %q{number}, align 2"
         if number < CHAINS:
             chains.append(f"%v{number}")
@@ -126,7 +126,7 @@ def _write_lookups(lanes: int, vector: str) -> Generator[str, None, str]:
 
 def _write_product(name: str, table: str, index: str, value: str, lanes: int, vector: str) -> Iterator[str]:
     """Add value times this level's coefficients: for each set bit, the coefficient's product with it."""
-    yield f"  %{name}_row = getelementptr [16 x {vector}], ptr {table}, i64 {index}"
+    yield f"  %{name}_row = getelementptr [16 x [{lanes} x i16]], ptr {table}, i64 {index}"
     total = f"%{name}_sum"
     top = ", ".join(["i16 15"] * lanes)
     for bit in range(16):
@@ -134,7 +134,7 @@ def _write_product(name: str, table: str, index: str, value: str, lanes: int, ve
         up = ", ".join([f"i16 {15 - bit}"] * lanes)
         yield f"  %{here}_up = shl {vector} {value}, <{up}>"
         yield f"  %{here}_mask = ashr {vector} %{here}_up, <{top}>"
-        yield f"  %{here}_at = getelementptr {vector}, ptr %{name}_row, i64 {bit}"
+        yield f"  %{here}_at = getelementptr [{lanes} x i16], ptr %{name}_row, i64 {bit}"
         yield f"  %{here}_product = load {vector}, ptr %{here}_at, align 2"
         yield f"  %{here}_chosen = and {vector} %{here}_mask, %{here}_product"
         result = f"%{name}_sum_next" if bit == 15 else f"%{here}_total"

@@ -7,6 +7,7 @@ padding block is a constant and its schedule is computed when the code is writte
 
 import ctypes
 import hashlib
+import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -30,7 +31,10 @@ but six lose more where another thread shares the core."""
 ROUNDS = 64
 WORDS = 16
 _MASK = 0xFFFFFFFF
-_SIGNATURE = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p)
+_SIGNATURES = {
+    "hash": (ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p),
+    "climb": (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p),
+}
 
 
 def _first_primes(count: int) -> list[int]:
@@ -84,69 +88,107 @@ class Hasher:
         assert messages.size % self.message_bytes == 0
         count = messages.size // self.message_bytes
         hashes = np.empty((count, HASH_BYTES), np.uint8)
-        function, lanes = _find_function(self.message_bytes, self.tag)
-        if function is None or count * PADDED_MAX < lanes:
+        kernel = _find_kernel(self.message_bytes, self.tag)
+        if kernel is None or count * PADDED_MAX < kernel.least:
             self._hash_each(messages, hashes)
-        elif count < lanes:
-            padded = np.zeros((lanes, self.message_bytes), np.uint8)
+        elif count < kernel.least:
+            padded = np.zeros((kernel.least, self.message_bytes), np.uint8)
             padded.reshape(-1)[: messages.size] = messages.reshape(-1)
             return self.hash(padded)[:count]
         elif count:
-            function(messages.ctypes.data, count, hashes.ctypes.data)
+            kernel.hash(messages.ctypes.data, count, hashes.ctypes.data)
         return hashes
 
-    def climb(self, hashes: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
+    def climb(self, hashes: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Hash pairs of hashes, pairs of what comes out, and so on until each tree has one.
 
         Args:
             hashes: (trees, width, 32) uint8, C order, width a power of two.
 
         Returns:
-            The levels, `hashes` first, of half the width each.
+            (trees * (width - 1), 32) uint8: the levels one after another, first that of half the width, last the tops.
         """
         assert hashes.flags.c_contiguous
         assert self.message_bytes == 2 * HASH_BYTES
-        function, lanes = _find_function(self.message_bytes, self.tag)
         trees, width, _ = hashes.shape
-        levels = [hashes]
-        source: int = hashes.ctypes.data
-        room = np.empty((trees * (width - 1), HASH_BYTES), np.uint8)
-        target: int = room.ctypes.data
+        assert width & (width - 1) == 0, "trees are full"
+        nodes = np.empty((trees * (width - 1), HASH_BYTES), np.uint8)
+        kernel = _find_kernel(self.message_bytes, self.tag)
+        assert kernel is not None, "every tier has one for single blocks"
+        kernel.climb(hashes.ctypes.data, trees * width, trees, nodes.ctypes.data)
         start = 0
         while width > 1:
             width //= 2
             count = trees * width
-            level = room[start : start + count]
-            if function is None or count < lanes:
-                level[:] = self.hash(levels[-1])
-            else:
-                function(source, count, target)
-            levels.append(level.reshape(trees, width, HASH_BYTES))
-            source, target, start = target, target + level.nbytes, start + count
-        return levels
+            if count < kernel.least:
+                nodes[start : start + count] = self.hash(nodes[start - 2 * count : start] if start else hashes)
+            start += count
+        return nodes
 
     def _hash_each(self, messages: NDArray[np.uint8], hashes: NDArray[np.uint8]) -> None:
-        data, tag, size = messages.reshape(-1).data, bytes([self.tag]), self.message_bytes
-        joined = bytearray()
-        for start in range(0, len(data), size):
-            state = hashlib.sha256(data[start : start + size])
+        hash_start, tag = hashlib.sha256, bytes([self.tag])
+        digests = []
+        for (message,) in struct.iter_unpack(f"{self.message_bytes}s", messages.reshape(-1).data):
+            state = hash_start(message)
             state.update(tag)
-            joined += state.digest()
-        hashes.reshape(-1)[:] = np.frombuffer(joined, np.uint8)
+            digests.append(state.digest())
+        hashes.reshape(-1)[:] = np.frombuffer(b"".join(digests), np.uint8)
+
+
+@dataclass(frozen=True, slots=True)
+class _Kernel:
+    """Compiled code of one hasher.
+
+    Attributes:
+        hash: of messages.
+        climb: all levels of some trees that have `least` hashes or more.
+        least: messages that `hash` needs at least.
+    """
+
+    hash: Callable[..., None]
+    climb: Callable[..., None]
+    least: int
 
 
 @cache
-def _find_function(message_bytes: int, tag: int) -> tuple[Callable[..., None] | None, int]:
-    """The tier's function, and how many messages it needs at least; None where hashlib is as good."""
-    lanes = {Tier.PORTABLE: 0, Tier.AVX2: 8, Tier.AVX512: 16}[get_tier()]
-    if not lanes:
-        return None, 0
+def _find_kernel(message_bytes: int, tag: int) -> _Kernel | None:
+    """The tier's kernel; None where hashlib is as good, as for long messages: the processor may help it there."""
+    lanes = {Tier.PORTABLE: 8, Tier.AVX2: 8, Tier.AVX512: 16}[get_tier()]
     blocks = message_bytes // BLOCK_BYTES
-    if "sha" in get_features() and lanes < 16:
-        lanes, code = 1, write_streams("hash", blocks, tag, STREAMS)
+    if get_tier() == Tier.PORTABLE and blocks > 1:
+        return None
+    if get_tier() == Tier.AVX2 and "sha" in get_features():
+        least, code = 1, write_streams("hash", blocks, tag, STREAMS)
     else:
-        code = write_lanes("hash", blocks, tag, lanes)
-    return compile_functions(code, {"hash": _SIGNATURE})["hash"], lanes
+        least, code = lanes, write_lanes("hash", blocks, tag, lanes)
+    functions = compile_functions(f"{code}\n{write_climb('climb', 'hash', least)}", _SIGNATURES)
+    return _Kernel(functions["hash"], functions["climb"], least)
+
+
+def write_climb(name: str, hash_name: str, least: int) -> str:
+    """`name(hashes, count, trees, nodes)`: level after level while there are `least` pairs, one of each tree."""
+    return f"""
+define void @{name}(ptr %hashes, i64 %count, i64 %trees, ptr %nodes) {{
+entry:
+  br label %level
+level:
+  %source = phi ptr [%hashes, %entry], [%target, %work]
+  %target = phi ptr [%nodes, %entry], [%target_next, %work]
+  %width = phi i64 [%count, %entry], [%pairs, %work]
+  %pairs = lshr i64 %width, 1
+  %below = icmp uge i64 %pairs, %trees
+  %enough = icmp uge i64 %pairs, {least}
+  %more = and i1 %below, %enough
+  br i1 %more, label %work, label %end
+work:
+  call void @{hash_name}(ptr %source, i64 %pairs, ptr %target)
+  %target_bytes = mul i64 %pairs, {HASH_BYTES}
+  %target_next = getelementptr i8, ptr %target, i64 %target_bytes
+  br label %level
+end:
+  ret void
+}}
+"""
 
 
 def _pad(blocks: int, tag: int) -> list[int]:

@@ -6,7 +6,6 @@ used. Source: Lin, Chung, Han 2014; Leopard (BSD licence) for the order of steps
 """
 
 import ctypes
-from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -30,8 +29,8 @@ WORK_BYTES = 256 << 10
 
 
 def transform(
-    sources: Sequence[NDArray[np.uint8]],
-    targets: Sequence[NDArray[np.uint8]],
+    sources: NDArray[np.uint8],
+    targets: NDArray[np.uint8],
     inverse: NDArray[np.uint8],
     forward: NDArray[np.uint8],
     bases: NDArray[np.uint8] | None = None,
@@ -39,8 +38,8 @@ def transform(
     """Compute recovery rows from data rows.
 
     Args:
-        sources: data rows of one size, a multiple of 256 bytes, each in one piece.
-        targets: recovery rows to write, of the same size, each in one piece.
+        sources: (data rows, size), size a multiple of 256 bytes, each row in one piece.
+        targets: (recovery rows, size) to write, each in one piece.
         inverse: (parts of the data rows, width - 1, 128) tables of their transforms, layer by layer upwards.
         forward: (parts of the recovery rows, width - 1, 128) tables of theirs, layer by layer downwards.
         bases: where all constants are in GF(256) and the tier has use for it: tables of the changes to and from the
@@ -48,17 +47,17 @@ def transform(
             added to the low one, and what it becomes; by its low and its high half.
     """
     width = inverse.shape[1] + 1
-    size = sources[0].size
+    size = sources.shape[1]
     assert size % STRIP_BYTES_MIN == 0
     assert len(inverse) == -(-len(sources) // width)
     assert len(forward) == -(-len(targets) // width)
-    assert all(row.size == size and row.flags.c_contiguous for row in (*sources, *targets))
+    assert targets.shape[1] == size
+    assert sources.strides[1] == targets.strides[1] == 1
     assert inverse.flags.c_contiguous
     assert forward.flags.c_contiguous
     strip = min(size, STRIP_BYTES_MAX, max(STRIP_BYTES_MIN, WORK_BYTES // width))
     work = make_aligned(2 * width * strip)
-    read = (ctypes.c_void_p * len(sources))(*(row.ctypes.data for row in sources))
-    written = (ctypes.c_void_p * len(targets))(*(row.ctypes.data for row in targets))
+    read, written = _list_pointers(sources), _list_pointers(targets)
     _compile(bases is not None)(
         read,
         len(sources),
@@ -72,6 +71,12 @@ def transform(
         strip,
         *(() if bases is None else (bases[0].ctypes.data, bases[1].ctypes.data)),
     )
+
+
+def _list_pointers(rows: NDArray[np.uint8]) -> ctypes.Array[ctypes.c_void_p]:
+    """Where rows begin."""
+    start, step = rows.ctypes.data, rows.strides[0]
+    return (ctypes.c_void_p * len(rows))(*(start + step * index for index in range(len(rows))))
 
 
 @cache

@@ -18,24 +18,33 @@ SYMBOLS = 32
 _BYTES, _WORDS = f"<{SYMBOLS} x i8>", f"<{SYMBOLS} x i16>"
 
 
-def weigh(chunks: NDArray[np.uint8], tables: NDArray[np.uint16]) -> NDArray[np.uint16]:
-    """Sum the symbols of chunks.
+class Weights:
+    """Constants of 32 symbols, for each of some tests."""
 
-    Args:
-        chunks: (rows, tests and perhaps more, 64), C order.
-        tables: (tests, 16, 32): products of the constants of a test and every single bit.
+    __slots__ = ("_arguments", "_function", "_tables")
 
-    Returns:
-        (rows, tests) uint16.
-    """
-    rows, width, _ = chunks.shape
-    tests = len(tables)
-    assert width >= tests
-    assert chunks.flags.c_contiguous
-    assert tables.flags.c_contiguous
-    sums = np.empty((rows, tests), np.uint16)
-    _compile()(chunks.ctypes.data, rows, width * CHUNK_BYTES, tables.ctypes.data, tests, sums.ctypes.data)
-    return sums
+    def __init__(self, tables: NDArray[np.uint16]) -> None:
+        """Take tables, (tests, 16, 32): products of the constants of a test and every single bit."""
+        self._tables = np.ascontiguousarray(tables)
+        self._arguments = (self._tables.ctypes.data, len(tables))
+        self._function = _compile()
+
+    def weigh(self, chunks: NDArray[np.uint8]) -> NDArray[np.uint16]:
+        """Sum the symbols of chunks.
+
+        Args:
+            chunks: (rows, tests and perhaps more, 64), C order.
+
+        Returns:
+            (rows, tests) uint16.
+        """
+        rows, width, _ = chunks.shape
+        tests = len(self._tables)
+        assert width >= tests
+        assert chunks.flags.c_contiguous
+        sums = np.empty((rows, tests), np.uint16)
+        self._function(chunks.ctypes.data, rows, width * CHUNK_BYTES, *self._arguments, sums.ctypes.data)
+        return sums
 
 
 @cache
