@@ -119,7 +119,7 @@ async def test_too_few_attestations_cost_nothing(village, kit):
     assert await village.contracts.credit.balance_of(village.user.address) == before
 
 
-async def test_any_five_of_sixteen_give_it_back_and_four_say_what_is_missing(village):
+async def test_any_five_of_sixteen_give_it_back_and_four_say_what_is_missing(village, tmp_path):
     await village.start_members()
     await village.begin_epoch()
     content = make_bytes(2_000_000)
@@ -138,6 +138,9 @@ async def test_any_five_of_sixteen_give_it_back_and_four_say_what_is_missing(vil
     assert (sample.is_available, sample.confidence, len(sample.rows)) == (True, 1, 5)
 
     await holders[0].stop()
+    with pytest.raises(UnavailableRows, match="4 of 5 rows found"):
+        await village.client().get_file(blob_id, tmp_path / "target" / "file")
+    assert not (tmp_path / "target").exists()
     with pytest.raises(UnavailableRows, match="4 of 5 rows found") as caught:
         await village.client().get_bytes(blob_id, 1 << 24)
     left = {seat_of(village, certificate, member.number) for member in holders[1:5]}

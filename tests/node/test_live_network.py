@@ -265,9 +265,10 @@ def test_blobs_are_published_sampled_proven_and_answered_for(network: Running, t
     assert (refused.returncode, json.loads(refused.stdout)) == (1, {"proven": False})
     end = deaios_json("blob", "challenge", put["id"], "0", home=network.home)
     assert (end["answered"], end["slashed"]) == (True, 0)
-    unknown = deaios("blob", "get", other, "--json", home=network.home)
+    unknown = deaios("blob", "get", other, "-o", str(tmp_path / "none"), "--json", home=network.home)
     assert unknown.returncode == 2
     assert "no certificate" in json.loads(unknown.stdout)["error"]["message"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out", "proof"]
 
 
 def test_connect_and_wallet_tell_what_to_paste(network: Running, status: Any) -> None:

@@ -6,6 +6,7 @@ up by repeating it. A target appears only when the whole content was checked.
 """
 
 import asyncio
+import contextlib
 import os
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, Callable
@@ -285,25 +286,30 @@ class BlobClient:
             UnavailableDisk: the target cannot be written.
             NotFound, UnavailableExpired, UnavailableRows, InvalidContent: as `get_bytes`.
         """
+        blob = await self.open(blob_id)
         partial = target.with_name(f".{target.name}.{blob_id.commitment.hex()[:16]}.part")
         try:
             partial.parent.mkdir(parents=True, exist_ok=True)
             kept = partial.stat().st_size if partial.exists() else 0
             try:
                 with partial.open("r+b" if kept else "wb") as file:
-                    size = await self._get(blob_id, file, kept, progress)
+                    size = await self._write(blob, file, kept, progress)
                     await asyncio.to_thread(_sync, file)
             except InvalidContent:
                 partial.unlink()  # what an interrupted run left was damaged: once more, from nothing
                 if not kept:
                     raise
                 with partial.open("wb") as file:
-                    size = await self._get(blob_id, file, 0, progress)
+                    size = await self._write(blob, file, 0, progress)
                     await asyncio.to_thread(_sync, file)
             partial.replace(target)
             await asyncio.to_thread(fsync_folder, target.parent)
         except OSError as error:
             raise UnavailableDisk(f"cannot write {target}: {error}") from error
+        finally:
+            with contextlib.suppress(OSError):
+                if partial.stat().st_size == 0:  # nothing came: nothing to go on from
+                    partial.unlink()
         return size
 
     async def prove(self, blob_id: BlobId) -> BlobProof:
@@ -353,9 +359,8 @@ class BlobClient:
             raise InvalidContent(f"segment of {len(data)} bytes, the manifest says {segment.size_bytes}")
         return data
 
-    async def _get(self, blob_id: BlobId, target: BinaryIO, kept: int, progress: Progress | None) -> int:
+    async def _write(self, blob: OpenBlob, target: BinaryIO, kept: int, progress: Progress | None) -> int:
         """Write a blob's content; the first `kept` bytes of `target` may be whole segments of it already."""
-        blob = await self.open(blob_id)
         if isinstance(blob.payload, Large):
             return await self._get_large(blob.payload.manifest, target, kept, progress)
         content = _content_of(blob)
