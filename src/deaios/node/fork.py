@@ -117,19 +117,26 @@ class Nursery:
         connection = await self._ensure()
         stdin_read, stdin_write = os.pipe()
         stderr_read, stderr_write = os.pipe()
+        try:
+            reader, listening = await _open_reader(stderr_read)
+        except BaseException:  # cancellation too: no descriptor is left behind
+            for descriptor in (stdin_read, stdin_write, stderr_write):
+                os.close(descriptor)
+            raise
         forked: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._forked.append(forked)
         try:
             socket.send_fds(connection, [msgspec.json.encode(request)], [stdin_read, stderr_write])
             pid = await forked
-        except BaseException:
+        except BaseException:  # whoever asked is gone: without its standard input, a role that was forked ends
             os.close(stdin_write)
-            os.close(stderr_read)
+            listening.close()
             raise
         finally:
             os.close(stdin_read)
             os.close(stderr_write)
-        role = Role(pid, await _open_reader(stderr_read), stdin_write)
+        # Nothing is awaited from here on: a role that runs is one that is known.
+        role = Role(pid, reader, stdin_write)
         self._roles[pid] = role
         if pid in self._early:
             self._end(pid, self._early.pop(pid))
@@ -204,11 +211,17 @@ class Nursery:
                 await process.wait()
 
 
-async def _open_reader(descriptor: int) -> asyncio.StreamReader:
+async def _open_reader(descriptor: int) -> tuple[asyncio.StreamReader, asyncio.ReadTransport]:
     reader = asyncio.StreamReader(limit=LINE_BYTES_MAX)
     pipe = os.fdopen(descriptor, "rb", 0)
-    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
-    return reader
+    try:
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), pipe
+        )
+    except BaseException:  # cancellation too
+        pipe.close()
+        raise
+    return reader, transport
 
 
 async def _await_orphan(role: Role) -> None:

@@ -199,8 +199,7 @@ class BlobClient:
                 done += certificate.length
                 if progress:
                     progress(done, size_bytes)
-        except Exception:
-            # The others may be paid already; ended, they are on the bill, and a repetition finds them.
+        except Exception:  # whatever it was: the others may be paid already, and what has ended is on the bill
             await asyncio.gather(*flying, return_exceptions=True)
             raise
         finally:
