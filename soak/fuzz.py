@@ -27,14 +27,13 @@ HOW_TO_GET = "atheris is not installed; get it with: .venv/bin/uv pip install --
 
 def load_decoders() -> ModuleType:
     """The targets, which the tests own."""
-    path = ROOT / "tests/fuzz/decoders.py"
-    spec = importlib.util.spec_from_file_location("decoders", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["decoders"] = module
-    spec.loader.exec_module(module)
-    return module
+    for name in ("fuzz_target", "decoders_rows", "decoders"):
+        spec = importlib.util.spec_from_file_location(name, ROOT / f"tests/fuzz/{name}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules["decoders"]
 
 
 def search(budget: Budget) -> str:
@@ -100,7 +99,7 @@ def fuzz(names: list[str], seconds: int, seed: int, place: Path) -> int:
 
 
 def _fuzz_one(atheris: ModuleType, decoders: ModuleType, target: Any, seconds: int, seed: int, place: Path) -> NoReturn:
-    # Any: `decoders.Target`, from a module that is loaded by its path
+    # Any: `fuzz_target.Target`, from a module that is loaded by its path
     corpus = place / "corpus"
     corpus.mkdir(parents=True)
     for index, data in enumerate(target.seeds):
@@ -109,7 +108,7 @@ def _fuzz_one(atheris: ModuleType, decoders: ModuleType, target: Any, seconds: i
         os.dup2(log.fileno(), sys.stderr.fileno())
 
     def test_one(data: bytes) -> None:
-        decoders.check(target, data)
+        sys.modules["fuzz_target"].check(target, data)
 
     options = [
         f"-max_total_time={seconds}",

@@ -8,19 +8,16 @@ import functools
 import json
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
 import msgspec
+from decoders_rows import da_targets, rows_targets
+from fuzz_target import Skipped, Target, as_json, as_text, as_typed
 
 from deaios.alignment import answer, documents, evidence
 from deaios.chain import blocks, genesis, journal_text, rpc
-from deaios.coding import head, matrix, parameters
 from deaios.compute import commitments, gguf_file, records, template, tokenizer
-from deaios.da import blob
-from deaios.da import proof as blob_proof
-from deaios.da import wire as da_wire
 from deaios.ledger import abi, artifacts, committee, descriptor, eip712, rlp, selection, settings, structs, transactions
 from deaios.ledger import records as chain_records
 from deaios.ledger.client import rpc as rpc_client
@@ -30,8 +27,6 @@ from deaios.market.buyer.client import purchase
 from deaios.node import config, folder, keystore
 from deaios.primitives import encoding, keys
 from deaios.primitives.errors import DeaiosError
-from deaios.rows import manifest, message
-from deaios.runtime import ranges
 from deaios.runtime.client import read_failure
 from deaios.runtime.dice import SystemDice
 
@@ -39,78 +34,6 @@ ROOT = Path(__file__).resolve().parents[2]
 SPEC = ROOT / "docs/spec"
 INPUT_BYTES_MAX = 64 << 10
 """Longer inputs find nothing more and take longer."""
-
-
-@dataclass(frozen=True)
-class Target:
-    """One decoder.
-
-    Attributes:
-        name: for people and for the command that repeats a finding.
-        decode: takes the bytes.
-        covers: the decoders behind it, as `module.function` below `deaios`.
-        seeds: valid inputs to start from.
-        encode: the canonical spelling of a value, where there is one.
-        refuses: error types beside `DeaiosError` that are typed refusals too.
-    """
-
-    name: str
-    decode: Callable[[bytes], object]
-    covers: tuple[str, ...]
-    seeds: tuple[bytes, ...] = ()
-    encode: Callable[[object], bytes] | None = None
-    refuses: tuple[type[Exception], ...] = field(default=())
-
-
-class Broken(AssertionError):
-    """A decoder broke its promise."""
-
-
-def check(target: Target, data: bytes) -> bool:
-    """Whether the bytes were accepted.
-
-    Raises:
-        Broken: an error without a type, or a second spelling.
-    """
-    try:
-        value = target.decode(data)
-    except (DeaiosError, *target.refuses) as error:
-        if not str(error).isprintable() and len(str(error)) > 10_000:
-            raise Broken(f"{target.name}: an error message of {len(str(error))} characters") from error
-        return False
-    except Exception as error:
-        raise Broken(f"{target.name}: {type(error).__name__}: {str(error)[:300]} on {data[:200]!r}") from error
-    if target.encode is not None and target.encode(value) != data:
-        raise Broken(f"{target.name}: accepts a second spelling {data[:300]!r} of {target.encode(value)[:300]!r}")
-    return True
-
-
-class Skipped(DeaiosError):
-    """Bytes that the layer before the decoder does not let through."""
-
-
-def _json(data: bytes) -> object:
-    """Bytes as the JSON value that a decoder of values gets."""
-    try:
-        encoding.validate_json_depth(data)
-        return msgspec.json.decode(data)
-    except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
-        raise Skipped(str(error)) from error
-
-
-def _text(data: bytes) -> str:
-    return data.decode("utf-8", "surrogatepass") if data.isascii() else data.decode("utf-8", "surrogateescape")
-
-
-def _typed(kind: type, read: Callable[[object], object]) -> Callable[[bytes], object]:
-    def decode(data: bytes) -> object:
-        try:
-            value = msgspec.json.decode(data, type=kind)
-        except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
-            raise Skipped(str(error)) from error
-        return read(value)
-
-    return decode
 
 
 def _camel(value: dict) -> bytes:
@@ -148,7 +71,7 @@ def _struct_targets() -> list[Target]:
     return [
         Target(
             f"struct-{kind.__name__}",
-            functools.partial(lambda kind, data: eip712.decode_json(kind, _json(data)), kind),
+            functools.partial(lambda kind, data: eip712.decode_json(kind, as_json(data)), kind),
             ("ledger.eip712.decode_json",),
             (json.dumps(sample).encode(),),
         )
@@ -219,27 +142,27 @@ def _primitive_targets() -> list[Target]:
     return [
         Target(
             "hex",
-            lambda data: encoding.decode_hex(_text(data)),
+            lambda data: encoding.decode_hex(as_text(data)),
             ("primitives.encoding.decode_hex",),
             (b"0x", b"0x00ff"),
             lambda value: encoding.encode_hex(value).encode(),
         ),
         Target(
             "decimal",
-            lambda data: encoding.decode_decimal(_text(data), 64),
+            lambda data: encoding.decode_decimal(as_text(data), 64),
             ("primitives.encoding.decode_decimal",),
             (b"0", b"18446744073709551615"),
             lambda value: encoding.encode_decimal(value).encode(),
         ),
         Target(
             "address",
-            lambda data: keys.parse_address(_text(data)),
+            lambda data: keys.parse_address(as_text(data)),
             ("primitives.keys.parse_address",),
             (ADDRESS.encode(),),
         ),
         Target(
             "typed address",
-            lambda data: keys.read_address(_text(data)),
+            lambda data: keys.read_address(as_text(data)),
             ("primitives.keys.read_address",),
             (ADDRESS.encode(),),
         ),
@@ -250,142 +173,6 @@ def _primitive_targets() -> list[Target]:
             (keys.PrivateKey(b"\x01" * 32).sign_digest(bytes(32)),),
         ),
     ]
-
-
-def _rows_targets() -> list[Target]:
-    coded = matrix.encode(b"some bytes to code" * 20, parameters.Profile(2, 3))
-    row = message.build_message(coded, 1)
-    made = manifest.Manifest(parameters.Profile(2, 3), 5, bytes(32), (manifest.Segment(coded.commitment, 5),))
-    return [
-        Target(
-            "parameters",
-            parameters.decode_parameters,
-            ("coding.parameters.decode_parameters",),
-            (coded.head.parameters.encode(),),
-            lambda value: value.encode(),
-        ),
-        Target(
-            "head",
-            head.decode_head,
-            ("coding.head.decode_head",),
-            (coded.head.encode(),),
-        ),
-        Target(
-            "row message",
-            message.decode_message,
-            ("rows.message.decode_message",),
-            (row.encode(),),
-            lambda value: value.encode(),
-        ),
-        Target(
-            "row",
-            lambda data: message.validate_message(coded.commitment, 1, data),
-            ("rows.message.validate_message",),
-            (row.encode(),),
-            lambda value: value.encode(),
-        ),
-        Target(
-            "manifest",
-            manifest.decode_manifest,
-            ("rows.manifest.decode_manifest", "rows.manifest.open_manifest"),
-            (made.encode(),),
-            lambda value: value.encode(),
-        ),
-        Target(
-            "range",
-            lambda data: ranges.decode_range(_text(data), 1000),
-            ("runtime.ranges.decode_range",),
-            (b"bytes=0-499", b"bytes=500-", b"bytes=-1"),
-        ),
-    ]
-
-
-def _da_targets() -> list[Target]:
-    profile = parameters.Profile(2, 7)
-    items = [blob.Item(b"one", 1), blob.Item(b"two" * 500, 2**64 - 1), blob.Item(b"three", 0)]
-    segment = manifest.Segment(bytes(32), 5)
-    single, bundle = blob.encode_single(b"content"), blob.encode_bundle(items)
-    large = blob.encode_large(manifest.Manifest(profile, 5, bytes(32), (segment,)))
-    coded = matrix.encode(bundle, profile)
-    proofs = [blob_proof.encode_proof(blob_proof.prove_item(coded, number)) for number in range(len(items))]
-    proofs.append(blob_proof.encode_proof(blob_proof.prove_item(matrix.encode(single, profile), None)))
-    name = "0x" + "11" * 32
-    leaves = da_wire.build_leaves(message.build_message(coded, 1), range(1))
-    attestation = structs.RowAttestation(bytes(32), 1, 2, 2**64 - 1)
-    signature = da_wire.AttestationAnswer(3, "0x" + "11" * 65)
-    return [
-        Target(
-            "attestation request",
-            _typed(da_wire.AttestationBody, da_wire.read_attestation),
-            ("da.wire.read_attestation",),
-            (da_wire.encode_attestation(attestation),),
-        ),
-        Target(
-            "attestation answer",
-            _typed(da_wire.AttestationAnswer, da_wire.read_signature),
-            ("da.wire.read_signature",),
-            (msgspec.json.encode(signature),),
-        ),
-        Target(
-            "leaves of a row",
-            _typed(
-                da_wire.LeavesAnswer,
-                lambda answer: _check_leaves(coded, da_wire.read_leaves(coded.commitment, 1, range(1), answer)),
-            ),
-            ("da.wire.read_leaves",),
-            (msgspec.json.encode(leaves),),
-        ),
-        Target(
-            "blob payload",
-            blob.decode_payload,
-            ("da.blob.decode_payload",),
-            (single, bundle, large),
-            _encode_payload,
-        ),
-        Target(
-            "blob id",
-            lambda data: blob.parse_blob_id(_text(data)),
-            ("da.blob.parse_blob_id",),
-            (name.encode(), f"{name}.0".encode(), f"{name}.65535".encode()),
-            lambda value: str(value).encode(),
-        ),
-        Target(
-            "blob proof",
-            lambda data: _check_proof(coded.commitment, items, blob_proof.decode_proof(data)),
-            ("da.proof.decode_proof",),
-            tuple(proofs),
-            blob_proof.encode_proof,
-        ),
-    ]
-
-
-def _encode_payload(payload: object) -> bytes:
-    match payload:
-        case blob.Single(content):
-            return blob.encode_single(content)
-        case blob.Bundle():
-            return blob.encode_bundle(list(payload.iterate_items()))
-        case blob.Large(made):
-            return blob.encode_large(made)
-    raise Broken(f"{payload!r} is no payload")
-
-
-def _check_leaves(coded: matrix.CodedMatrix, found: list[bytes]) -> list[bytes]:
-    """Whatever was sent, only what was committed to is read."""
-    if found != [bytes(coded.get_row(1)[: parameters.LEAF_BYTES])]:
-        raise Broken(f"leaf 0 is read as {found[0][:80]!r}")
-    return found
-
-
-def _check_proof(commitment: bytes, items: list[blob.Item], given: blob_proof.BlobProof) -> blob_proof.BlobProof:
-    """Whatever was sent, only what is there is proven, and a proof under its own commitment breaks nothing."""
-    for number, item in enumerate(items):
-        proven = blob_proof.verify_item(blob.BlobId(commitment, number), given)
-        if proven is not None and (proven.content, proven.expires_at) != (item.content, item.expires_at):
-            raise Broken(f"item {number} is proven to be {proven.content[:80]!r}")
-    for number in (None, 0):
-        blob_proof.verify_item(blob.BlobId(given.commitment, number), given)
-    return given
 
 
 def _ledger_targets() -> list[Target]:
@@ -442,7 +229,9 @@ def _ledger_targets() -> list[Target]:
             ("ledger.client.bound.BoundContract.decode_log", "ledger.client.bound.BoundContract.decode_logs"),
             (bytes(96),),
         ),
-        Target("abi", lambda data: abi.parse_abi(_json(data)), ("ledger.abi.parse_abi",), (json.dumps(ABI).encode(),)),
+        Target(
+            "abi", lambda data: abi.parse_abi(as_json(data)), ("ledger.abi.parse_abi",), (json.dumps(ABI).encode(),)
+        ),
         Target(
             "revert",
             abi.decode_revert,
@@ -454,13 +243,13 @@ def _ledger_targets() -> list[Target]:
         ),
         Target(
             "descriptor fields",
-            lambda data: descriptor.decode_fields(_json(data)),
+            lambda data: descriptor.decode_fields(as_json(data)),
             ("ledger.descriptor.decode_fields",),
             (json.dumps(json.loads(_descriptor(key))["descriptor"]).encode(),),
         ),
         Target(
             "settings",
-            lambda data: settings.decode_settings(_json(data)),
+            lambda data: settings.decode_settings(as_json(data)),
             ("ledger.settings.decode_settings",),
             (json.dumps(settings.encode_settings(settings.LOCAL)).encode(),),
         ),
@@ -481,13 +270,13 @@ def _ledger_targets() -> list[Target]:
         ),
         Target(
             "block",
-            lambda data: chain_records.read_block(_json(data)),
+            lambda data: chain_records.read_block(as_json(data)),
             ("ledger.records.read_block",),
             (_camel(BLOCK),),
         ),
         Target(
             "chain receipt",
-            lambda data: chain_records.read_receipt(_json(data)),
+            lambda data: chain_records.read_receipt(as_json(data)),
             tuple(f"ledger.records.read_{name}" for name in ("receipt", "logs", "hash", "data", "quantity")),
             (_camel(RECEIPT),),
         ),
@@ -558,7 +347,7 @@ def _chain_targets() -> list[Target]:
         *(
             Target(
                 f"rpc {name}",
-                functools.partial(lambda read, data: read(_json(data)), read),
+                functools.partial(lambda read, data: read(as_json(data)), read),
                 tuple(f"chain.rpc.read_{covered}" for covered in covers),
                 (json.dumps(sample).encode(),),
                 refuses=fault,
@@ -580,7 +369,7 @@ def _chain_targets() -> list[Target]:
         ),
         Target(
             "journal text",
-            lambda data: journal_text.read_journal(_text(data)),
+            lambda data: journal_text.read_journal(as_text(data)),
             ("chain.journal_text.read_journal",),
             (JOURNAL.encode(),),
         ),
@@ -741,7 +530,7 @@ def _market_targets() -> list[Target]:
         ),
         Target(
             "offer",
-            _typed(
+            as_typed(
                 wire.OfferAnswer,
                 lambda value: offers.validate_offer(
                     structs.protocol_domain(1, keys.Address(bytes(20))),
@@ -753,17 +542,17 @@ def _market_targets() -> list[Target]:
             ("market.wire.read_offer",),
             (offer,),
         ),
-        Target("outcome", _typed(wire.OutcomeAnswer, wire.read_outcome), ("market.wire.read_outcome",), (outcome,)),
-        Target("stored batch", _typed(wire.BatchAnswer, wire.read_batch), ("market.wire.read_batch",), (stored,)),
+        Target("outcome", as_typed(wire.OutcomeAnswer, wire.read_outcome), ("market.wire.read_outcome",), (outcome,)),
+        Target("stored batch", as_typed(wire.BatchAnswer, wire.read_batch), ("market.wire.read_batch",), (stored,)),
         Target(
             "proof answer",
-            _typed(wire.ProofAnswer, wire.read_proof),
+            as_typed(wire.ProofAnswer, wire.read_proof),
             ("market.wire.read_proof",),
             (_camel({"receiptDigest": HASH, "proof": proof}),),
         ),
         Target(
             "batch proof",
-            lambda data: batches.BatchProof.decode_json(_json(data)),
+            lambda data: batches.BatchProof.decode_json(as_json(data)),
             ("market.batches.BatchProof.decode_json",),
             (_camel(proof),),
         ),
@@ -776,12 +565,14 @@ def _market_targets() -> list[Target]:
         ),
         Target(
             "opening",
-            lambda data: opening.Opening.decode_json(_json(data)),
+            lambda data: opening.Opening.decode_json(as_json(data)),
             ("market.opening.Opening.decode_json",),
             (_opening_json(),),
         ),
-        Target("ids", lambda data: opening.read_ids(_json(data), 100), ("market.opening.read_ids",), (b"[1,2,3]",)),
-        Target("url", lambda data: offers.validate_url(_text(data)), (), (b"http://127.0.0.1:1/a", b"https://[::1]:2")),
+        Target("ids", lambda data: opening.read_ids(as_json(data), 100), ("market.opening.read_ids",), (b"[1,2,3]",)),
+        Target(
+            "url", lambda data: offers.validate_url(as_text(data)), (), (b"http://127.0.0.1:1/a", b"https://[::1]:2")
+        ),
     ]
 
 
@@ -858,8 +649,8 @@ def all_targets() -> dict[str, Target]:
     """Every target by name."""
     groups = (
         _primitive_targets,
-        _rows_targets,
-        _da_targets,
+        rows_targets,
+        da_targets,
         _struct_targets,
         _ledger_targets,
         _chain_targets,
