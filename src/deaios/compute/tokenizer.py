@@ -62,7 +62,8 @@ def _byte_alphabet() -> Mapping[int, str]:
     return {byte: chr(byte) for byte in printable} | {byte: chr(0x100 + place) for place, byte in enumerate(hidden)}
 
 
-_BYTE_OF: Final = {character: byte for byte, character in _byte_alphabet().items()}
+_LATIN_OF: Final = {ord(character): byte for byte, character in _byte_alphabet().items()}
+"""Code point of a stand-in to its byte, which is also a Latin-1 code point."""
 
 
 def _build_splitter(pre: str) -> pre_tokenizers.PreTokenizer:
@@ -94,8 +95,10 @@ class Tokenizer:
             text: index for index, (text, kind) in enumerate(zip(tokens, types, strict=True)) if kind == _CONTROL
         }
         self._special_names: Mapping[int, str] = {index: text for text, index in self.special_ids.items()}
+        _validate_alphabet(tokens, types)
         self._bytes: tuple[bytes, ...] = tuple(
-            b"" if kind == _CONTROL else _bytes_of(text) for text, kind in zip(tokens, types, strict=True)
+            b"" if kind == _CONTROL else text.translate(_LATIN_OF).encode("latin-1")
+            for text, kind in zip(tokens, types, strict=True)
         )
         self._core = _build_core(model, tokens, self.special_ids)
         self.named_specials: Mapping[str, str] = _read_named(model, tokens)
@@ -213,11 +216,12 @@ def _read_vocabulary(model: ModelFile) -> tuple[Sequence[str], Sequence[int]]:
     return tokens, [int(item) for item in types]
 
 
-def _bytes_of(text: str) -> bytes:
-    try:
-        return bytes(_BYTE_OF[character] for character in text)
-    except KeyError as error:
-        raise InvalidTokenizer(f"token {text[:40]!r} is not spelled in the byte alphabet") from error
+def _validate_alphabet(tokens: Sequence[str], types: Sequence[int]) -> None:
+    strange = set[str]().union(*(text for text, kind in zip(tokens, types, strict=True) if kind == _NORMAL))
+    strange -= {chr(point) for point in _LATIN_OF}
+    if strange:
+        text = next(text for text, kind in zip(tokens, types, strict=True) if kind == _NORMAL and strange & set(text))
+        raise InvalidTokenizer(f"token {text[:40]!r} is not spelled in the byte alphabet")
 
 
 def _build_core(model: ModelFile, tokens: Sequence[str], special: Mapping[str, int]) -> tokenizers.Tokenizer:

@@ -12,6 +12,7 @@ from deaios.compute.service import EngineService
 from deaios.node.config import EngineConfig
 from deaios.node.folder import StateFolder
 from deaios.node.models import ModelFiles
+from deaios.node.passed import PassedChecks
 
 
 def count_threads(config: EngineConfig, sharing: int = 1) -> int:
@@ -46,7 +47,7 @@ def open_configured_engine(
 def open_checked_engine(
     config: EngineConfig, files: ModelFiles, *, sequences_max: int, sharing: int = 1, kind: EngineKind | None = None
 ) -> Engine:
-    """Load the served file of a record and refuse an engine whose numbers are off.
+    """Load the served file of a record and refuse an engine whose numbers are off; tested once per boot.
 
     Raises:
         RefusedEngine: the known-answer test failed.
@@ -59,7 +60,15 @@ def open_checked_engine(
     engine = open_configured_engine(config, files.served, sequences_max=sequences_max, sharing=sharing, kind=kind)
     with ExitStack() as stack:
         stack.callback(engine.close)
-        run_selftest(engine, answers)
+        shape = (
+            engine.profile.digest().hex(),
+            answers.tensors_root.hex(),
+            engine.sequences_max,
+            count_threads(config, sharing),
+        )
+        with PassedChecks(files.served.parent).once("selftest", files.served, *shape) as is_wanted:
+            if is_wanted:
+                run_selftest(engine, answers)
         stack.pop_all()
     return engine
 

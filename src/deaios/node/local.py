@@ -6,6 +6,7 @@ whether it was done.
 
 import asyncio
 import contextlib
+import importlib
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -17,7 +18,6 @@ import msgspec
 
 from deaios.node.config import Config, load_config
 from deaios.node.folder import RoleSpec, StateFolder
-from deaios.node.founding import begin_first_epoch, found_network
 from deaios.node.session import open_keystore
 from deaios.node.status import Status, read_status
 from deaios.node.supervisor import Supervisor, UnavailableRole
@@ -135,11 +135,16 @@ class LocalNetwork:
         kinds = ("storage", "da", "provider", "auditor")
         by_kind = {kind: [role for role in roles if role.kind == kind] for kind in kinds}
         self._report("starting the chain and the storage nodes")
+        # A second of modules, loaded while the roles' nursery loads its own on another core.
+        loading = asyncio.create_task(asyncio.to_thread(importlib.import_module, "deaios.node.founding"))
         for role in (roles[0], *by_kind["storage"]):
             await self.supervisor.start(role)
         urls = await self.supervisor.wait_ready("chain", *(role.name for role in by_kind["storage"]))
         self.chain_url = urls.pop("chain")
         keystore, members = open_keystore(self.folder), by_kind["da"]
+        await loading
+        from deaios.node.founding import begin_first_epoch, found_network  # noqa: PLC0415 - loaded just above
+
         await found_network(self.folder, keystore, self.chain_url, urls, len(members), self._report)
         self._report("starting data availability, providers, auditors and the gateway")
         rest = (*members, *by_kind["provider"], *by_kind["auditor"], roles[-1])

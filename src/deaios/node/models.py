@@ -31,6 +31,7 @@ from deaios.compute.tokenizer import Tokenizer
 from deaios.ledger.client.contracts import Contracts
 from deaios.node.folder import StateFolder
 from deaios.node.model_package import MODEL_FILE, MODEL_NAME, MODEL_SHA256
+from deaios.node.passed import PassedChecks
 from deaios.primitives.errors import Unavailable
 from deaios.storage.client import StorageClient
 
@@ -155,22 +156,28 @@ async def ensure_model(
                 raise UnavailableModelFiles(f"{record.name} is not in {folder.models}; fetch it or pass its file")
             report(f"fetching {record.name} ({file.size_bytes / 1e6:.0f} MB) from storage, row by row")
             await storage.get_file(file.manifest, source)
-        found = await asyncio.to_thread(_sha256_file, source)
-        if found != file.sha256:
-            source.unlink()
-            raise UnavailableModelFiles(f"{source} has SHA-256 {found.hex()}, the record says {file.sha256.hex()}")
+        await asyncio.to_thread(_check_source, source, file.sha256)
         if not served.exists():
             report(f"expanding {record.name} to F16")
             await asyncio.to_thread(expand_to_f16, source, served)
-        root = await asyncio.to_thread(compute_tensors_root, served)
-        if root != record.tensors_root:
-            served.unlink()
-            raise UnavailableModelFiles(
-                f"{served} has tensors root 0x{root.hex()}, the record says 0x{record.tensors_root.hex()}"
-            )
+        await asyncio.to_thread(_check_served, served, record.tensors_root)
     finally:
         await asyncio.to_thread(lock.release)
     return ModelFiles(record, source, served)
+
+
+def _check_source(source: Path, wanted: bytes) -> None:
+    with PassedChecks(source.parent).once("sha256", source, wanted.hex()) as is_wanted:
+        if is_wanted and (found := _sha256_file(source)) != wanted:
+            source.unlink()
+            raise UnavailableModelFiles(f"{source} has SHA-256 {found.hex()}, the record says {wanted.hex()}")
+
+
+def _check_served(served: Path, wanted: bytes) -> None:
+    with PassedChecks(served.parent).once("tensors", served, wanted.hex()) as is_wanted:
+        if is_wanted and (found := compute_tensors_root(served)) != wanted:
+            served.unlink()
+            raise UnavailableModelFiles(f"{served} has tensors root 0x{found.hex()}, the record says 0x{wanted.hex()}")
 
 
 def adopt_served_source(folder: StateFolder, record: ModelRecord, file: Path) -> None:
