@@ -22,7 +22,7 @@ from bench.litellm_peer import MODEL, serving_litellm
 from bench.processes import AbsentServer, serving
 from bench.rows import Row, Run, alone, compare, skip
 from deaios.node.folder import RoleSpec, StateFolder
-from deaios.node.founding import found_network
+from deaios.node.founding import Ground, found_network
 from deaios.node.model_package import MODEL_NAME
 from deaios.node.session import open_keystore
 from deaios.node.status import API_KEY_NAME
@@ -203,7 +203,8 @@ async def _network(root: Path) -> AsyncIterator[tuple[str, str]]:
             await supervisor.start(spec)
         urls = await supervisor.wait_ready("chain", *(spec.name for spec in storage))
         chain_url = urls.pop("chain")
-        await found_network(folder, open_keystore(folder), chain_url, urls, lambda _text: None)
+        ground = Ground(chain_url, chain_url)
+        await found_network(folder, open_keystore(folder), ground, urls, 0, lambda _text: None)
         with ExitStack() as stack:
             provider = serving(root, str(DELAY_MS), module="bench.fixed_provider")
             await asyncio.to_thread(stack.enter_context, provider)

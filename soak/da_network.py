@@ -25,7 +25,7 @@ from deaios.ledger.settings import LOCAL
 from deaios.ledger.suite import CREDIT_NAME, CREDIT_SYMBOL, CREDIT_VERSION
 from deaios.node.config import SupervisorConfig
 from deaios.node.folder import RoleSpec, StateFolder
-from deaios.node.founding import OPERATOR, begin_first_epoch
+from deaios.node.founding import OPERATOR, Ground, begin_first_epoch
 from deaios.node.joining import USER
 from deaios.node.session import open_keystore
 from deaios.node.supervisor import Supervisor
@@ -81,7 +81,7 @@ class DaNetwork:
         for name in self.members:
             await self._supervisor.start(RoleSpec(name, "da"))
         await self._supervisor.wait_ready(*self.members)
-        await begin_first_epoch(self.folder, keystore, self.chain_url)
+        await begin_first_epoch(self.folder, keystore, Ground(self.chain_url, self.chain_url))
 
     async def stop(self) -> None:
         """Stop what still runs."""

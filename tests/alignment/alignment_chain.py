@@ -5,6 +5,7 @@ landed. Sources of the rules: src/deaios/ledger/contracts/Beacon.vy and Disputes
 """
 
 import asyncio
+import copy
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
@@ -77,11 +78,20 @@ class Chain:
     refused: list = field(default_factory=list)
     gates: list = field(default_factory=list)
     choose_jury: object = None
+    lag: int = 0
+    """Turns until what was written is settled."""
+    history: list = field(default_factory=list)
 
     def wait(self, seconds=1):
         """Blocks beat while a deadline is open."""
+        if self.lag:
+            self.history.append(copy.deepcopy(replace(self, gates=[], history=[])))
         self.now += seconds
         self.height += 1
+
+    def settled(self):
+        """The chain as of the newest turn that nothing takes back."""
+        return self.history[-self.lag] if len(self.history) >= self.lag else Chain(now=self.now, powers=self.powers)
 
     async def transact(self, sender, name, effect):
         for gate in list(self.gates):
@@ -102,7 +112,20 @@ class Chain:
         return [sender for sent, sender in self.sent if sent == name]
 
     def contracts(self):
-        return Contracts(self)
+        contracts = Contracts(self)
+        if self.lag:
+            contracts.settled = Contracts(Lagging(self))
+        return contracts
+
+
+class Lagging:
+    """For readers: every attribute is that of the settled chain."""
+
+    def __init__(self, chain):
+        self._chain = chain
+
+    def __getattr__(self, name):
+        return getattr(self._chain.settled(), name)
 
 
 def require(holds, reason):
@@ -112,6 +135,7 @@ def require(holds, reason):
 
 class Contracts:
     def __init__(self, chain):
+        self.settled = self
         self.rpc = FakeRpc(chain)
         self.credit = FakeCredit(chain)
         self.staking = FakeStaking(chain)
@@ -156,7 +180,8 @@ class FakeBeacon:
         self.chain = chain
 
     def _round(self, round_id):
-        return self.chain.rounds[round_id - 1]
+        known = round_id <= len(self.chain.rounds)
+        return self.chain.rounds[round_id - 1] if known else Round()  # storage that nobody wrote is zero
 
     def phase_now(self, round_id):
         state = self._round(round_id)

@@ -45,7 +45,10 @@ def test_every_command_has_help(tmp_path: Path, names: tuple[str, ...]) -> None:
     assert "--json" in said.stdout
 
 
-@pytest.mark.parametrize("arguments", [("nonsense",), ("verify",), ("verify", "x", "--bogus"), ("connect", "mars")])
+@pytest.mark.parametrize(
+    "arguments",
+    [("nonsense",), ("verify",), ("verify", "x", "--bogus"), ("connect", "mars"), ("up", "--deployer", "key.json")],
+)
 def test_wrong_usage_is_64(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     said = run(*arguments, home=tmp_path)
     assert said.returncode == 64

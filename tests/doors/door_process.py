@@ -33,8 +33,8 @@ from deaios.ledger.committee import Committee, CommitteeMember
 from deaios.ledger.structs import availability_domain
 from deaios.market.seller.service import Seller
 from deaios.node.folder import StateFolder
+from deaios.node.office import Office
 from deaios.node.roles.auditor import build_auditor_application
-from deaios.node.roles.chain import Office
 from deaios.primitives.keys import PrivateKey
 from deaios.rows.store import RowStore
 from deaios.runtime.clock import SystemClock

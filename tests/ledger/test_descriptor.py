@@ -63,6 +63,20 @@ def test_round_trip() -> None:
     assert decode_descriptor(encode_descriptor(bare, sign_descriptor(KEY, bare))) == bare
 
 
+def test_a_chain_that_takes_blocks_back_is_described_and_one_that_does_not_keeps_its_bytes() -> None:
+    deep = replace(DESCRIPTOR, confirmations=12, first_block=20_000_000)
+    document = dict(encode_fields(deep))
+    assert (document["confirmations"], document["firstBlock"]) == (12, 20_000_000)
+    assert decode_descriptor(encode_descriptor(deep, sign_descriptor(KEY, deep))) == deep
+    assert {"confirmations", "firstBlock"}.isdisjoint(encode_fields(DESCRIPTOR))
+    spelled_out = {**encode_fields(DESCRIPTOR), "confirmations": 1}
+    with pytest.raises(InvalidDescriptor, match="canonical form"):
+        decode_descriptor(sign_anyway(spelled_out))
+    for wrong in ({"confirmations": 0}, {"confirmations": 1025}, {"firstBlock": -1}, {"confirmations": "4"}):
+        with pytest.raises(InvalidDescriptor):
+            decode_descriptor(sign_anyway({**encode_fields(deep), **wrong}))
+
+
 def test_helper_signs_as_the_module_does() -> None:
     assert sign_anyway(dict(encode_fields(DESCRIPTOR))) == FILE
 

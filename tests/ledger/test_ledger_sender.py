@@ -8,10 +8,9 @@ import pytest
 from aiohttp import web
 
 from deaios.ledger.abi import DATA_BYTES_MAX
+from deaios.ledger.client.fees import GAS_MARGIN, GAS_MARGIN_PERCENT
 from deaios.ledger.client.rpc import RefusedByChain, Reverted, Rpc, UnavailableChain
 from deaios.ledger.client.sender import (
-    GAS_MARGIN,
-    GAS_MARGIN_PERCENT,
     Patience,
     RefusedOutOfGasMoney,
     Sender,
@@ -265,18 +264,6 @@ async def test_cancelled_while_broadcasting(node: Any, sender: Sender) -> None:
     await asyncio.wait([task])
     await sender.send(TO, b"\x02")
     assert [(item.nonce, item.data) for item in node.mined] == [(0, b"\x01"), (1, b"\x02")]
-
-
-async def test_confirmations(node: Any, rpc: Rpc) -> None:
-    patient = Sender(rpc, KEY, CHAIN_ID, patience=Patience(confirmations=3))
-    task = asyncio.create_task(patient.send(TO, b"\x01"))
-    await settle(lambda: node.calls.count("eth_getTransactionReceipt") > 5)
-    assert not task.done()
-    node.mine()
-    node.mine()
-    receipt = await task
-    assert receipt.block_number + 2 == node.height
-    await patient.close()
 
 
 async def test_close_leaves_nobody_waiting(node: Any, sender: Sender) -> None:

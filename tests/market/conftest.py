@@ -100,6 +100,12 @@ class FakeChain:
     deposits: int = 0
     lose_answer: bool = False
     challenges: dict[bytes, int] = field(default_factory=dict)
+    unsettled: int = 0
+    """How many of the newest batches may still be taken back."""
+
+    def settled_batches(self, provider: Address) -> list[Batch]:
+        batches = self.batches.get(provider, [])
+        return batches[: len(batches) - self.unsettled]
 
     def check(self) -> None:
         if self.down:
@@ -120,18 +126,18 @@ class FakeChain:
         self.check()
         return self.channels.get(channel_id, ChainState())
 
-    async def fetch_last_counter(self, provider: Address) -> int:
+    async def fetch_last_counter(self, provider: Address, *, settled: bool = True) -> int:
         self.check()
-        batches = self.batches.get(provider, [])
+        batches = self.settled_batches(provider) if settled else self.batches.get(provider, [])
         return batches[-1].last_counter if batches else 0
 
     async def fetch_batch_count(self, provider: Address) -> int:
         self.check()
-        return len(self.batches.get(provider, []))
+        return len(self.settled_batches(provider))
 
     async def fetch_batch(self, provider: Address, index: int) -> PublishedBatch:
         self.check()
-        return PublishedBatch(index, self.batches[provider][index])
+        return PublishedBatch(index, self.settled_batches(provider)[index])
 
     async def publish_batch(self, batch: Batch) -> bytes:
         self.check()

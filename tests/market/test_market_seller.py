@@ -17,6 +17,7 @@ from deaios.market.opening import Opening
 from deaios.market.receipts import validate_opening
 from deaios.market.seller.service import Seller
 from deaios.market.seller.service.runs import PORTION_TOKENS_MAX
+from deaios.market.seller.service.settlement import UnavailableSettlement
 from deaios.market.store import Journal, UnavailableJournal
 from deaios.market.wire import (
     Admitted,
@@ -437,6 +438,23 @@ async def test_batch_whose_answer_was_lost_is_not_published_twice(kit, open_shop
         published = await shop.seller.publisher.publish()
         assert published.chain_index == 0
         assert len(chain.batches[kit.SELLER.address]) == 1
+
+
+async def test_batch_is_marked_when_it_is_settled_and_sent_again_when_it_was_taken_back(kit, open_shop):
+    chain = kit.FakeChain()
+    async with open_shop(chain=chain) as shop:
+        await shop.buy(await shop.papers())
+        chain.lose_answer, chain.unsettled = True, 1
+        with pytest.raises(kit.UnavailableFakeChain):
+            await shop.seller.publisher.publish()
+        with pytest.raises(UnavailableSettlement, match="from counter 1 is not settled yet"):
+            await shop.seller.publisher.publish()
+        assert await shop.seller._store.fetch_last_batch() is None
+        (batch,) = chain.batches.pop(kit.SELLER.address)  # a reorganisation
+        chain.unsettled = 0
+        published = await shop.seller.publisher.publish()
+        assert (published.batch, published.chain_index) == (batch, 0)
+        assert chain.batches[kit.SELLER.address] == [batch]
 
 
 async def test_crash_between_plan_and_publish_sends_the_same_batch(kit, open_shop):

@@ -44,6 +44,7 @@ CODING = {"deaios.coding.matrix": "codes no rows", "reed_solomon_leopard": "code
 PROCESS = "deaios.node.process"
 BUDGETS = {
     ("deaios.node.roles.chain", PROCESS): MODELS | ENGINES | TRADE | CODING | {"deaios.storage": "keeps no rows"},
+    ("deaios.node.roles.operator", PROCESS): MODELS | ENGINES | TRADE | CHAIN | CODING,
     ("deaios.node.roles.storage", PROCESS): MODELS | ENGINES | TRADE | CHAIN,
     ("deaios.node.roles.da", PROCESS): MODELS
     | ENGINES

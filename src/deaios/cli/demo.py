@@ -3,11 +3,16 @@
 import shutil
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from deaios.cli.abroad import chain_options
 from deaios.cli.terminal import console, emit_json, errors, run_async, say
 from deaios.node.folder import StateFolder
+
+if TYPE_CHECKING:
+    from deaios.node.foreign import Wanted
 
 
 @click.command()
@@ -19,8 +24,9 @@ from deaios.node.folder import StateFolder
     help="Use this folder, and keep it, instead of a scratch folder.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON value at the end instead of text.")
+@chain_options
 @run_async
-async def demo(keep: bool, chosen: Path | None, as_json: bool) -> None:
+async def demo(keep: bool, chosen: Path | None, as_json: bool, abroad: "Wanted | None") -> None:
     """Start a network, ask, verify, pay, catch a cheat; about two minutes.
 
     Nothing in it is scripted to succeed: it runs what `up`, `ask` and `verify` run, and fails when a step does not
@@ -37,7 +43,7 @@ async def demo(keep: bool, chosen: Path | None, as_json: bool) -> None:
             line=say,
             piece=lambda text: console.print(text, end="", markup=False),
         )
-    run = Demo(StateFolder(folder), voice)
+    run = Demo(StateFolder(folder), voice, wanted=abroad)
     try:
         await run.run()
     except BaseException:  # Ctrl-C too: whoever stops the demo wants to know where its logs are

@@ -1,14 +1,19 @@
 """`up`, `down`, `join`, `status`: a network and the machines in it."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.table import Table
 
+from deaios.cli.abroad import chain_options
 from deaios.cli.terminal import common, console, emit_json, run_async, say
 from deaios.node.config import load_config
 from deaios.node.folder import StateFolder
 from deaios.primitives.units import format_credit
+
+if TYPE_CHECKING:
+    from deaios.node.foreign import Wanted
 
 
 @click.command()
@@ -19,17 +24,21 @@ from deaios.primitives.units import format_credit
     help="Members of data availability; as before, or what deaios.toml says, otherwise.",
 )
 @click.option("--with-cheater", is_flag=True, help="Also run a provider that serves an 8-bit model as the real one.")
+@chain_options
 @run_async
-async def up(folder: StateFolder, as_json: bool, da_nodes: int | None, with_cheater: bool) -> None:
+async def up(
+    folder: StateFolder, as_json: bool, da_nodes: int | None, with_cheater: bool, abroad: "Wanted | None"
+) -> None:
     """Run the network of this folder until Ctrl-C; found one if there is none.
 
     Starts a chain, three storage nodes, three members of data availability, two providers, four auditors and a
-    gateway as separate processes, restarts those that fail, and takes up where the last run stopped.
+    gateway as separate processes, restarts those that fail, and takes up where the last run stopped. With --chain the
+    network lives on an existing EVM chain instead, and --deployer pays for it (docs/foreign.md).
     """
     from deaios.node.local import LocalNetwork, choose_da_nodes  # noqa: PLC0415 - keeps `--help` quick
 
     config = choose_da_nodes(folder, load_config(folder.root), da_nodes)
-    network = LocalNetwork(folder, config, report=(lambda _text: None) if as_json else say)
+    network = LocalNetwork(folder, config, (lambda _text: None) if as_json else say, abroad)
     async with network.running(with_cheater=with_cheater):
         if as_json:
             emit_json(await network.status())

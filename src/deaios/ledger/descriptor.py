@@ -1,17 +1,19 @@
 """The network descriptor: one signed JSON file that is all a second machine needs to join a network.
 
 The operator signs tagged_sha256("deaios/descriptor/1", canonical JSON of the descriptor). A descriptor has one byte
-form; a second spelling, an unknown version or key, or a signature that is not the named operator's is refused. Whether
-the operator is the one the reader meant is for the reader to say.
+form; a second spelling, an unknown version or key, or a signature that is not the named operator's is refused. Keys of
+a chain that takes blocks back are left out where they say what an embedded chain is. Whether the operator is the one
+the reader meant is for the reader to say.
 """
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from types import MappingProxyType
 from typing import cast
 from urllib.parse import urlsplit
 
-from deaios.ledger.settings import NetworkSettings, decode_settings, encode_settings
+from deaios.ledger.settings import NUMBER_MAX, NetworkSettings, decode_settings, encode_settings
 from deaios.ledger.suite import SuiteAddresses
 from deaios.primitives.encoding import Json, decode_hex, encode_canonical_json, encode_hex
 from deaios.primitives.errors import Invalid
@@ -34,6 +36,8 @@ TEXT_CHARACTERS_MAX = 64
 CHAIN_ID_MAX = (1 << 53) - 1
 """As wallets in JavaScript allow."""
 DECIMALS_MAX = 36
+CONFIRMATIONS_MAX = 1024
+"""Deeper than any network settles, and as far back as a node without an archive need not go."""
 _SCHEMES = ("http", "https")
 
 
@@ -62,6 +66,8 @@ class NetworkDescriptor:
         operator: who signs this file, and on the embedded engine who orders the blocks.
         default_model_record_id: what an answer is bought from when nothing else is asked for.
         windows: every window, delay and amount.
+        confirmations: blocks that must hold something, its own included, before anybody acts on it for good.
+        first_block: before it the chain holds nothing of this network.
     """
 
     network_id: bytes
@@ -75,6 +81,8 @@ class NetworkDescriptor:
     faucet_url: str | None = None
     gateways: tuple[str, ...] = ()
     storage_urls: tuple[str, ...] = ()
+    confirmations: int = 1
+    first_block: int = 0
     version: int = VERSION
 
     def __post_init__(self) -> None:
@@ -86,6 +94,10 @@ class NetworkDescriptor:
             raise InvalidDescriptor(f"chain id is {self.chain_id}, 1 to {CHAIN_ID_MAX} allowed")
         if not self.rpc_urls:
             raise InvalidDescriptor("descriptor names no RPC URL")
+        if not 0 < self.confirmations <= CONFIRMATIONS_MAX:
+            raise InvalidDescriptor(f"{self.confirmations} confirmations, 1 to {CONFIRMATIONS_MAX} allowed")
+        if not 0 <= self.first_block <= NUMBER_MAX:
+            raise InvalidDescriptor(f"first block is {self.first_block}, 0 to {NUMBER_MAX} allowed")
         if not 0 <= self.token.decimals <= DECIMALS_MAX:
             raise InvalidDescriptor(f"token has {self.token.decimals} decimals, at most {DECIMALS_MAX} allowed")
         for text in (self.token.name, self.token.symbol, self.token.version):
@@ -137,7 +149,12 @@ def encode_fields(descriptor: NetworkDescriptor) -> dict[str, Json]:
         "faucetUrl": descriptor.faucet_url,
         "gateways": list(descriptor.gateways),
         "storageUrls": list(descriptor.storage_urls),
+        **{key: value for key, value in _list_optional(descriptor) if value != _OPTIONAL[key]},
     }
+
+
+def _list_optional(descriptor: NetworkDescriptor) -> tuple[tuple[str, int], ...]:
+    return ("confirmations", descriptor.confirmations), ("firstBlock", descriptor.first_block)
 
 
 def decode_fields(value: object) -> NetworkDescriptor:
@@ -146,7 +163,8 @@ def decode_fields(value: object) -> NetworkDescriptor:
     Raises:
         InvalidDescriptor: anything missing, unknown, out of range or of a wrong type.
     """
-    items = _read_object(value, _KEYS, "descriptor")
+    present = value if isinstance(value, dict) else {}
+    items = {**_OPTIONAL, **_read_object(value, (*_KEYS, *(key for key in _OPTIONAL if key in present)), "descriptor")}
     token = _read_object(items["token"], ("address", "name", "symbol", "version", "decimals"), "token")
     names = tuple(field.name for field in fields(SuiteAddresses))
     contracts = _read_object(items["contracts"], names, "contracts")
@@ -171,6 +189,8 @@ def decode_fields(value: object) -> NetworkDescriptor:
             faucet_url=None if faucet_url is None else _read_text(faucet_url),
             gateways=_read_texts(items["gateways"], "gateways"),
             storage_urls=_read_texts(items["storageUrls"], "storageUrls"),
+            confirmations=_read_int(items["confirmations"], "confirmations"),
+            first_block=_read_int(items["firstBlock"], "firstBlock"),
         )
     except InvalidDescriptor:
         raise
@@ -192,6 +212,9 @@ _KEYS = (
     "gateways",
     "storageUrls",
 )
+
+_OPTIONAL: Mapping[str, int] = MappingProxyType({"confirmations": 1, "firstBlock": 0})
+"""With what they are where they are left out."""
 
 
 def compute_descriptor_digest(descriptor: NetworkDescriptor) -> bytes:

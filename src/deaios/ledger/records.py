@@ -25,6 +25,10 @@ class InvalidAnswer(Invalid):
     """The node answered, but not in the Ethereum JSON-RPC format."""
 
 
+class InvalidAnswerSize(InvalidAnswer):
+    """The answer is larger than what we take at once; a narrower question may have a smaller one."""
+
+
 @dataclass(frozen=True, slots=True)
 class Log:
     """One event as the chain keeps it."""
@@ -120,8 +124,10 @@ def read_receipt(value: object) -> TransactionReceipt:
 
 def read_logs(value: object) -> tuple[Log, ...]:
     """A list of log objects."""
-    if not isinstance(value, list) or len(value) > LOGS_MAX:
-        raise InvalidAnswer(f"logs are not a list of at most {LOGS_MAX}")
+    if not isinstance(value, list):
+        raise InvalidAnswer("logs are not a list")
+    if len(value) > LOGS_MAX:
+        raise InvalidAnswerSize(f"{len(value)} logs, at most {LOGS_MAX} are taken at once")
     return tuple(_read_log(item) for item in value)
 
 

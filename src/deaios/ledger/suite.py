@@ -1,7 +1,10 @@
 """The contracts of one network as a set: their addresses and the plan that deploys them.
 
 Contracts name each other in their constructors before they exist, so every address is computed from the deployer's
-nonce (CREATE); a plan is a function of deployer, first nonce, settings and holder, and nothing else. Does no I/O.
+nonce (CREATE); a plan is a function of deployer, first nonce, settings and holder, and nothing else. The deployer is a
+key that sends nothing else, or a *workshop*: a contract of one owner that does nothing but create, and that CREATE2
+puts where owner and salt say. With it the addresses are the same on every chain, whatever else the owner's key sends.
+Does no I/O.
 """
 
 from collections.abc import Mapping
@@ -88,6 +91,36 @@ class SuitePlan:
 def compute_contract_address(deployer: Address, nonce: int) -> Address:
     """Where CREATE puts what `deployer` deploys with its transaction `nonce`."""
     return Address(keccak256(encode_rlp([deployer, encode_integer(nonce)]))[-ADDRESS_SIZE:])
+
+
+CREATE2_PROXY = Address(bytes.fromhex("4e59b44847b379578588920ca78fbf26c0b4956c"))
+CREATE2_PROXY_CODE = bytes.fromhex(
+    "7fffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffe0"
+    "3601600081602082378035828234f58015156039578182fd5b8082525050506014600cf3"
+)
+"""The deterministic deployment proxy that most networks carry: call data are a salt and creation code for CREATE2.
+https://github.com/Arachnid/deterministic-deployment-proxy"""
+WORKSHOP_FIRST_NONCE = 1
+"""Of what a contract creates (EIP-161)."""
+_WORKSHOP_HEAD = bytes.fromhex("60358060095f395ff3")
+"""Creation code: return the 0x35 bytes that follow."""
+_WORKSHOP_TAIL = bytes.fromhex("18602d57365f5f37365f5ff08015602d575f5260205ff35b3d5f5f3e3d5ffd")
+
+
+def build_workshop(owner: Address) -> tuple[bytes, bytes]:
+    """Creation and runtime code of an owner's workshop: what its owner calls it with, it creates; nobody else may.
+
+    In words: caller xor owner: jump to the end; copy the call data to memory; CREATE; where that gave zero: jump to
+    the end; return the address. The end: revert with what the creation said.
+    """
+    runtime = b"\x33\x73" + owner + _WORKSHOP_TAIL
+    return _WORKSHOP_HEAD + runtime, runtime
+
+
+def compute_workshop_address(owner: Address, salt: bytes) -> Address:
+    """Where the proxy's CREATE2 puts an owner's workshop (EIP-1014)."""
+    creation, _ = build_workshop(owner)
+    return Address(keccak256(b"\xff" + CREATE2_PROXY + salt + keccak256(creation))[-ADDRESS_SIZE:])
 
 
 def plan_suite(deployer: Address, first_nonce: int, settings: NetworkSettings, holder: Address) -> SuitePlan:

@@ -1,4 +1,8 @@
-"""The market's view of the contracts: `ports.SellerChain` and `ports.BuyerChain` over any EVM network by URL."""
+"""The market's view of the contracts: `ports.SellerChain` and `ports.BuyerChain` over any EVM network by URL.
+
+What service is given for, and what is told to others as done, is read where no reorganisation takes it back; what
+warns, at the latest block (docs/foreign.md).
+"""
 
 from collections.abc import Sequence
 
@@ -27,8 +31,8 @@ class LedgerChain:
         return self._sender
 
     async def fetch_head(self) -> Head:
-        """The latest block."""
-        block = await self._contracts.rpc.fetch_latest()
+        """The newest settled block: a request is anchored in it, so both sides must go on knowing it."""
+        block = await self._contracts.rpc.settled.fetch_latest()
         return Head(block.number, block.hash)
 
     async def fetch_block_number(self, block_hash: bytes) -> int | None:
@@ -37,29 +41,33 @@ class LedgerChain:
         return None if answer is None else read_block(answer).number
 
     async def fetch_channel(self, channel_id: bytes) -> ChainState:
-        """A channel's money and pending withdrawal; all zero for an unknown one."""
-        channels = self._contracts.channels
+        """A channel's settled money, less what is being withdrawn or has just been; all zero for an unknown one."""
+        channels, settled = self._contracts.channels, self._contracts.settled.channels
         # In this order: a withdrawal that is finalized in between is then subtracted twice, never not at all.
         pending = await channels.pending_withdrawal(channel_id)
-        money = await channels.balance_of(channel_id)
+        money = await settled.balance_of(channel_id)
+        balance = money.balance
+        if settled is not channels:
+            balance = min(balance, (await channels.balance_of(channel_id)).balance)
         return ChainState(
-            balance=money.balance,
+            balance=balance,
             total_claimed=money.total_claimed,
             withdrawing=pending.amount,
             withdraw_started=pending.initiated_at != 0,
         )
 
-    async def fetch_last_counter(self, provider: Address) -> int:
-        """Counter of the last published receipt, 0 before the first."""
-        return await self._contracts.receipts.last_counter(provider)
+    async def fetch_last_counter(self, provider: Address, *, settled: bool = True) -> int:
+        """Counter of the last published receipt, 0 before the first; settled, or in the latest block."""
+        contracts = self._contracts.settled if settled else self._contracts
+        return await contracts.receipts.last_counter(provider)
 
     async def fetch_batch_count(self, provider: Address) -> int:
-        """How many batches a provider published."""
-        return await self._contracts.receipts.batch_count(provider)
+        """How many batches of a provider are settled."""
+        return await self._contracts.settled.receipts.batch_count(provider)
 
     async def fetch_batch(self, provider: Address, index: int) -> PublishedBatch:
-        """One published batch."""
-        record = await self._contracts.receipts.batch_at(provider, index)
+        """One settled batch."""
+        record = await self._contracts.settled.receipts.batch_at(provider, index)
         batch = Batch(
             provider=provider,
             first_counter=record.first_counter,

@@ -17,7 +17,7 @@ from deaios.primitives.keys import Address
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The latest block."""
+    """The newest block that no reorganisation takes back."""
 
     number: int
     block_hash: bytes
@@ -55,22 +55,22 @@ class ChainPort(Protocol):
     """What both sides read."""
 
     async def fetch_head(self) -> Head:
-        """The latest block."""
+        """The newest settled block."""
 
     async def fetch_block_number(self, block_hash: bytes) -> int | None:
         """Height of a block of this chain, None for an unknown hash."""
 
     async def fetch_channel(self, channel_id: bytes) -> ChainState:
-        """A channel's deposit, claims and pending withdrawal; all zero for an unknown one."""
+        """A channel's settled deposit and claims, and any withdrawal that has begun; all zero for an unknown one."""
 
-    async def fetch_last_counter(self, provider: Address) -> int:
-        """Counter of the last published receipt, 0 before the first."""
+    async def fetch_last_counter(self, provider: Address, *, settled: bool = True) -> int:
+        """Counter of the last published receipt, 0 before the first; settled, or in the latest block."""
 
     async def fetch_batch_count(self, provider: Address) -> int:
-        """How many batches a provider published."""
+        """How many batches of a provider are settled."""
 
     async def fetch_batch(self, provider: Address, index: int) -> PublishedBatch:
-        """One published batch."""
+        """One settled batch."""
 
 
 class SellerChain(ChainPort, Protocol):

@@ -38,7 +38,7 @@ async def count_money(contracts: Contracts, founded: int) -> MoneyCount:
     Raises:
         UnavailableCount: the chain was too busy for one consistent count.
     """
-    token = contracts.credit.contract
+    token = contracts.settled.credit.contract
     for _ in range(ATTEMPTS):
         events = await token.fetch_events("Transfer")
         sides = [field.name for field in token.abi.get_event("Transfer").fields if field.is_indexed]

@@ -13,11 +13,17 @@ CONFIG_NAME = "deaios.toml"
 
 
 class ChainConfig(msgspec.Struct, frozen=True):
-    """The embedded chain."""
+    """The embedded chain, and what is paid for gas on any."""
 
     port: int = 8545
     """Preferred JSON-RPC port; another is picked when it is taken."""
     block_interval_ms: int = 500
+    fee_max_gwei: int = 1000
+    """Most that this side pays for a unit of gas."""
+    tip_max_gwei: int = 100
+    """What of it may go to who orders the blocks."""
+    gas_budget_gwei: int = 5_000_000_000
+    """Most gas money that the operator of a network on a foreign chain hands to its own roles in one run."""
 
 
 class GatewayConfig(msgspec.Struct, frozen=True):

@@ -19,6 +19,7 @@ from deaios.node.accounts import MoneyCount, count_money
 from deaios.node.config import load_config
 from deaios.node.engines import open_checked_engine, serving_engine
 from deaios.node.folder import StateFolder
+from deaios.node.foreign import Wanted, load_foreign
 from deaios.node.local import CHEATER, LocalNetwork
 from deaios.node.member import Member
 from deaios.node.network import open_default_model, open_storage
@@ -44,6 +45,8 @@ QUESTIONS_MIN = 3
 ANSWER_TOKENS = 96
 PAYMENT_WAIT_S = 90.0
 DISPUTE_WAIT_S = 180.0
+STEPS_MAX = 40
+"""Transactions of a dispute that wait for each other, with room for those that a reorganisation takes back."""
 POLL_S = 0.5
 _DISPUTE_EVENTS = ("Opened", "JuryDrawn", "VerdictRevealed", "Tallied", "Closed")
 _VERDICTS = {0: "none", 1: "acquitted", 2: "guilty", 3: "no quorum"}
@@ -71,6 +74,8 @@ class Demo:
 
     folder: StateFolder
     voice: Voice
+    wanted: Wanted | None = None
+    """A foreign chain to found the network on."""
     clock: SystemClock = field(default_factory=SystemClock)
     names: dict[Address, str] = field(default_factory=dict)
     summary: dict[str, Json] = field(default_factory=dict)
@@ -79,7 +84,7 @@ class Demo:
     async def run(self) -> None:
         """Everything, in order; raises where a step does not happen."""
         self.voice.heading("1. A network of strangers on this machine")
-        network = LocalNetwork(self.folder, load_config(self.folder.root), report=self.voice.line)
+        network = LocalNetwork(self.folder, load_config(self.folder.root), self.voice.line, self.wanted)
         started = self.clock.monotonic_s()
         async with network.running(with_cheater=True):
             ready_s = round(self.clock.monotonic_s() - started)
@@ -180,7 +185,7 @@ class Demo:
 
     async def _show_payments(self, member: Member) -> None:
         self.voice.heading("4. Who was paid")
-        channels = member.contracts.channels.contract
+        channels = member.contracts.settled.channels.contract
         events: tuple[ContractEvent, ...] = ()
 
         async def is_paid() -> bool:
@@ -188,7 +193,7 @@ class Demo:
             events = await channels.fetch_events("Settled")
             return any(self._name(Address(event.values["receiver"])) != CHEATER for event in events)
 
-        await self._wait("an honest provider's claim on chain", PAYMENT_WAIT_S, is_paid)
+        await self._wait("an honest provider's claim on chain", self._stretch(member, PAYMENT_WAIT_S), is_paid)
         paid: list[Json] = []
         for event in events:
             amount, receiver = int(event.values["amount"]), self._name(Address(event.values["receiver"]))
@@ -200,7 +205,7 @@ class Demo:
 
     async def _show_dispute(self, member: Member) -> None:
         self.voice.heading("5. Auditors find the cheat")
-        disputes = member.contracts.disputes.contract
+        disputes = member.contracts.settled.disputes.contract
         cheat = open_keystore(self.folder).open_key(CHEATER).address
         seen = 0
         closed: ContractEvent | None = None
@@ -217,9 +222,9 @@ class Demo:
             seen = len(events)
             return closed is not None
 
-        await self._wait("the cheat's conviction", DISPUTE_WAIT_S, is_convicted)
+        await self._wait("the cheat's conviction", self._stretch(member, DISPUTE_WAIT_S), is_convicted)
         assert closed is not None
-        dispute = await member.contracts.disputes.dispute_of(int(closed.values["id"]))
+        dispute = await member.contracts.settled.disputes.dispute_of(int(closed.values["id"]))
         if dispute.provider != cheat:
             raise UnavailableStep(f"{self._name(dispute.provider)} was convicted, but the cheat is {CHEATER}")
         self.summary["conviction"] = {
@@ -289,6 +294,12 @@ class Demo:
         }
         if not money.is_conserved:
             raise UnavailableStep(f"credit is not conserved: {money}")
+
+    def _stretch(self, member: Member, seconds: float) -> float:
+        """A wait for some dozen transactions of several roles, on a chain where each takes its time to settle."""
+        chain = load_foreign(self.folder)
+        lag_s = 0 if chain is None else member.descriptor.confirmations * chain.block_s
+        return seconds + STEPS_MAX * lag_s
 
     async def _wait(self, what: str, seconds: float, has_happened: Callable[[], Awaitable[bool]]) -> None:
         deadline = self.clock.monotonic_s() + seconds

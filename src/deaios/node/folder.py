@@ -2,6 +2,7 @@
 
 deaios.toml      configuration (optional)
 network.json     the signed descriptor of the network
+chain.json       the foreign chain that the network lives on, where it has none of its own
 roles.json       which roles run here, with their options
 keys/            encrypted keystores and the folder's password
 roles/NAME/      a role's own journal, rows, packs
@@ -26,7 +27,7 @@ from deaios.ledger.descriptor import NetworkDescriptor, decode_descriptor
 from deaios.primitives.errors import ConfigError, Invalid, Refused
 from deaios.runtime.disk import PRIVATE, write_atomic
 
-RoleKind = Literal["chain", "storage", "da", "provider", "auditor", "gateway"]
+RoleKind = Literal["chain", "operator", "storage", "da", "provider", "auditor", "gateway"]
 RoleState = Literal["starting", "running", "restarting", "stopped", "failed"]
 
 
@@ -136,6 +137,11 @@ class StateFolder:
     def save_roles(self, roles: tuple[RoleSpec, ...]) -> None:
         """Remember which roles run here."""
         write_atomic(self.root / "roles.json", msgspec.json.format(msgspec.json.encode(roles)))
+
+    @property
+    def chain_path(self) -> Path:
+        """Where the foreign chain of a network founded here is noted."""
+        return self.root / "chain.json"
 
     @property
     def descriptor_path(self) -> Path:

@@ -5,22 +5,31 @@ Every step looks first whether it was done, so it can be cut anywhere and starte
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from deaios.compute.engines.llama import LlamaEngine
 from deaios.ledger.client.contracts import Contracts
-from deaios.ledger.client.deployment import deploy_suite, fetch_network_id
-from deaios.ledger.client.rpc import Rpc
+from deaios.ledger.client.deployment import (
+    deploy_suite,
+    deploy_suite_by_workshop,
+    fetch_network_id,
+    has_create2_proxy,
+)
+from deaios.ledger.client.rpc import Reverted, Rpc
 from deaios.ledger.client.sender import Sender
 from deaios.ledger.descriptor import NetworkDescriptor, Token, encode_descriptor, sign_descriptor
-from deaios.ledger.settings import LOCAL
-from deaios.ledger.suite import CREDIT_NAME, CREDIT_SYMBOL, CREDIT_VERSION
+from deaios.ledger.settings import LOCAL, NetworkSettings
+from deaios.ledger.suite import CREDIT_NAME, CREDIT_SYMBOL, CREDIT_VERSION, SuiteAddresses
+from deaios.node.config import ChainConfig
 from deaios.node.folder import StateFolder, model_cache
+from deaios.node.foreign import OPERATOR as FOREIGN_OPERATOR
+from deaios.node.foreign import ForeignChain, fit_windows
 from deaios.node.keystore import Keystore
-from deaios.node.member import open_member
+from deaios.node.member import build_fees, open_member
 from deaios.node.model_package import fetch_default_model
 from deaios.node.models import Report, build_default_record, prepare_default_model
+from deaios.primitives.encoding import decode_hex
 from deaios.primitives.errors import ConfigError
 from deaios.primitives.units import CREDIT_DECIMALS
 from deaios.runtime.client import HttpClient
@@ -28,12 +37,43 @@ from deaios.storage.client import StorageClient
 
 OPERATOR = "chain"
 """The operator's key is the chain role's key."""
+FOUNDER = "founder"
+"""Key of what is sent at the start of a network on a foreign chain while another process sends for the operator's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What a network is founded on.
+
+    Attributes:
+        url: Ethereum JSON-RPC of the chain.
+        office_url: where the operator serves descriptor and faucet.
+        foreign: what is noted of a chain that is not ours; None for the embedded one.
+        config: what is paid for gas.
+    """
+
+    url: str
+    office_url: str
+    foreign: ForeignChain | None = None
+    config: ChainConfig = field(default_factory=ChainConfig)
+
+    @property
+    def operator(self) -> str:
+        """Name of the operator's key."""
+        return OPERATOR if self.foreign is None else FOREIGN_OPERATOR
+
+    def open_rpc(self) -> Rpc:
+        """A client of the chain."""
+        foreign = self.foreign
+        if foreign is None:
+            return Rpc(self.url)
+        return Rpc(self.url, confirmations=foreign.confirmations, first_block=foreign.first_block)
 
 
 async def found_network(
     folder: StateFolder,
     keystore: Keystore,
-    chain_url: str,
+    ground: Ground,
     storage_urls: Mapping[str, str],
     da_members: int,
     report: Report,
@@ -43,7 +83,7 @@ async def found_network(
     Args:
         folder: of the network.
         keystore: the operator's key is in it.
-        chain_url: the embedded chain.
+        ground: the chain.
         storage_urls: of its storage nodes, by name.
         da_members: how many members share the seats of data availability evenly at first.
         report: told each step.
@@ -51,8 +91,8 @@ async def found_network(
     Raises:
         ConfigError: the folder's descriptor is of another chain than the one that runs.
     """
-    key = keystore.open_key(OPERATOR)
-    async with Rpc(chain_url) as rpc, HttpClient() as http:
+    key = keystore.open_key(ground.operator)
+    async with ground.open_rpc() as rpc, HttpClient() as http:
         network_id = await fetch_network_id(rpc)
         if folder.descriptor_path.exists():
             descriptor = folder.load_descriptor()
@@ -61,11 +101,12 @@ async def found_network(
             return
         package = asyncio.create_task(asyncio.to_thread(_prepare_model, folder, report))
         chain_id = await rpc.chain_id()
-        sender = Sender(rpc, key, chain_id)
+        sender = Sender(rpc, key, chain_id, fees=build_fees(ground.config))
         try:
             report("deploying the contracts")
-            settings = replace(LOCAL, da_seats_size=_count_seats(da_members))
-            addresses = await deploy_suite(sender, rpc, settings)
+            windows = LOCAL if ground.foreign is None else fit_windows(ground.foreign)
+            settings = replace(windows, da_seats_size=_count_seats(da_members))
+            addresses = await _deploy(sender, rpc, settings, ground.foreign)
             source, served = await package
             report("storing the model as coded rows")
             storage = StorageClient(http, list(storage_urls.values()), key, network_id)
@@ -80,24 +121,40 @@ async def found_network(
         descriptor = NetworkDescriptor(
             network_id=network_id,
             chain_id=chain_id,
-            rpc_urls=(chain_url,),
+            rpc_urls=(ground.url,),
             operator=key.address,
             contracts=addresses,
             token=Token(addresses.credit, CREDIT_NAME, CREDIT_SYMBOL, CREDIT_VERSION, CREDIT_DECIMALS),
             windows=settings,
             default_model_record_id=outcome.value,
-            faucet_url=f"{chain_url}/faucet",
+            faucet_url=f"{ground.office_url}/faucet",
             storage_urls=tuple(storage_urls.values()),
+            confirmations=rpc.confirmations,
+            first_block=rpc.first_block,
         )
         folder.save_descriptor(encode_descriptor(descriptor, sign_descriptor(key, descriptor)))
 
 
-async def begin_first_epoch(folder: StateFolder, keystore: Keystore, chain_url: str) -> None:
+async def _deploy(sender: Sender, rpc: Rpc, settings: NetworkSettings, foreign: ForeignChain | None) -> SuiteAddresses:
+    if foreign is None:
+        return await deploy_suite(sender, rpc, settings)
+    if await has_create2_proxy(rpc):
+        return await deploy_suite_by_workshop(sender, rpc, settings, decode_hex(foreign.salt, 32))
+    return await deploy_suite(sender, rpc, settings, first_nonce=foreign.first_nonce)
+
+
+async def begin_first_epoch(folder: StateFolder, keystore: Keystore, ground: Ground) -> None:
     """Seat the first committee, now that its members have staked; later epochs are the members' own to begin."""
     descriptor = folder.load_descriptor()
-    async with open_member(descriptor, keystore.open_key(OPERATOR), chain_url) as operator:
-        if await operator.contracts.availability.current_epoch() == 0:
-            await operator.contracts.availability.begin_epoch(operator.sender)
+    key = keystore.open_key(OPERATOR if ground.foreign is None else FOUNDER)
+    async with open_member(descriptor, key, ground.url, build_fees(ground.config)) as founder:
+        if await founder.contracts.availability.current_epoch() == 0:
+            await founder.ensure_funded(0)
+            try:
+                await founder.contracts.availability.begin_epoch(founder.sender)
+            except Reverted:  # a member was first
+                if await founder.contracts.availability.current_epoch() == 0:
+                    raise
 
 
 def _count_seats(members: int) -> int:

@@ -9,7 +9,7 @@ from deaios.ledger.client.rpc import Rpc
 from deaios.ledger.descriptor import DESCRIPTOR_BYTES_MAX, NetworkDescriptor, decode_descriptor
 from deaios.node.folder import StateFolder
 from deaios.node.keystore import Keystore
-from deaios.node.member import open_member
+from deaios.node.member import open_member, open_rpc
 from deaios.primitives.encoding import encode_hex
 from deaios.primitives.errors import ConfigError, Invalid
 from deaios.runtime.client import HttpClient
@@ -77,7 +77,7 @@ async def join_network(folder: StateFolder, source: str, password: str | None = 
     descriptor = decode_descriptor(data)
     if folder.descriptor_path.exists() and folder.load_descriptor().network_id != descriptor.network_id:
         raise ConfigError(f"{folder.root} belongs to another network; use another folder with --dir")
-    async with Rpc(descriptor.rpc_urls[0]) as rpc:
+    async with open_rpc(descriptor) as rpc:
         await validate_network(descriptor, rpc)
     folder.save_descriptor(data)
     key = Keystore(folder.keys, SystemDice(), password).open_key(USER)

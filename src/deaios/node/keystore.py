@@ -60,6 +60,19 @@ class Keystore:
         except (OSError, Invalid) as error:
             raise ConfigError(f"{path} cannot be opened: {error}; set DEAIOS_PASSWORD or restore the file") from error
 
+    def import_key(self, name: str, key: PrivateKey) -> None:
+        """Keep a key that was made elsewhere under a name; it may be there already.
+
+        Raises:
+            ConfigError: another key has this name.
+        """
+        with self._lock:
+            if not self.path(name).exists():
+                randomness = self._dice.token_bytes(SALT_BYTES + IV_BYTES + UUID_BYTES)
+                write_atomic(self.path(name), encode_keyfile(key, self._password(), randomness), PRIVATE)
+        if self.open_key(name).address != key.address:
+            raise ConfigError(f"{self.path(name)} holds another key; use another folder with --dir")
+
     def _password(self) -> bytes:
         if self._given is not None:
             return self._given.encode()

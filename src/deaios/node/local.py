@@ -12,27 +12,35 @@ import signal
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from deaios.node.config import Config, load_config
 from deaios.node.folder import RoleSpec, StateFolder
+from deaios.node.keystore import Keystore
 from deaios.node.session import open_keystore
 from deaios.node.status import Status, read_status
 from deaios.node.supervisor import Supervisor, UnavailableRole
 from deaios.runtime.clock import SystemClock
 from deaios.runtime.logs import configure_logs
 
+if TYPE_CHECKING:
+    from deaios.node.foreign import ForeignChain, Wanted
+
 CHEATER = "provider-cheat"
 STOP_WAIT_S = 90.0
+OFFICE_PORT = 8546
+"""Preferred by the operator of a network on a foreign chain: a port that no outgoing connection is given by chance."""
 Report = Callable[[str], None]
 
 
-def plan_roles(config: Config, *, with_cheater: bool) -> tuple[RoleSpec, ...]:
-    """The roles of a local network, in start order."""
+def plan_roles(config: Config, *, with_cheater: bool, is_abroad: bool = False) -> tuple[RoleSpec, ...]:
+    """The roles of a network on one machine, in start order; abroad, on a foreign chain, none of them makes blocks."""
     wanted = config.network
-    roles = [RoleSpec("chain", "chain", config.chain.port)]
+    roles = [
+        RoleSpec("operator", "operator", OFFICE_PORT) if is_abroad else RoleSpec("chain", "chain", config.chain.port)
+    ]
     roles += [RoleSpec(f"storage-{n}", "storage") for n in range(1, wanted.storage_nodes + 1)]
     roles += [RoleSpec(f"da-{n}", "da") for n in range(1, wanted.da_nodes + 1)]
     roles += [RoleSpec(f"provider-{n}", "provider") for n in range(1, wanted.providers + 1)]
@@ -53,9 +61,18 @@ def choose_da_nodes(folder: StateFolder, config: Config, wanted: int | None) -> 
 class LocalNetwork:
     """All roles of one folder as supervised processes."""
 
-    def __init__(self, folder: StateFolder, config: Config, report: Report) -> None:
+    def __init__(self, folder: StateFolder, config: Config, report: Report, wanted: "Wanted | None" = None) -> None:
+        """Plan a network.
+
+        Args:
+            folder: of the network.
+            config: how many roles, where.
+            report: told each step.
+            wanted: the foreign chain to found it on, or a new URL of the one it is on.
+        """
         self.folder = folder
         self.config = config
+        self._wanted = wanted
         self.chain_url = ""
         self.gateway_url = ""
         self._report = report
@@ -130,31 +147,49 @@ class LocalNetwork:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _start(self, *, with_cheater: bool) -> None:
-        roles = plan_roles(self.config, with_cheater=with_cheater)
+        keystore = open_keystore(self.folder)
+        foreign = await self._find_foreign(keystore)
+        roles = plan_roles(self.config, with_cheater=with_cheater, is_abroad=foreign is not None)
         self.folder.save_roles(roles)
         kinds = ("storage", "da", "provider", "auditor")
         by_kind = {kind: [role for role in roles if role.kind == kind] for kind in kinds}
-        self._report("starting the chain and the storage nodes")
+        self._report(f"starting the {roles[0].name} and the storage nodes")
         # A second of modules, loaded while the roles' nursery loads its own on another core.
         loading = asyncio.create_task(asyncio.to_thread(importlib.import_module, "deaios.node.founding"))
         for role in (roles[0], *by_kind["storage"]):
             await self.supervisor.start(role)
-        urls = await self.supervisor.wait_ready("chain", *(role.name for role in by_kind["storage"]))
-        self.chain_url = urls.pop("chain")
-        keystore, members = open_keystore(self.folder), by_kind["da"]
+        urls = await self.supervisor.wait_ready(roles[0].name, *(role.name for role in by_kind["storage"]))
+        office_url, members = urls.pop(roles[0].name), by_kind["da"]
+        self.chain_url = office_url if foreign is None else foreign.url
         await loading
-        from deaios.node.founding import begin_first_epoch, found_network  # noqa: PLC0415 - loaded just above
+        from deaios.node.founding import Ground, begin_first_epoch, found_network  # noqa: PLC0415 - loaded just above
 
-        await found_network(self.folder, keystore, self.chain_url, urls, len(members), self._report)
+        ground = Ground(self.chain_url, office_url, foreign, self.config.chain)
+        await found_network(self.folder, keystore, ground, urls, len(members), self._report)
         self._report("starting data availability, providers, auditors and the gateway")
         rest = (*members, *by_kind["provider"], *by_kind["auditor"], roles[-1])
         for role in rest:
             await self.supervisor.start(role)
         if members:
             await self.supervisor.wait_ready(*(role.name for role in members))
-            await begin_first_epoch(self.folder, keystore, self.chain_url)
+            await begin_first_epoch(self.folder, keystore, ground)
         urls = await self.supervisor.wait_ready(*(role.name for role in rest))
         self.gateway_url = urls["gateway"]
+
+    async def _find_foreign(self, keystore: Keystore) -> "ForeignChain | None":
+        """The chain, if it is not ours: looked at before anything is started, so that what is wrong is said first."""
+        if self._wanted is None and not self.folder.chain_path.exists():
+            return None
+        from deaios.node.foreign import Wanted, choose_foreign, load_foreign  # noqa: PLC0415 - few networks need it
+
+        known = load_foreign(self.folder)
+        wanted = self._wanted or Wanted("" if known is None else known.url)
+        self._report(f"looking at the chain behind {wanted.url}")
+        found = await choose_foreign(self.folder, keystore, wanted, self.config.chain)
+        self._report(
+            f"chain {found.chain_id}: {found.block_s} s between blocks, settled after {found.confirmations} of them"
+        )
+        return found
 
 
 class _stop_on_signals:  # noqa: N801 - used as a context manager

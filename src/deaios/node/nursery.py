@@ -27,6 +27,7 @@ DESCRIPTORS = 2
 SHARED = (
     "deaios.node.process",
     "deaios.node.roles.chain",
+    "deaios.node.roles.operator",
     "deaios.node.roles.storage",
     "deaios.node.roles.da",
     "deaios.node.roles.provider",

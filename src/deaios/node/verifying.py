@@ -25,7 +25,7 @@ from deaios.node.config import EngineConfig, load_config
 from deaios.node.engines import open_checked_engine
 from deaios.node.folder import StateFolder
 from deaios.node.joining import read_descriptor, validate_network
-from deaios.node.member import network_domain
+from deaios.node.member import network_domain, open_rpc
 from deaios.node.models import ModelFiles, adopt_served_source, ensure_model, fetch_record
 from deaios.node.status import read_status
 from deaios.primitives.errors import ConfigError, DeaiosError, Invalid
@@ -100,7 +100,7 @@ async def _open_network(
         else:
             found = folder.load_descriptor()
         running = (await read_status(folder)).chain.url if source is None else ""
-        async with Rpc(chain or running or found.rpc_urls[0]) as rpc:
+        async with open_rpc(found, chain or running or None) as rpc:
             await validate_network(found, rpc)
             yield http, rpc, found
 
@@ -121,8 +121,8 @@ class _World:
 
     @property
     def contracts(self) -> Contracts:
-        """The network's contracts."""
-        return Contracts(self.rpc, self.network.contracts)
+        """The network's contracts, as of the newest block that no reorganisation takes back."""
+        return Contracts(self.rpc, self.network.contracts).settled
 
     async def fetch_record(self, record_id: bytes) -> ModelRecord:
         """The record as the catalogue tells it."""
@@ -150,7 +150,7 @@ class _World:
         """What the chain says, at or after its height when this began."""
         contracts, opening = self.contracts, answer.opening
         provider = opening.request.provider
-        height = await self.rpc.block_number()
+        height = await self.rpc.settled.block_number()
         batch = None
         if answer.batch_index < await contracts.receipts.batch_count(provider):
             found = await contracts.receipts.batch_at(provider, answer.batch_index)

@@ -59,7 +59,7 @@ class Defender:
         self._shelf = shelf
         self._recheck = recheck
         self._clock = clock
-        self._defences: dict[int, Defence] = {}
+        self._defences: dict[tuple[int, bytes], Defence] = {}
         self._log = get_logger("defender")
 
     async def run(self) -> None:
@@ -82,7 +82,6 @@ class Defender:
         for dispute_id in range(max(1, count - DISPUTES_WATCHED_MAX + 1), count + 1):
             phase = await self._disputes.phase_of(dispute_id)
             if phase == DisputePhase.CLOSED:
-                self._defences.pop(dispute_id, None)
                 continue
             dispute = await self._disputes.dispute_of(dispute_id)
             if dispute.provider == self._sender.address and dispute.appellant == ZERO_ADDRESS:
@@ -90,7 +89,9 @@ class Defender:
 
     async def _tend_dispute(self, dispute_id: int, dispute: Dispute, phase: DisputePhase) -> None:
         try:
-            defence = self._defences.get(dispute_id) or await self._prepare(dispute_id, dispute)
+            # Under one number, a block taken back may leave another dispute.
+            known = self._defences.get((dispute_id, dispute.receipt_digest))
+            defence = known or await self._prepare(dispute_id, dispute)
             if defence.holds and phase == DisputePhase.APPEAL and dispute.verdict == Decision.GUILTY:
                 await self._appeal(dispute_id, defence)
         except Reverted as error:
@@ -100,7 +101,9 @@ class Defender:
 
     async def _prepare(self, dispute_id: int, dispute: Dispute) -> Defence:
         defence = await self._examine(dispute)
-        self._defences[dispute_id] = defence
+        self._defences[dispute_id, dispute.receipt_digest] = defence
+        while len(self._defences) > DISPUTES_WATCHED_MAX:
+            del self._defences[next(iter(self._defences))]
         self._log.warning(
             "accused",
             dispute=dispute_id,

@@ -42,6 +42,7 @@ class Challenger:
     def __init__(self, contracts: Contracts, sender: Sender, bond: int, clock: Clock) -> None:
         self._contracts = contracts
         self._availability = contracts.availability
+        self._settled = contracts.settled.availability
         self._sender = sender
         self._bond = bond
         self._clock = clock
@@ -63,9 +64,9 @@ class Challenger:
     async def wait(self, bet: Bet) -> Verdict:
         """Wait for the answer, or for the deadline and then finalize."""
         while True:
-            ends_at = await self._availability.ends_at(bet.id)
+            ends_at = await self._settled.ends_at(bet.id)
             if ends_at == 0:
-                end = await self._availability.fetch_end(bet.id)
+                end = await self._settled.fetch_end(bet.id)
                 assert end is not None, "a challenge that is not open has ended"
                 return Verdict(bet.member, end.is_answered, end.slashed)
             block = await self._contracts.rpc.fetch_latest()

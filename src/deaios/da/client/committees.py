@@ -104,7 +104,7 @@ class Committees:
         """
         now = self._clock.monotonic_s()
         if self._current is None or now - self._current[1] > FRESH_S:
-            self._current = await self._contracts.availability.current_epoch(), now
+            self._current = await self._contracts.settled.availability.current_epoch(), now
         if self._current[0] == 0:
             self._current = None
             raise UnavailableCommittee("no epoch of data availability has begun; start members with `deaios attest`")
@@ -120,7 +120,7 @@ class Committees:
         known = self._rosters.get(epoch)
         if known is not None and now - known.at_s <= FRESH_S:
             return known.roster
-        committee = known.roster.committee if known else await self._contracts.availability.committee(epoch)
+        committee = known.roster.committee if known else await self._contracts.settled.availability.committee(epoch)
         urls: dict[Address, str] = {}
         for agent in reversed(await self._contracts.identities.list_role(ROLE)):
             urls[agent.owner] = agent.url

@@ -140,9 +140,9 @@ class Disperser:
         return await self._certify(matrix, gathering)
 
     async def _find(self, commitment: bytes, term_s: int) -> Certificate | None:
-        """A certificate that is long enough already."""
+        """A certificate that is long enough already, and that no reorganisation takes back."""
         until = self._clock.now_ms() // 1000 + term_s - TERM_SLACK_S
-        certificates = await self._contracts.availability.fetch_certificates(commitment)
+        certificates = await self._contracts.settled.availability.fetch_certificates(commitment)
         return next((item for item in reversed(certificates) if item.attestation.expires_at >= until), None)
 
     async def _gather(self, roster: Roster, matrix: CodedMatrix, gathering: _Gathering) -> None:

@@ -4,7 +4,8 @@ Every step looks at the chain first and may be repeated; a step that fails is tr
 fails about one matrix keeps no other from being looked after. A promise counts as certified once its certificate was
 seen; rows are let go only after the last promise for them can no longer be called on, and never on the word of a clock
 alone: a promise without a certificate is over once the chain was looked through after its time. Certificates with our
-seats whose rows are gone are healed from other members.
+seats whose rows are gone are healed from other members. What is written down, here or in the journal, is settled: read
+where no reorganisation takes it back; what is done on chain is decided by the latest block, and done again if need be.
 """
 
 import asyncio
@@ -85,7 +86,7 @@ class _Memory:
     committees: dict[int, Committee] = field(default_factory=dict)
     challenges: dict[bytes, OpenedChallenge] | None = None
     scanned_s: int | None = None
-    """Our time when the chain was last looked through to its end, Unix seconds."""
+    """Up to which time the chain was last looked through, Unix seconds."""
     looked_up_to: Pledge | None = None
     collected_up_to: Pledge | None = None
     scrubbed_s: float = 0.0
@@ -109,6 +110,7 @@ class Duties:
     ) -> None:
         self._contracts = contracts
         self._availability = contracts.availability
+        self._settled = contracts.settled.availability
         self._sender = sender
         self._door = door
         self._store = store
@@ -133,14 +135,14 @@ class Duties:
 
     async def tend_epoch(self) -> None:
         """Begin the next epoch when it is due, and know the committees of now."""
-        epoch = await self._availability.current_epoch()
+        epoch = await self._settled.current_epoch()
         if await self._is_epoch_due(epoch):
             try:
                 epoch = (await self._availability.begin_epoch(self._sender)).value
                 _log.info("epoch begun", epoch=epoch)
             except Reverted as error:  # another member was first
                 _log.info("epoch not begun here", reason=error.reason)
-                epoch = await self._availability.current_epoch()
+                epoch = await self._settled.current_epoch()
         if epoch == 0 or (epoch == self._memory.epoch and self._door.seating is not None):
             return
         committees = tuple([await self._find_committee(number) for number in (epoch, epoch - 1) if number > 0])
@@ -150,21 +152,24 @@ class Duties:
         _log.info("seated", epoch=epoch, seats=0 if found is None else found[1].seats)
 
     async def scan(self) -> None:
-        """Look through new blocks for certificates and challenges that are about our seats."""
+        """Look through newly settled blocks for certificates and challenges that are about our seats."""
         memory, me, now_s = self._memory, self._sender.address, self._now_s()
-        head = (await self._contracts.rpc.fetch_latest()).number
+        block = await self._contracts.rpc.settled.fetch_latest()
+        head = block.number
+        if self._settled is not self._availability:  # blocks that are not settled yet were not looked through
+            now_s = min(now_s, block.timestamp)
         if memory.challenges is None:
-            opened = await self._availability.fetch_challenges_of(me)
+            opened = await self._settled.fetch_challenges_of(me)
             memory.challenges = {challenge.id: challenge for challenge in opened}
         scanned = await self._run(lambda: self._pledges.scanned)
         while scanned < head:
             last = min(head, scanned + SCAN_BLOCKS)
             ours = []
-            for certificate in await self._availability.fetch_certified(scanned + 1, last):
+            for certificate in await self._settled.fetch_certified(scanned + 1, last):
                 pledge = await self._read_pledge(certificate)
                 if pledge is not None:
                     ours.append(pledge)
-            for challenge in await self._availability.fetch_challenges_of(me, scanned + 1, last):
+            for challenge in await self._settled.fetch_challenges_of(me, scanned + 1, last):
                 memory.challenges[challenge.id] = challenge
             await self._run(partial(self._pledges.note_chain, ours, last))
             scanned = last
@@ -233,7 +238,7 @@ class Duties:
         due: list[Certificate] = []
         for pledge in pledges:
             certificate = await self._find_certificate(pledge.attestation)
-            if certificate is None or await self._availability.signers_of(certificate.digest) == 0:
+            if certificate is None or await self._settled.signers_of(certificate.digest) == 0:
                 await self._run(partial(self._pledges.mark_settled, pledge))
             elif await self._is_our_turn(certificate):
                 if not await self._availability.open_challenges(certificate.digest):
@@ -261,7 +266,7 @@ class Duties:
     async def _find_committee(self, epoch: int) -> Committee:
         committees = self._memory.committees
         if epoch not in committees:
-            committees[epoch] = await self._availability.committee(epoch)
+            committees[epoch] = await self._settled.committee(epoch)
             for old in [number for number in committees if number < epoch - self._epochs_kept]:
                 del committees[old]
         return committees[epoch]
@@ -307,7 +312,9 @@ class Duties:
     async def _answer_if_due(self, challenge: OpenedChallenge) -> None:
         state = await self._availability.challenge_of(challenge.id)
         if not state.is_open or state.round != challenge.round:
-            self._forget(challenge)
+            known = state if self._settled is self._availability else await self._settled.challenge_of(challenge.id)
+            if not known.is_open or known.round != challenge.round:
+                self._forget(challenge)
             return
         certificates = await self._availability.fetch_certificates(challenge.commitment)
         certificate = next((item for item in certificates if item.digest == challenge.digest), None)
@@ -371,7 +378,7 @@ class Duties:
         _log.info("rows made anew", commitment=encode_hex(attestation.commitment), rows=missing)
 
     async def _find_certificate(self, attestation: RowAttestation) -> Certificate | None:
-        found = await self._availability.fetch_certificates(attestation.commitment)
+        found = await self._settled.fetch_certificates(attestation.commitment)
         return next((item for item in found if item.attestation == attestation), None)
 
     def _forget(self, challenge: OpenedChallenge) -> None:

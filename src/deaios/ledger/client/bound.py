@@ -72,9 +72,12 @@ class BoundContract:
         (value,) = await self.read(function, *arguments, block=block)
         return value
 
-    async def send(self, sender: Sender, function: str, *arguments: Value) -> TransactionReceipt:
-        """Send a transaction that calls a function, and wait for it."""
-        return await sender.send(self.address, self.abi.get_function(function).encode_call(arguments))
+    async def send(
+        self, sender: Sender, function: str, *arguments: Value, confirmations: int | None = None
+    ) -> TransactionReceipt:
+        """Send a transaction that calls a function, and wait for it; `confirmations` as `Sender.send`."""
+        data = self.abi.get_function(function).encode_call(arguments)
+        return await sender.send(self.address, data, confirmations=confirmations)
 
     def decode_log(self, log: Log) -> ContractEvent | None:
         """One of this contract's logs; None for another contract's, or an event that the ABI does not name."""

@@ -15,11 +15,15 @@ from deaios.ledger.suite import SuiteAddresses
 
 
 class Contracts:
-    """The suite on one chain; reads are `await c.credit.balance_of(a)`, writes take a `Sender` first."""
+    """The suite on one chain; reads are `await c.credit.balance_of(a)`, writes take a `Sender` first.
+
+    Reads are of the latest block; those of `settled` are of the newest block that no reorganisation takes back.
+    """
 
     def __init__(self, rpc: Rpc, addresses: SuiteAddresses) -> None:
         self.rpc = rpc
         self.addresses = addresses
+        self._settled: Contracts | None = None
         self.credit = Credit(rpc, addresses.credit)
         self.identities = IdentityRegistry(rpc, addresses.identities)
         self.catalogue = Catalogue(rpc, addresses.catalogue)
@@ -30,3 +34,12 @@ class Contracts:
         self.disputes = Disputes(rpc, addresses.disputes)
         self.forks = Forks(rpc, addresses.forks)
         self.availability = DataAvailability(rpc, addresses.availability)
+
+    @property
+    def settled(self) -> "Contracts":
+        """The suite as of the newest settled block; this very object where the chain never takes a block back."""
+        if self.rpc.settled is self.rpc:
+            return self
+        if self._settled is None:
+            self._settled = Contracts(self.rpc.settled, self.addresses)
+        return self._settled

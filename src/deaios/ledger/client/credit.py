@@ -58,24 +58,30 @@ class Credit:
     async def fetch_balances(self, owners: Sequence[Address]) -> Balances:
         """What several accounts have after one block, from nodes that answer for the latest block only, too.
 
+        Where blocks can be taken back it is the newest settled one, which cannot.
+
         Raises:
             UnavailableChain: blocks came in between each time.
         """
         supply, balance = self.contract.abi.get_function("totalSupply"), self.contract.abi.get_function("balanceOf")
         data = [supply.encode_call(()), *(balance.encode_call((owner,)) for owner in owners)]
+        rpc = self.contract.rpc
+        pinned = None if rpc.confirmations == 1 else await rpc.settled.block_number()
+        block = "latest" if pinned is None else hex(pinned)
         calls: list[tuple[str, list[Any]]] = [  # Any: JSON of each method's own shape
             ("eth_blockNumber", []),
-            *(("eth_call", [encode_call_object(self.address, item, None, 0), "latest"]) for item in data),
+            *(("eth_call", [encode_call_object(self.address, item, None, 0), block]) for item in data),
             ("eth_blockNumber", []),
         ]
         for _ in range(SNAPSHOT_ATTEMPTS):
             answers: list[Any] = []  # Any: parsed JSON, read just below
             for start in range(0, len(calls), BATCH_MAX):
-                answers += await self.contract.rpc.batch(calls[start : start + BATCH_MAX])
+                answers += await rpc.batch(calls[start : start + BATCH_MAX])
             first, last = read_quantity(answers[0], "height"), read_quantity(answers[-1], "height")
-            if first == last:
+            if pinned is not None or first == last:
                 values = [int(balance.decode_result(read_data(answer, "balance"))[0]) for answer in answers[1:-1]]
-                return Balances(first, values[0], dict(zip(owners, values[1:], strict=True)))
+                height = first if pinned is None else pinned
+                return Balances(height, values[0], dict(zip(owners, values[1:], strict=True)))
         raise UnavailableChain(f"blocks came in between {SNAPSHOT_ATTEMPTS} readings of {len(owners)} balances")
 
     async def allowance(self, owner: Address, spender: Address) -> int:
@@ -91,8 +97,12 @@ class Credit:
         return await self.contract.send(sender, "transfer", to, amount)
 
     async def approve(self, sender: Sender, spender: Address, amount: int) -> TransactionReceipt:
-        """Let a contract take up to an amount."""
-        return await self.contract.send(sender, "approve", spender, amount)
+        """Let a contract take up to an amount.
+
+        Waits for one block only: whatever relies on the allowance is a later transaction of the same key, which no
+        chain includes before this one.
+        """
+        return await self.contract.send(sender, "approve", spender, amount, confirmations=1)
 
     async def ensure_allowance(self, sender: Sender, spender: Address, amount: int) -> TransactionReceipt | None:
         """Approve an amount unless the allowance covers it; what stake and bonds need first."""

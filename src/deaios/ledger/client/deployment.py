@@ -1,24 +1,42 @@
 """Deploys the contracts of a network, and checks that a chain holds them.
 
-Deployment is resumable: addresses follow from the deployer's nonces, so the chain itself says how far it came, and a
-second run goes on from there. The deployer's key must send nothing else until the last contract stands.
+Deployment is resumable: addresses follow from the nonces of whoever creates, so the chain itself says how far it came,
+and a second run goes on from there. With a salt, and where the chain carries the deterministic deployment proxy, an
+owner's workshop creates (`ledger.suite`): addresses then depend on owner and salt alone. Otherwise the deployer's key
+does, and must send nothing else until the last contract stands.
 """
 
 from collections.abc import Callable
 
 from deaios.ledger.abi import Value
 from deaios.ledger.artifacts import load_artifact
-from deaios.ledger.client.rpc import Rpc
+from deaios.ledger.client.rpc import Rpc, UnavailableChain
 from deaios.ledger.client.sender import Sender
-from deaios.ledger.records import CODE_BYTES_MAX, InvalidAnswer, read_data
+from deaios.ledger.records import InvalidAnswer
 from deaios.ledger.settings import NetworkSettings
-from deaios.ledger.suite import CONTRACT_OF_FIELD, Step, SuiteAddresses, build_arguments, plan_suite
+from deaios.ledger.suite import (
+    CONTRACT_OF_FIELD,
+    CREATE2_PROXY,
+    CREATE2_PROXY_CODE,
+    WORKSHOP_FIRST_NONCE,
+    Step,
+    SuiteAddresses,
+    SuitePlan,
+    build_arguments,
+    build_workshop,
+    compute_workshop_address,
+    plan_suite,
+)
 from deaios.primitives.encoding import encode_hex
 from deaios.primitives.errors import ConfigError, Invalid
 from deaios.primitives.keys import Address
 
 Progress = Callable[[str, Address], None]
 """Told the name and address of each contract that stands."""
+
+SETTLE_S = 900.0
+"""How long the contracts may take until no reorganisation takes them back; the chain has stopped after this."""
+SETTLE_POLL_S = 0.5
 
 UNREADABLE = frozenset({("Credit", "holder"), ("Credit", "supply")})
 """Constructor parameters that cannot be read back: the supply may be burned and spread since."""
@@ -52,18 +70,87 @@ async def deploy_suite(
         InvalidDeployment: another contract is at a planned address.
     """
     plan = plan_suite(sender.address, first_nonce, settings, holder or sender.address)
+    await _wait_quiet(sender, rpc)
     nonce = await rpc.get_nonce(sender.address)
     if nonce < first_nonce:
         raise ConfigError(f"deployer {encode_hex(sender.address)} has nonce {nonce}, the plan begins at {first_nonce}")
+    return await _carry_out(sender, rpc, plan, nonce, settings, progress)
+
+
+async def has_create2_proxy(rpc: Rpc) -> bool:
+    """Does the chain carry the deterministic deployment proxy?"""
+    return await rpc.get_code(CREATE2_PROXY) == CREATE2_PROXY_CODE
+
+
+async def deploy_suite_by_workshop(
+    sender: Sender, rpc: Rpc, settings: NetworkSettings, salt: bytes, *, progress: Progress | None = None
+) -> SuiteAddresses:
+    """Deploy what is missing of a network's contracts at addresses that owner and salt name; safe to repeat.
+
+    Args:
+        sender: the owner, who gets the supply of Credit; its key may send other things meanwhile.
+        rpc: the chain, which carries the proxy.
+        settings: windows and amounts.
+        salt: 32 bytes; another salt is another network of this owner.
+        progress: told each contract that stands.
+
+    Raises:
+        InvalidDeployment: another contract is at a planned address: most likely other settings under this salt.
+    """
+    workshop = compute_workshop_address(sender.address, salt)
+    creation, runtime = build_workshop(sender.address)
+    if not await rpc.get_code(workshop):
+        await sender.send(CREATE2_PROXY, salt + creation, confirmations=1)
+    if await rpc.get_code(workshop) != runtime:
+        raise InvalidDeployment(
+            f"the code at {encode_hex(workshop)} is not the workshop of {encode_hex(sender.address)}"
+        )
+    plan = plan_suite(workshop, WORKSHOP_FIRST_NONCE, settings, sender.address)
+    return await _carry_out(sender, rpc, plan, await rpc.get_nonce(workshop), settings, progress)
+
+
+async def _carry_out(
+    sender: Sender, rpc: Rpc, plan: SuitePlan, nonce: int, settings: NetworkSettings, progress: Progress | None
+) -> SuiteAddresses:
+    """Deploy the steps from a nonce on, and wait until all of them are settled.
+
+    Each waits for one block only: its sender's nonces keep the order, also where a block is taken back meanwhile.
+    """
     for step in plan.steps:
         if step.nonce < nonce:
-            await _check_step(rpc, step, sender.address)
+            await _check_step(rpc, step, plan.deployer)
         else:
-            await _deploy_step(sender, rpc, step)
+            await _deploy_step(sender, rpc, plan, step)
         if progress is not None:
             progress(step.contract, step.address)
-    await verify_suite(rpc, plan.addresses, settings)
+    await _wait_settled(rpc, plan.addresses)
+    await verify_suite(rpc.settled, plan.addresses, settings)
     return plan.addresses
+
+
+async def _wait_quiet(sender: Sender, rpc: Rpc) -> None:
+    """Wait until everything that a run before this one sent is settled.
+
+    A step that is counted as done and then taken back would move every later one to another address.
+    """
+    if rpc.confirmations == 1:
+        return
+    end_s = rpc.clock.monotonic_s() + SETTLE_S
+    while await rpc.get_nonce(sender.address, "pending") != await rpc.settled.get_nonce(sender.address):
+        if rpc.clock.monotonic_s() > end_s:
+            raise UnavailableChain(
+                f"transactions of {encode_hex(sender.address)} are not settled after {SETTLE_S:.0f} s"
+            )
+        await rpc.clock.sleep(SETTLE_POLL_S)
+
+
+async def _wait_settled(rpc: Rpc, addresses: SuiteAddresses) -> None:
+    wanted = list(addresses.by_field().values())
+    end_s = rpc.clock.monotonic_s() + SETTLE_S
+    while not all(await rpc.settled.get_codes(wanted)):
+        if rpc.clock.monotonic_s() > end_s:
+            raise UnavailableChain(f"the contracts are not {rpc.confirmations} blocks deep after {SETTLE_S:.0f} s")
+        await rpc.clock.sleep(SETTLE_POLL_S)
 
 
 async def _check_step(rpc: Rpc, step: Step, deployer: Address) -> None:
@@ -77,15 +164,17 @@ async def _check_step(rpc: Rpc, step: Step, deployer: Address) -> None:
         raise InvalidDeployment(f"the code at {encode_hex(step.address)} is not {step.contract}'s")
 
 
-async def _deploy_step(sender: Sender, rpc: Rpc, step: Step) -> None:
-    receipt = await sender.send(None, step.creation)
-    if receipt.contract != step.address:
+async def _deploy_step(sender: Sender, rpc: Rpc, plan: SuitePlan, step: Step) -> None:
+    by_workshop = plan.deployer != sender.address
+    receipt = await sender.send(plan.deployer if by_workshop else None, step.creation, confirmations=1)
+    if not by_workshop and receipt.contract != step.address:
         found = "nowhere" if receipt.contract is None else encode_hex(receipt.contract)
         raise ConfigError(
             f"{step.contract} was deployed at {found}, {encode_hex(step.address)} planned: the deployer's key sent "
             "something else meanwhile; begin again with a key made for deployment"
         )
-    if await rpc.get_code(step.address) != step.runtime:
+    code = await rpc.get_code(step.address)
+    if code != step.runtime and (code or rpc.confirmations == 1):  # none may be there where its block was taken back
         raise InvalidDeployment(f"the code at {encode_hex(step.address)} is not {step.contract}'s")
 
 
@@ -96,10 +185,9 @@ async def verify_suite(rpc: Rpc, addresses: SuiteAddresses, settings: NetworkSet
         InvalidDeployment: a contract is missing, is another one, or has other parameters.
     """
     by_field = addresses.by_field()
-    answers = await rpc.batch([("eth_getCode", [encode_hex(item), "latest"]) for item in by_field.values()])
-    for (field, address), answer in zip(by_field.items(), answers, strict=True):
+    codes = await rpc.get_codes(list(by_field.values()))
+    for (field, address), code in zip(by_field.items(), codes, strict=True):
         name = CONTRACT_OF_FIELD[field]
-        code = read_data(answer, "code", limit=CODE_BYTES_MAX)
         if code != load_artifact(name).runtime:
             what = "is not this program's version of it" if code else "does not exist"
             raise InvalidDeployment(f"{name} at {encode_hex(address)} {what}")

@@ -13,7 +13,7 @@ from deaios.primitives.errors import Refused, Unavailable
 from deaios.primitives.keys import ADDRESS_SIZE, ZERO_ADDRESS, Address
 from deaios.runtime.errors import RefusedBusy
 
-GRANTS_AT_ONCE_MAX = 16
+GRANTS_AT_ONCE_MAX = 32
 GRANTS_MAX = 100_000
 """In one run of the process; the faucet's balance is the other bound."""
 
@@ -51,8 +51,12 @@ class Faucet:
         self._pending: set[Address] = set()
         self._granted = 0
 
-    async def give(self, address: Address) -> Grant:
+    async def give(self, address: Address, native_amount: int | None = None) -> Grant:
         """Give an address gas and Credit.
+
+        Args:
+            address: whom.
+            native_amount: wei for this one, where it is not what everybody gets.
 
         Raises:
             RefusedGrant: it had its share, or is no account of a key.
@@ -67,31 +71,33 @@ class Faucet:
             raise RefusedBusy(f"{len(self._pending)} grants are under way and {self._granted} were given; ask later")
         self._pending.add(address)
         try:
-            grant = await self._give(address)
+            grant = await self._give(address, self.native_amount if native_amount is None else native_amount)
         finally:
             self._pending.discard(address)
         self._granted += 1
         return grant
 
-    async def _give(self, address: Address) -> Grant:
+    async def _give(self, address: Address, native_amount: int) -> Grant:
         credit, rpc = self._contracts.credit, self._contracts.rpc
         if await self.has_given(address):
             raise RefusedGrant(f"{encode_hex(address)} had its share already")
         if await rpc.get_code(address):
             raise RefusedGrant(f"{encode_hex(address)} is a contract")
-        native_hash: bytes | None = None
         available, needed = await credit.balance_of(self._sender.address), self.credit_amount * len(self._pending)
         if available < needed:
             raise UnavailableFaucet(f"the faucet has {available} of Credit, the grants under way need {needed}")
         try:
-            if await rpc.get_balance(address) < self.native_amount:
-                native_hash = (await self._sender.send(address, value=self.native_amount)).transaction_hash
+            native_hash: bytes | None = None
+            if await rpc.get_balance(address) < native_amount:
+                # One block is enough: the Credit comes after it, by the same key.
+                sent = await self._sender.send(address, value=native_amount, confirmations=1)
+                native_hash = sent.transaction_hash
             receipt = await credit.transfer(self._sender, address, self.credit_amount)
         except RefusedOutOfGasMoney as error:
             raise UnavailableFaucet(f"the faucet has no native coin left: {error}") from error
         return Grant(
             address,
-            self.native_amount if native_hash is not None else 0,
+            native_amount if native_hash is not None else 0,
             self.credit_amount,
             native_hash,
             receipt.transaction_hash,

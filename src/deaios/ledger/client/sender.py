@@ -1,35 +1,29 @@
-"""Sends transactions of one key: nonces, fees, gas, inclusion, replacement.
+"""Sends transactions of one key: nonces, fees, gas, inclusion, replacement, reorganisations.
 
-Invariants: a nonce is given to one transaction only; what was signed stays in flight, is broadcast again and watched
-until it is in a block or its time is up, also when the caller is cancelled; a success is returned only for a receipt
-with status 1. One process should own a key; where another spends its nonces, that is noticed and said, unless both
-send the very same transaction, which is then one.
+Invariants: a nonce is given to one transaction only, so that nothing is ever done twice; what was signed stays in
+flight, is broadcast again and watched until it is settled (as many blocks hold it as the chain's client says) or its
+time is up, also when the caller is cancelled. A transaction that a reorganisation took out of its block is broadcast
+again, the same bytes under the same nonce; a receipt counts only while its block is the one at its height. A success
+is returned only for a receipt with status 1. One process should own a key; where another spends its nonces, that is
+noticed and said, unless both send the very same transaction, which is then one.
 Knows no contract.
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from deaios.ledger.client.rpc import (
-    BATCH_MAX,
-    RefusedByChain,
-    Reverted,
-    Rpc,
-    UnavailableChain,
-    encode_call_object,
-)
-from deaios.ledger.records import InvalidAnswer, TransactionReceipt, read_block, read_quantity, read_receipt
+from deaios.ledger.client.fees import FeePolicy, Quote, fetch_quote
+from deaios.ledger.client.rpc import BATCH_MAX, RefusedByChain, Reverted, Rpc, UnavailableChain
+from deaios.ledger.records import TransactionReceipt, read_quantity, read_receipt
 from deaios.ledger.transactions import DYNAMIC_FEE, Transaction, sign_transaction
 from deaios.primitives.encoding import encode_hex
 from deaios.primitives.errors import Invalid, Refused
 from deaios.primitives.keys import Address, PrivateKey
 from deaios.runtime.logs import get_logger
 
-GAS_MARGIN_PERCENT = 100
-GAS_MARGIN = 100_000
-"""Added to an estimate: who comes last in a phase pays for the step to the next one, which the estimate did not see."""
 GAS_ATTEMPTS = 2
 """A transaction that failed for want of gas is estimated again and sent once more; it changed nothing."""
 GAS_SPENT_PERCENT = 90
@@ -40,10 +34,10 @@ NONCE_ATTEMPTS = 5
 OVERTAKEN_POLLS = 4
 """Polls that must agree that a nonce was spent elsewhere before it is believed."""
 REPLACEMENTS_MAX = 5
-REPLACEMENT_PERCENT = 125
-"""Pools want at least 10 % more."""
 POLL_AGE_DIVISOR = 8
 """The longer the youngest transaction waits, the slower we ask."""
+SETTLED_KEPT = 128
+"""Settled transactions remembered, so that they can be restored after a reorganisation deeper than was promised."""
 
 _log = get_logger("sender")
 
@@ -90,31 +84,45 @@ class Patience:
     replace_s: float = 45.0
     """A transaction that is next in line and still waits is offered again at a higher fee."""
     inclusion_s: float = 300.0
-    confirmations: int = 1
-    """Blocks that must hold a transaction, its own included."""
+    """Without any progress: no block that holds it, or no further one on top."""
 
 
 @dataclass(slots=True)
 class _Flight:
-    """A signed transaction on its way into a block."""
+    """A signed transaction on its way to being settled.
 
-    transaction: Transaction
-    hashes: list[bytes]
+    Attributes:
+        versions: as it was signed, then each replacement; all under one nonce.
+        confirmations: blocks after which the caller is told; it may be watched for longer.
+        moved_s: when it last came nearer to being settled.
+        included_at: height of the block that held it at the last look.
+    """
+
+    versions: list[Transaction]
     result: "asyncio.Future[TransactionReceipt]"
-    started_s: float
+    confirmations: int
+    moved_s: float
     broadcast_s: float
     priced_s: float
+    started_s: float
     is_accepted: bool = False
     overtaken: int = 0
+    included_at: int | None = None
+    seen_height: int = 0
 
+    @property
+    def transaction(self) -> Transaction:
+        """The newest version, which pays most."""
+        return self.versions[-1]
 
-@dataclass(frozen=True, slots=True)
-class _Quote:
-    """What a transaction needs at this moment."""
+    @property
+    def hashes(self) -> list[bytes]:
+        """Of every version."""
+        return [version.hash for version in self.versions]
 
-    gas: int
-    max_fee: int
-    tip: int
+    def find_version(self, receipt: TransactionReceipt) -> Transaction:
+        """The version that a receipt is of."""
+        return next(version for version in self.versions if version.hash == receipt.transaction_hash)
 
 
 @dataclass(slots=True)
@@ -125,20 +133,35 @@ class _Head:
     height: int
     receipts: dict[bytes, TransactionReceipt] = field(default_factory=dict)
 
+    def find(self, flight: _Flight) -> TransactionReceipt | None:
+        """The receipt of whichever version is in a block."""
+        return next((self.receipts[item] for item in flight.hashes if item in self.receipts), None)
+
 
 class Sender:
     """Sends transactions of one key; many `send` calls may run at once and share nonces without gaps."""
 
-    def __init__(self, rpc: Rpc, key: PrivateKey, chain_id: int, *, patience: Patience | None = None) -> None:
+    def __init__(
+        self,
+        rpc: Rpc,
+        key: PrivateKey,
+        chain_id: int,
+        *,
+        patience: Patience | None = None,
+        fees: FeePolicy | None = None,
+    ) -> None:
         self.rpc = rpc
         self.address = key.address
         self.chain_id = chain_id
         self._key = key
         self._patience = patience or Patience()
+        self._fees = fees or FeePolicy()
         self._lock = asyncio.Lock()
         self._slots = asyncio.Semaphore(IN_FLIGHT_MAX)
         self._next_nonce: int | None = None
         self._flights: dict[int, _Flight] = {}
+        self._settled: deque[Transaction] = deque(maxlen=SETTLED_KEPT)
+        self._restored_s: float | None = None
         self._watcher: asyncio.Task[None] | None = None
 
     async def close(self) -> None:
@@ -149,67 +172,64 @@ class Sender:
             await asyncio.wait([watcher])
 
     async def send(
-        self, to: Address | None, data: bytes = b"", value: int = 0, gas: int | None = None
+        self,
+        to: Address | None,
+        data: bytes = b"",
+        value: int = 0,
+        gas: int | None = None,
+        *,
+        confirmations: int | None = None,
     ) -> TransactionReceipt:
-        """Send a transaction and wait until it is in a block.
+        """Send a transaction and wait until it is settled.
 
         Args:
             to: whom to call; None creates a contract.
             data: call data, or creation code.
             value: wei to send along.
             gas: gas limit; estimated when it is not given.
+            confirmations: blocks to wait for, its own included, where that many are enough: as many as the chain's
+                client counts as settled by default. It is watched until it is settled all the same.
 
         Raises:
             Reverted: the contract refuses, found before sending or in the block.
             RefusedOutOfGasMoney: the account cannot pay.
+            RefusedFee: gas is too dear now.
             RefusedByChain: the node declines the transaction.
             UnavailableChain: the node cannot be reached; nothing was signed.
             UnavailableInclusion: signed and broadcast, but in no block in time.
         """
         attempts = GAS_ATTEMPTS if gas is None else 1
+        depth = min(confirmations or self.rpc.confirmations, self.rpc.confirmations)
         for _ in range(1, attempts):
-            transaction, receipt = await self._send_once(to, data, value, gas)
+            transaction, receipt = await self._send_once(to, data, value, gas, depth)
             if receipt.is_success:
                 return receipt
             if not _has_lacked_gas(transaction, receipt):
                 raise await self._explain_revert(transaction, receipt)
-        transaction, receipt = await self._send_once(to, data, value, gas)
+        transaction, receipt = await self._send_once(to, data, value, gas, depth)
         if not receipt.is_success:
             raise await self._explain_revert(transaction, receipt)
         return receipt
 
     async def _send_once(
-        self, to: Address | None, data: bytes, value: int, gas: int | None
+        self, to: Address | None, data: bytes, value: int, gas: int | None, depth: int
     ) -> tuple[Transaction, TransactionReceipt]:
         async with self._slots:
             quote = await self._quote(to, data, value, gas)
             async with self._lock:
-                flight = await self._launch(to, data, value, quote)
+                flight = await self._launch(to, data, value, quote, depth)
             receipt = await asyncio.shield(flight.result)
-        return flight.transaction, receipt
+        return flight.find_version(receipt), receipt
 
-    async def _quote(self, to: Address | None, data: bytes, value: int, gas: int | None) -> _Quote:
-        calls: list[tuple[str, list[Any]]] = [  # Any: JSON of each method's own shape
-            ("eth_getBlockByNumber", ["latest", False]),
-            ("eth_maxPriorityFeePerGas", []),
-        ]
-        if gas is None:
-            calls.append(("eth_estimateGas", [encode_call_object(to, data, self.address, value)]))
+    async def _quote(self, to: Address | None, data: bytes, value: int, gas: int | None) -> Quote:
         try:
-            answers = await self.rpc.batch(calls)
+            return await fetch_quote(self.rpc, self._fees, self.address, to, data, value, gas)
         except RefusedByChain as error:
             if value and (balance := await self.rpc.get_balance(self.address)) < value:
                 raise RefusedOutOfGasMoney(self.address, balance, value) from error
             raise
-        block, tip = read_block(answers[0]), read_quantity(answers[1], "priority fee")
-        if block.base_fee is None:
-            raise InvalidAnswer(f"block {block.number} has no base fee; this client needs a chain with EIP-1559")
-        if gas is None:
-            estimate = read_quantity(answers[2], "gas estimate")
-            gas = min(estimate * (100 + GAS_MARGIN_PERCENT) // 100 + GAS_MARGIN, block.gas_limit)
-        return _Quote(gas, 2 * block.base_fee + tip, tip)
 
-    async def _launch(self, to: Address | None, data: bytes, value: int, quote: _Quote) -> _Flight:
+    async def _launch(self, to: Address | None, data: bytes, value: int, quote: Quote, depth: int) -> _Flight:
         """Sign under the next nonce and broadcast. Runs under the lock."""
         hashes: list[bytes] = []
         for _ in range(NONCE_ATTEMPTS):
@@ -229,7 +249,8 @@ class Sender:
                 ),
             )
             now = self.rpc.clock.monotonic_s()
-            flight = _Flight(transaction, [transaction.hash], asyncio.get_running_loop().create_future(), now, now, now)
+            result: asyncio.Future[TransactionReceipt] = asyncio.get_running_loop().create_future()
+            flight = _Flight([transaction], result, depth, now, now, now, now)
             hashes.append(transaction.hash)
             # In flight before the first byte leaves, so that a cancelled caller cannot lose the nonce.
             self._flights[nonce] = flight
@@ -300,8 +321,9 @@ class Sender:
                 _log.info("chain does not answer", sender=encode_hex(self.address), error=str(error))
             now = clock.monotonic_s()
             for flight in list(self._flights.values()):
-                if now - flight.started_s > patience.inclusion_s:
-                    message = f"in no block after {patience.inclusion_s} s"
+                if now - flight.moved_s > patience.inclusion_s:
+                    where = "no block" if flight.included_at is None else f"block {flight.included_at}, not settled,"
+                    message = f"in {where} after {patience.inclusion_s} s"
                     self._land(flight, error=UnavailableInclusion(message, flight.hashes))
                     self._next_nonce = None
 
@@ -310,19 +332,69 @@ class Sender:
         if not flights:
             return
         head = await self._fetch_head([item for flight in flights for item in flight.hashes])
+        await self._restore(head, flights[0].transaction.nonce)
+        landing: list[tuple[_Flight, TransactionReceipt]] = []
         for flight in flights:
-            receipt = next((head.receipts[item] for item in flight.hashes if item in head.receipts), None)
+            receipt = head.find(flight)
             if receipt is not None:
-                if receipt.block_number + self._patience.confirmations - 1 <= head.height:
-                    self._land(flight, receipt)
+                self._note_included(flight, receipt, head.height)
+                if receipt.block_number + flight.confirmations - 1 <= head.height:
+                    landing.append((flight, receipt))
             elif head.nonce > flight.transaction.nonce:
-                flight.overtaken += 1
-                if flight.overtaken >= OVERTAKEN_POLLS:
-                    message = f"nonce {flight.transaction.nonce} was spent by another transaction of this key"
-                    self._land(flight, error=UnavailableInclusion(message, flight.hashes))
-                    self._next_nonce = None
+                self._note_overtaken(flight)
             else:
+                flight.overtaken = 0
                 await self._nurse(flight, is_next=head.nonce == flight.transaction.nonce)
+        standing = await self._fetch_standing({receipt.block_number for _, receipt in landing})
+        for flight, receipt in landing:
+            if standing is None or standing.get(receipt.block_number) == receipt.block_hash:
+                if receipt.block_number + self.rpc.confirmations - 1 <= head.height:
+                    self._settled.append(flight.find_version(receipt))
+                    self._land(flight, receipt)
+                elif not flight.result.done():
+                    flight.result.set_result(receipt)
+
+    def _note_included(self, flight: _Flight, receipt: TransactionReceipt, height: int) -> None:
+        flight.overtaken = 0
+        if flight.included_at is None or height > flight.seen_height:
+            flight.moved_s, flight.seen_height = self.rpc.clock.monotonic_s(), height
+        flight.included_at = receipt.block_number
+
+    def _note_overtaken(self, flight: _Flight) -> None:
+        flight.overtaken += 1
+        if flight.overtaken >= OVERTAKEN_POLLS:
+            message = f"nonce {flight.transaction.nonce} was spent by another transaction of this key"
+            self._land(flight, error=UnavailableInclusion(message, flight.hashes))
+            self._next_nonce = None
+
+    async def _fetch_standing(self, heights: set[int]) -> dict[int, bytes] | None:
+        """Hashes of the blocks at some heights; None where no block is ever taken back, and nothing is asked."""
+        if self.rpc.confirmations == 1:
+            return None
+        standing: dict[int, bytes] = {}
+        for height in sorted(heights):
+            block = await self.rpc.get_block(height)
+            if block is not None:
+                standing[height] = block.hash
+        return standing
+
+    async def _restore(self, head: _Head, lowest: int) -> None:
+        """Broadcast settled transactions again that a deeper reorganisation than promised took back.
+
+        Without them nothing in flight could ever be included: its nonces are behind theirs.
+        """
+        now = self.rpc.clock.monotonic_s()
+        lost = [item for item in self._settled if head.nonce <= item.nonce < lowest]
+        is_recent = self._restored_s is not None and now - self._restored_s < self._patience.rebroadcast_s
+        if not lost or is_recent:
+            return
+        self._restored_s = now
+        _log.error("a settled transaction was taken back", nonces=[item.nonce for item in lost])
+        for transaction in lost:
+            try:
+                await self._broadcast(transaction)
+            except (Refused, Invalid) as error:
+                _log.warning("not restored", nonce=transaction.nonce, error=str(error))
 
     async def _fetch_head(self, hashes: Sequence[bytes]) -> _Head:
         # The nonce is asked for first: a nonce that is spent then has a receipt in the answers after it.
@@ -344,23 +416,16 @@ class Sender:
     async def _nurse(self, flight: _Flight, *, is_next: bool) -> None:
         """Broadcast again what may have been lost; pay more for what is next in line and still waits."""
         now, patience = self.rpc.clock.monotonic_s(), self._patience
-        is_stuck = is_next and now - flight.priced_s > patience.replace_s and len(flight.hashes) <= REPLACEMENTS_MAX
-        if not is_stuck and now - flight.broadcast_s < patience.rebroadcast_s:
+        was_taken_back = flight.included_at is not None
+        if was_taken_back:
+            _log.info("transaction was taken back", nonce=flight.transaction.nonce, block=flight.included_at)
+            flight.included_at, flight.priced_s = None, now
+        is_stuck = is_next and now - flight.priced_s > patience.replace_s and len(flight.versions) <= REPLACEMENTS_MAX
+        if not is_stuck and not was_taken_back and now - flight.broadcast_s < patience.rebroadcast_s:
             return
         flight.broadcast_s = now
         if is_stuck:
-            flight.priced_s = now
-            old = flight.transaction
-            flight.transaction = sign_transaction(
-                self._key,
-                replace(
-                    old,
-                    max_fee=old.max_fee * REPLACEMENT_PERCENT // 100 + 1,
-                    tip=old.tip * REPLACEMENT_PERCENT // 100 + 1,
-                ),
-            )
-            flight.hashes.append(flight.transaction.hash)
-            _log.info("transaction replaced", nonce=old.nonce, old_fee=old.max_fee, fee=flight.transaction.max_fee)
+            self._replace(flight)
         try:
             flight.is_accepted |= await self._broadcast(flight.transaction)
         except (Refused, Invalid) as error:
@@ -368,6 +433,17 @@ class Sender:
             if not flight.is_accepted:
                 self._land(flight, error=error)
                 self._next_nonce = None
+
+    def _replace(self, flight: _Flight) -> None:
+        """Sign a version that pays more, where the policy leaves room for one."""
+        old = flight.transaction
+        flight.priced_s = self.rpc.clock.monotonic_s()
+        price = self._fees.raise_price(old.max_fee, old.tip)
+        if price is None:
+            _log.warning("transaction waits at the highest fee", nonce=old.nonce, fee=old.max_fee)
+            return
+        flight.versions.append(sign_transaction(self._key, replace(old, max_fee=price[0], tip=price[1])))
+        _log.info("transaction replaced", nonce=old.nonce, old_fee=old.max_fee, fee=flight.transaction.max_fee)
 
     def _land(
         self, flight: _Flight, receipt: TransactionReceipt | None = None, error: BaseException | None = None

@@ -79,8 +79,8 @@ class SharedStaking:
         return bool(await self.contract.read_one("isJudge", service, judge))
 
     async def stake(self, sender: Sender, amount: int) -> TransactionReceipt:
-        """Add own stake; the token's allowance comes first."""
-        return await self.contract.send(sender, "stake", amount)
+        """Add own stake; the token's allowance comes first. Waits for one block: to count, joining comes after it."""
+        return await self.contract.send(sender, "stake", amount, confirmations=1)
 
     async def opt_in(self, sender: Sender, service: bytes, cap_bps: int) -> TransactionReceipt:
         """Join a service with a share of the stake, or raise the share."""

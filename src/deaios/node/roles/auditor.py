@@ -17,7 +17,7 @@ from deaios.market.buyer.client import Buyer
 from deaios.market.chat import context_of, read_chat_body
 from deaios.node.context import RoleContext
 from deaios.node.engines import count_engines, open_checked_engine, serving_engine
-from deaios.node.member import Member, open_member
+from deaios.node.member import Member, build_fees, open_member
 from deaios.node.models import ModelFiles
 from deaios.node.network import open_default_model, open_storage, open_trade
 from deaios.node.ports import HOST, keep_port
@@ -39,8 +39,10 @@ async def run(context: RoleContext) -> None:
     """Fetch the model, stake, register, audit until told to stop."""
     descriptor = context.folder.load_descriptor()
     async with (
-        open_member(descriptor, context.open_key()) as member,
-        open_member(descriptor, context.keystore.open_key(f"{context.name}-purse")) as purse,
+        open_member(descriptor, context.open_key(), fees=build_fees(context.config.chain)) as member,
+        open_member(
+            descriptor, context.keystore.open_key(f"{context.name}-purse"), fees=build_fees(context.config.chain)
+        ) as purse,
     ):
         log = get_logger("auditor")
         files, _, _ = await asyncio.gather(

@@ -6,31 +6,21 @@ The operator's key is this role's key. The descriptor is served at `/descriptor`
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
-import msgspec
-from aiohttp import web
-
 from deaios.chain.genesis import ETHER, Allocation, Genesis
 from deaios.chain.service import ChainService, Limits, build_application
 from deaios.chain.store import holds_chain
 from deaios.ledger.client.contracts import Contracts
 from deaios.ledger.client.deadlines import fetch_deadline
-from deaios.ledger.client.faucet import Faucet
 from deaios.ledger.client.rpc import Rpc
-from deaios.ledger.client.sender import Sender
-from deaios.ledger.settings import LOCAL
 from deaios.node.context import RoleContext
 from deaios.node.folder import StateFolder
+from deaios.node.office import Office
 from deaios.node.ports import HOST, keep_port
-from deaios.primitives.keys import PrivateKey, parse_address
-from deaios.runtime.errors import NotFound
-from deaios.runtime.http import json_response, read_json, serve
+from deaios.primitives.keys import PrivateKey
+from deaios.runtime.http import serve
 
 OPERATOR_ETHER = 1_000_000_000
 THREADS = 4
-
-
-class _Beneficiary(msgspec.Struct, forbid_unknown_fields=True):
-    address: str
 
 
 async def run(context: RoleContext) -> None:
@@ -86,37 +76,3 @@ class _Deadlines:
                 return 0
             self._contracts = Contracts(self._rpc, self._folder.load_descriptor().contracts)
         return await fetch_deadline(self._contracts)
-
-
-class Office:
-    """The operator's counter: descriptor and faucet."""
-
-    def __init__(self, folder: StateFolder, key: PrivateKey, rpc: Rpc) -> None:
-        self._folder = folder
-        self._key = key
-        self._rpc = rpc
-        self._faucet: Faucet | None = None
-
-    def add_routes(self, application: web.Application) -> None:
-        """Put the routes beside JSON-RPC."""
-        application.router.add_get("/descriptor", self.get_descriptor)
-        application.router.add_post("/faucet", self.give)
-
-    async def get_descriptor(self, _request: web.Request) -> web.Response:
-        """The signed descriptor's exact bytes."""
-        if not self._folder.descriptor_path.exists():
-            raise NotFound("this network is being founded; it has no descriptor yet")
-        return web.Response(body=self._folder.descriptor_path.read_bytes(), content_type="application/json")
-
-    async def give(self, request: web.Request) -> web.Response:
-        """Gas and Credit for a new address, once."""
-        address = parse_address((await read_json(request, _Beneficiary)).address)
-        if self._faucet is None:
-            if not self._folder.descriptor_path.exists():
-                raise NotFound("this network is being founded; its faucet opens afterwards")
-            descriptor = self._folder.load_descriptor()
-            sender = Sender(self._rpc, self._key, descriptor.chain_id)
-            contracts = Contracts(self._rpc, descriptor.contracts)
-            self._faucet = Faucet(sender, contracts, LOCAL.faucet_native, LOCAL.faucet_credit)
-        grant = await self._faucet.give(address)
-        return json_response({"native": str(grant.native_amount), "credit": str(grant.credit_amount)})

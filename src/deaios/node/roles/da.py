@@ -10,7 +10,7 @@ from deaios.da.store import PledgeStore
 from deaios.ledger.structs import availability_domain
 from deaios.ledger.suite import DATA_AVAILABILITY
 from deaios.node.context import RoleContext
-from deaios.node.member import Member, open_member
+from deaios.node.member import Member, build_fees, open_member
 from deaios.node.ports import HOST, keep_port
 from deaios.rows.store import RowStore
 from deaios.runtime.http import serve
@@ -23,7 +23,7 @@ WAITING_BYTES = QUOTA_BYTES // 4
 async def run(context: RoleContext) -> None:
     """Stake, register, take rows and keep promises until told to stop."""
     descriptor = context.folder.load_descriptor()
-    async with open_member(descriptor, context.open_key()) as member:
+    async with open_member(descriptor, context.open_key(), fees=build_fees(context.config.chain)) as member:
         await _join(member)
         store = RowStore(context.data / "rows", QUOTA_BYTES)
         pledges = PledgeStore(context.data / "pledges.db")

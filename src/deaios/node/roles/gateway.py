@@ -10,7 +10,7 @@ from deaios.gateway.service import build_gateway_application
 from deaios.gateway.store import KeyStore
 from deaios.market.buyer.client import Buyer
 from deaios.node.context import RoleContext
-from deaios.node.member import Member, open_member
+from deaios.node.member import Member, build_fees, open_member
 from deaios.node.network import open_blobs, open_default_model, open_trade
 from deaios.node.ports import keep_port
 from deaios.node.status import API_KEY_NAME
@@ -27,7 +27,7 @@ async def run(context: RoleContext) -> None:
     """Fund the buyer, read the model's tokenizer, serve until told to stop."""
     descriptor = context.folder.load_descriptor()
     key = context.open_key()
-    async with open_member(descriptor, key) as member:
+    async with open_member(descriptor, key, fees=build_fees(context.config.chain)) as member:
         log = get_logger("gateway")
         files, _ = await asyncio.gather(
             open_default_model(member, context.folder, context.clock, log.info), member.ensure_funded(WORKING_CREDIT)

@@ -19,7 +19,7 @@ from deaios.market.ports import Generate, Piece
 from deaios.market.seller.service import Seller, SellerSettings
 from deaios.node.context import RoleContext
 from deaios.node.engines import count_engines, open_checked_engine, open_configured_engine, serving_engine
-from deaios.node.member import Member, open_member
+from deaios.node.member import Member, build_fees, open_member
 from deaios.node.models import ModelFiles, weaken_model
 from deaios.node.network import BatchShelf, open_blobs, open_default_model, open_storage, terms_of
 from deaios.node.ports import HOST, keep_port
@@ -30,7 +30,7 @@ from deaios.runtime.logs import get_logger
 async def run(context: RoleContext) -> None:
     """Fetch the model, stake, register, sell until told to stop."""
     descriptor = context.folder.load_descriptor()
-    async with open_member(descriptor, context.open_key()) as member:
+    async with open_member(descriptor, context.open_key(), fees=build_fees(context.config.chain)) as member:
         port = keep_port(context.data, context.spec.port)
         url = f"http://{HOST}:{port}"
         log = get_logger("provider")

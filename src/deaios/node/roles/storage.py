@@ -5,8 +5,10 @@ import asyncio
 from deaios.ledger.client.deployment import fetch_network_id
 from deaios.ledger.client.rpc import Rpc
 from deaios.node.context import RoleContext
-from deaios.node.member import open_member
+from deaios.node.foreign import load_foreign
+from deaios.node.member import build_fees, open_member
 from deaios.node.ports import HOST, keep_port
+from deaios.primitives.encoding import decode_hex
 from deaios.primitives.errors import DeaiosError
 from deaios.rows.store import RowStore
 from deaios.runtime.http import serve
@@ -35,9 +37,12 @@ async def run(context: RoleContext) -> None:
 
 
 async def _find_network_id(context: RoleContext) -> bytes:
-    """The network's id: from the descriptor, or on a network that is being founded from the chain next door."""
+    """The network's id: from the descriptor, or on a network that is being founded from its chain."""
     if context.folder.descriptor_path.exists():
         return context.folder.load_descriptor().network_id
+    foreign = load_foreign(context.folder)
+    if foreign is not None:
+        return decode_hex(foreign.network_id, 32)
     deadline = context.clock.monotonic_s() + CHAIN_WAIT_S
     while True:
         chain = context.folder.load_run_state("chain")
@@ -54,7 +59,9 @@ async def _register(context: RoleContext, url: str) -> None:
     while True:
         try:
             if context.folder.descriptor_path.exists():
-                async with open_member(context.folder.load_descriptor(), context.open_key()) as member:
+                async with open_member(
+                    context.folder.load_descriptor(), context.open_key(), fees=build_fees(context.config.chain)
+                ) as member:
                     await member.ensure_funded(0)
                     await member.contracts.identities.ensure_registered(member.sender, url, "storage")
                 return

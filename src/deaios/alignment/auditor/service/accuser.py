@@ -56,6 +56,7 @@ class Accuser:
         clock: Clock,
     ) -> None:
         self._disputes = contracts.disputes
+        self._settled = contracts.settled.disputes
         self._credit = contracts.credit
         self._sender = sender
         self._store = store
@@ -111,7 +112,7 @@ class Accuser:
             self._store.advance_case(case.receipt_digest, CaseState.COMMITTED)
 
     async def _is_worth_it(self, case: Case) -> bool:
-        if await self._disputes.is_convicted(case.receipt_digest):
+        if await self._settled.is_convicted(case.receipt_digest):
             self._drop(case, "the receipt was found guilty already")
             return False
         open_id = await self._disputes.open_dispute_of(case.receipt_digest)
@@ -127,6 +128,9 @@ class Accuser:
     async def _meet_dispute(self, case: Case, dispute_id: int) -> None:
         """A dispute over the receipt is open: our own, sent before and landed late, or somebody else's."""
         if (await self._disputes.dispute_of(dispute_id)).accuser == self._sender.address:
+            if await self._settled.open_dispute_of(case.receipt_digest) != dispute_id:
+                self._wait(case, "our dispute over this receipt is not settled yet")
+                return
             self._store.advance_case(case.receipt_digest, CaseState.OPENED, dispute_id)
             self._log.warning("dispute was opened by what was sent before", dispute=dispute_id)
         else:
@@ -155,11 +159,14 @@ class Accuser:
         self._log.warning("dispute opened", dispute=outcome.value, transaction=transaction)
 
     async def _look_up(self, case: Case) -> None:
-        """Was the dispute opened by what was sent before the crash?"""
+        """Was the dispute opened by what was sent before the crash? Taken for opened once that is settled."""
         count = await self._disputes.dispute_count()
         for dispute_id in range(count, max(0, count - OWN_DISPUTES_SEARCHED_MAX), -1):
             dispute = await self._disputes.dispute_of(dispute_id)
             if dispute.receipt_digest == case.receipt_digest and dispute.accuser == self._sender.address:
+                if await self._settled.dispute_count() < dispute_id:
+                    self._wait(case, "our dispute over this receipt is not settled yet")
+                    return
                 self._store.advance_case(case.receipt_digest, CaseState.OPENED, dispute_id)
                 self._log.warning("dispute was opened by what was sent before", dispute=dispute_id)
                 return

@@ -1,7 +1,8 @@
 """A member's part in the beacon: every round that is not over, not only the newest.
 
 A secret is in the journal before its commitment is sent. A commitment that was sent in one attempt of a round may land
-in the next, so a reveal tries this round's other secrets, too; one that was not committed to opens nothing.
+in the next, so a reveal tries this round's other secrets, too; one that was not committed to opens nothing. A secret is
+shown only once the end of the commit phase is settled: a block taken back must not let others commit after they saw it.
 """
 
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from deaios.alignment.duty import BeaconDuty, RoundView, beacon_duty
 from deaios.ledger.client.contracts import Contracts
 from deaios.ledger.client.rpc import Reverted
 from deaios.ledger.client.sender import Sender
+from deaios.ledger.phases import BeaconPhase
 from deaios.ledger.suite import AUDIT
 from deaios.primitives.keys import Address
 from deaios.runtime.dice import Dice
@@ -23,6 +25,7 @@ class BeaconMember:
 
     def __init__(self, contracts: Contracts, sender: Sender, store: AuditorStore, dice: Dice, turns: Turns) -> None:
         self._beacon = contracts.beacon
+        self._settled = contracts.settled.beacon
         self._staking = contracts.staking
         self._sender = sender
         self._store = store
@@ -59,11 +62,18 @@ class BeaconMember:
                 secret = self._store.keep_beacon_secret(round_id, attempt, self._dice.token_bytes(32))
                 await beacon.commit(self._sender, round_id, secret)
             case BeaconDuty.REVEAL:
-                await self._reveal(round_id, secrets)
+                if await self._is_reveal_settled(round_id, attempt):
+                    await self._reveal(round_id, secrets)
             case BeaconDuty.FINALIZE:
                 await beacon.finalize(self._sender, round_id)
             case BeaconDuty.NOTHING:
                 pass
+
+    async def _is_reveal_settled(self, round_id: int, attempt: int) -> bool:
+        if self._settled is self._beacon:
+            return True
+        known = await self._settled.round_of(round_id)
+        return known.attempt == attempt and await self._settled.phase(round_id) == BeaconPhase.REVEAL
 
     async def _reveal(self, round_id: int, secrets: Mapping[int, bytes]) -> None:
         for attempt, secret in secrets.items():

@@ -2,7 +2,9 @@
 
 Judging runs beside the loop, so that slow storage or a long replay in one dispute never makes the juror late in
 another. A verdict is in the journal before its commitment is sent. Evidence that cannot be had until shortly before
-the deadline proves nothing: the juror acquits rather than stays silent.
+the deadline proves nothing: the juror acquits rather than stays silent. It judges, reveals and forgets a dispute only
+when the draw, the end of the commit phase and the close are settled: under one number, a block taken back may leave
+another dispute.
 """
 
 import asyncio
@@ -37,6 +39,8 @@ JUDGING_MAX = 4
 JUDGE_RETRY_S = 2.0
 LAST_CALL_DIVISOR = 4
 """A juror without evidence acquits when this part of the commit window is left."""
+NEEDS_SETTLED = frozenset({DisputeDuty.JUDGE, DisputeDuty.REVEAL})
+"""What is written down under the dispute's number, or cannot be taken back: whoever reads it may use it."""
 _NO_BALLOT = Ballot(ZERO32, 0, ZERO32)
 
 
@@ -60,6 +64,7 @@ class Juror:
     ) -> None:
         self._contracts = contracts
         self._disputes = contracts.disputes
+        self._settled = contracts.settled.disputes
         self._sender = sender
         self._domain = domain
         self._model_record_id = model_record_id
@@ -112,7 +117,8 @@ class Juror:
         disputes, me = self._disputes, self._sender.address
         phase = await disputes.phase_of(dispute_id)
         if phase == DisputePhase.CLOSED:
-            self._closed.add(dispute_id)
+            if self._settled is disputes or await self._settled.phase_of(dispute_id) == DisputePhase.CLOSED:
+                self._closed.add(dispute_id)
             return
         dispute = await disputes.dispute_of(dispute_id)
         draw = dispute.draws  # juries are numbered from 1 (docs/contracts.md)
@@ -127,7 +133,10 @@ class Juror:
             knows_verdict=committed is not None,
         )
         step = ("dispute", dispute_id, dispute.draws, int(phase))
-        match dispute_duty(view, may_crank=self._turns.is_mine(step, dispute_id, members)):
+        duty = dispute_duty(view, may_crank=self._turns.is_mine(step, dispute_id, members))
+        if duty in NEEDS_SETTLED and not await self._is_settled(dispute_id, dispute, phase):
+            return
+        match duty:
             case DisputeDuty.DRAW:
                 await disputes.draw(self._sender, dispute_id)
             case DisputeDuty.JUDGE:
@@ -143,6 +152,21 @@ class Juror:
                 await disputes.finalize(self._sender, dispute_id)
             case DisputeDuty.NOTHING:
                 pass
+
+    async def _is_settled(self, dispute_id: int, dispute: Dispute, phase: DisputePhase) -> bool:
+        """Is it this very dispute, this jury and this phase that no reorganisation takes back?"""
+        if self._settled is self._disputes:
+            return True
+        if await self._settled.dispute_count() < dispute_id:
+            return False
+        known = await self._settled.dispute_of(dispute_id)
+        is_same = (known.receipt_digest, known.accuser, known.draws, known.evidence_manifest) == (
+            dispute.receipt_digest,
+            dispute.accuser,
+            dispute.draws,
+            dispute.evidence_manifest,
+        )
+        return is_same and await self._settled.phase_of(dispute_id) == phase
 
     def _find_committed(self, dispute_id: int, ballot: Ballot) -> KeptVerdict | None:
         """The kept verdict that the chain's commitment is of, whichever draw it was decided in."""

@@ -1,14 +1,15 @@
 """Publishing receipts, collecting money, answering challenges: loops that a crash may stop anywhere.
 
 Invariants: a batch is planned in the journal, then sent, then marked; before sending, the chain is asked what it
-already has, so nothing is published twice. A claim is never above the charges of journalled receipts. A withdrawal
-that a payer began is answered by a claim at the next look, which is far within the channel's delay; so is a challenge
-of a claim by the receipt behind it, because silence would be slashed.
+already has, so nothing is published twice; it is marked once its root is settled. A claim is never above the charges
+of journalled receipts. A withdrawal that a payer began is answered by a claim at the next look, which is far within the
+channel's delay; so is a challenge of a claim by the receipt behind it, because silence would be slashed.
 """
 
 import asyncio
 
 from deaios.ledger.eip712 import sign_struct
+from deaios.ledger.structs import Batch
 from deaios.market.batches import (
     BATCH_RECEIPTS_MAX,
     SignedReceipt,
@@ -35,6 +36,10 @@ INDEX_SCAN_MAX = 64
 BACKOFF_S_MAX = 30.0
 
 _log = get_logger("seller")
+
+
+class UnavailableSettlement(Unavailable):
+    """A batch is on chain, but its block may still be taken back."""
 
 
 class Publisher:
@@ -67,7 +72,7 @@ class Publisher:
         Raises:
             ConfigError: the chain has receipts that the journal lacks.
         """
-        on_chain = await self._chain.fetch_last_counter(self._key.address)
+        on_chain = await self._chain.fetch_last_counter(self._key.address, settled=False)
         if on_chain > last_counter:
             raise ConfigError(
                 f"the chain holds receipts up to {on_chain} of this key, the journal only up to {last_counter}; "
@@ -112,7 +117,7 @@ class Publisher:
             The batch and its index on chain; None where no receipt waits.
 
         Raises:
-            Unavailable…: chain or store; nothing is lost, call again.
+            Unavailable…: chain or store, or the root is not settled yet; nothing is lost, call again.
             ConfigError: somebody else publishes under this key.
         """
         async with self._lock:
@@ -120,14 +125,16 @@ class Publisher:
             if planned is None:
                 return None
             batch, transaction_hash = planned.batch, b""
-            if await self._chain.fetch_last_counter(self._key.address) < batch.first_counter:
+            if not await self._is_on_chain(batch, settled=False):
                 try:
                     transaction_hash = await self._chain.publish_batch(batch)
                 except Refused as error:
                     # A transaction from before a crash may have been included meanwhile; the chain knows.
-                    if await self._chain.fetch_last_counter(self._key.address) < batch.first_counter:
+                    if not await self._is_on_chain(batch, settled=False):
                         raise
                     _log.info("batch was on chain already", first=batch.first_counter, error=str(error))
+            if not transaction_hash and not await self._is_on_chain(batch, settled=True):
+                raise UnavailableSettlement(f"the batch from counter {batch.first_counter} is not settled yet")
             published = await self._find_published(batch.first_counter)
             if published.batch != batch:
                 raise ConfigError(
@@ -138,6 +145,10 @@ class Publisher:
             _log.info("batch published", index=published.index, first=batch.first_counter, last=batch.last_counter)
             await self._store.prune(self._clock.now_ms() - self._settings.retention_ms, batch.last_counter)
             return BatchRow(batch, published.index, transaction_hash)
+
+    async def _is_on_chain(self, batch: Batch, *, settled: bool) -> bool:
+        last = await self._chain.fetch_last_counter(self._key.address, settled=settled)
+        return last >= batch.first_counter
 
     async def _plan(self) -> BatchRow | None:
         last = await self._store.fetch_last_batch()
