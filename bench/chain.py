@@ -7,20 +7,23 @@ the same block time and gas limit, quiet, and without history, which is where it
 import asyncio
 import importlib.util
 import socket
+import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import aiohttp
 import msgspec
 
 from bench.chain_load import GENESIS, OPERATOR, USERS, Load, build_setup
+from bench.chain_state import measure_restarts, memory_mib
 from bench.processes import ROOT, Server, running, serving, wait_until
-from bench.rows import Row, Run, compare, skip
+from bench.rows import Row, Run, alone, compare, skip
 from deaios.chain.service import Limits
 from deaios.primitives.hashing import keccak256
 
@@ -30,27 +33,56 @@ BATCH = 100
 CONNECTIONS = 2
 POLL_S = 0.1
 INCLUSION_S = 120.0
+INCLUSION_P50, INCLUSION_P99 = "chain.inclusion_p50_ms", "chain.inclusion_p99_ms"
+BYTES, MEMORY = "chain.bytes_per_tx", "chain.memory_mib"
+RESTART, SLOT_BYTES = "chain.restart_1m_slots_s", "chain.memory_1m_slots_mib"
+LONE_SENDS = 60
+LONE_POLL_S = 0.01
 
 
 def measure(run: Run) -> Iterator[Row]:
-    if not run.wants(NAME):
-        return
+    if run.wants(NAME, INCLUSION_P50, INCLUSION_P99, BYTES, MEMORY):
+        yield from _measure_race(run)
+    if run.wants(RESTART, SLOT_BYTES):
+        yield from _measure_restart()
+
+
+def _measure_race(run: Run) -> Iterator[Row]:
     peers = _load_peers()
     try:
         anvil = peers.install_peers().anvil
     except peers.AbsentPeers as reason:
-        yield skip(NAME, f"anvil cannot be had: {reason}")
+        for name in (NAME, INCLUSION_P50, INCLUSION_P99, BYTES, MEMORY):
+            yield skip(name, f"anvil cannot be had: {reason}")
         return
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        ours = stack.enter_context(serving("chain", folder))
-        theirs = stack.enter_context(_anvil(anvil, folder))
-        found = asyncio.run(_race(run, ours, theirs))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with serving("chain", folder) as ours, _anvil(anvil, folder) as theirs:
+            found, waits, sent = asyncio.run(_race(run, ours, theirs))
+            memory = memory_mib(ours), memory_mib(theirs)
+        # Closed by now, so that what was in the write-ahead log is in the file.
+        size = sum(path.stat().st_size for path in folder.glob("chain.db*"))
     note = "ours durable (SQLite, synchronous=FULL), anvil in memory; CPU time of the server process"
-    yield compare(NAME, "tx/CPU-s", found["ours"], "anvil, Cancun", found["anvil"], note)
+    peer = "anvil, Cancun"
+    yield compare(NAME, "tx/CPU-s", found["ours"], peer, found["anvil"], note)
+    note = f"one transfer at a time, {LONE_SENDS} of them, from sending to receipt; block time {Limits().block_ms} ms"
+    for name, place in ((INCLUSION_P50, 49), (INCLUSION_P99, 98)):
+        values = {node: statistics.quantiles(times, n=100)[place] * 1000 for node, times in waits.items()}
+        yield compare(name, "ms", [values["ours"]], peer, [values["anvil"]], note)
+    yield alone(BYTES, "bytes", [size / sent], f"{sent} signed ERC-20 transfers, everything in the folder")
+    yield compare(MEMORY, "MiB", [memory[0]], peer, [memory[1]], f"resident after {sent} transfers")
 
 
-async def _race(run: Run, ours: Server, anvil: Server) -> dict[str, list[float]]:
+def _measure_restart() -> Iterator[Row]:
+    with tempfile.TemporaryDirectory() as folder:
+        seconds, memory, size = measure_restarts(Path(folder) / "state")
+    note = f"kill -9, then from exec to the first answer; {size:.0f} bytes on disk a word"
+    yield alone(RESTART, "s", seconds, note)
+    yield alone(SLOT_BYTES, "MiB", [memory], "resident memory of the whole server after that start")
+
+
+async def _race(run: Run, ours: Server, anvil: Server) -> tuple[dict[str, list[float]], dict[str, list[float]], int]:
+    """Transfers per CPU-second of every round, seconds to inclusion one by one, and how many transfers ours had."""
     connector = aiohttp.TCPConnector(limit=CONNECTIONS)
     async with aiohttp.ClientSession(connector=connector) as session:
         nodes = {"ours": _Node(session, ours), "anvil": _Node(session, anvil)}
@@ -58,7 +90,12 @@ async def _race(run: Run, ours: Server, anvil: Server) -> dict[str, list[float]]
             await nodes["anvil"].call("anvil_setBalance", f"0x{address.hex()}", hex(10**21))
         for node in nodes.values():
             await node.include(build_setup(), {f"0x{OPERATOR.address.hex()}": 1 + len(USERS)})
-        return await run.interleave(NAME, {name: node.build_work() for name, node in nodes.items()}, 5)
+        found = await run.interleave(NAME, {name: node.build_work() for name, node in nodes.items()}, 5)
+        waits: dict[str, list[float]] = {name: [] for name in nodes}
+        for _ in range(LONE_SENDS):
+            for name, node in nodes.items():
+                waits[name].append(await node.time_inclusion())
+        return found, waits, nodes["ours"].sent
 
 
 class _Node:
@@ -69,11 +106,27 @@ class _Node:
         self._server = server
         self._load = Load(PER_SENDER)
         self._nonce = 0
+        self._lone: list[bytes] = []
+        self.sent = 0
+
+    async def time_inclusion(self) -> float:
+        """Seconds from sending one transfer until its receipt is there."""
+        if not self._lone:
+            self._lone = list(reversed(self._load.sign_round()))
+        raw = self._lone.pop()
+        self.sent += 1
+        started_s = time.monotonic()
+        found = await self.call("eth_sendRawTransaction", f"0x{raw.hex()}")
+        while await self.call("eth_getTransactionReceipt", found) is None:
+            assert time.monotonic() - started_s < INCLUSION_S, f"{self._server.url}: not included"
+            await asyncio.sleep(LONE_POLL_S)
+        return time.monotonic() - started_s
 
     def build_work(self) -> Callable[[], Awaitable[float]]:
         async def work() -> float:
             raws = self._load.sign_round()
             self._nonce += PER_SENDER
+            self.sent += len(raws)
             before = self._server.cpu_s()
             await self.include(raws, {f"0x{user.address.hex()}": self._nonce for user in USERS})
             spent = self._server.cpu_s() - before
@@ -98,7 +151,7 @@ class _Node:
             assert time.monotonic() < end, f"{self._server.url}: not included within {INCLUSION_S} s"
             await asyncio.sleep(POLL_S)
 
-    async def call(self, method: str, *params: object) -> dict[str, object]:
+    async def call(self, method: str, *params: object) -> Any:  # Any: JSON
         (answer,) = await self._post([(method, *params)])
         assert "error" not in answer, f"{self._server.url}: {answer}"
         return answer["result"]

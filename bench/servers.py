@@ -18,7 +18,7 @@ import aiohttp
 from aiohttp import web
 
 from bench.chain_load import GENESIS, OPERATOR
-from deaios.chain.service import ChainService, build_application
+from deaios.chain.service import ChainService, build_application, spare_collector
 from deaios.rows.store import RowStore
 from deaios.runtime.clock import SystemClock
 from deaios.runtime.http import serve
@@ -38,6 +38,7 @@ async def serve_chain(folder: str) -> AsyncIterator[str]:
     with ThreadPoolExecutor(4) as executor:
         path = Path(folder) / "chain.db"
         chain = await ChainService.start(path, OPERATOR, GENESIS, executor=executor, clock=SystemClock())
+        spare_collector()
         running = asyncio.create_task(chain.run())
         try:
             async with serve(build_application(chain)) as url:

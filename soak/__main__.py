@@ -10,7 +10,18 @@ import sys
 
 from soak.searches import Budget, Finding
 
-SEARCHES = ("simulation", "chain", "contracts", "doors", "fuzz", "detection", "da", "live", "foreign")
+SEARCHES = (
+    "simulation",
+    "chain",
+    "chain_kill9",
+    "contracts",
+    "doors",
+    "fuzz",
+    "detection",
+    "da",
+    "live",
+    "foreign",
+)
 """Modules of this folder, each with `search(budget) -> str`: what was tried, in words."""
 
 

@@ -11,12 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import msgspec
+
 from deaios.chain.blocks import BLOOM_BYTES, BlockHeader, Receipt, next_base_fee
 from deaios.chain.builder import build_block, next_context
 from deaios.chain.commitment import StateCommitment
 from deaios.chain.evm import Account, BlockContext, Changes, Message, Outcome, State
 from deaios.chain.pool import Pool, PoolLimits
-from deaios.chain.rpc import render_receipt
+from deaios.chain.rendering import render_receipt
 from deaios.chain.strict import StrictEvm
 from deaios.ledger.transactions import Transaction, decode_transaction, recover_sender, validate_chain_id
 from deaios.primitives.errors import DeaiosError
@@ -84,7 +86,7 @@ class Twin:
     def put_balance(self, address: Address, balance: int) -> None:
         """Give an account this much, on both chains."""
         self.node.rpc("anvil_setBalance", "0x" + address.hex(), hex(balance))
-        self.engine.put_account(address, replace(self.state.account(address), balance=balance))
+        self.engine.put_account(address, msgspec.structs.replace(self.state.account(address), balance=balance))
         changes = self.engine.commit()
         self.commitment = self.commitment.updated(self.state, changes)
         self.state.apply(changes)

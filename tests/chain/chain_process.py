@@ -11,6 +11,7 @@ from pathlib import Path
 from chain_values import OPERATOR, USERS
 
 from deaios.chain.genesis import ETHER, Allocation, Genesis
+from deaios.chain.pool import PoolLimits
 from deaios.chain.service import ChainService, Limits, build_application
 from deaios.runtime.clock import SystemClock
 from deaios.runtime.http import serve
@@ -30,7 +31,11 @@ async def main(path: Path, options: dict[str, int]) -> None:
     async def deadline() -> int:
         return options.get("deadline", 0)
 
-    limits = Limits(block_ms=options.get("block_ms", 100), gather_ms=options.get("gather_ms", 20))
+    limits = Limits(
+        block_ms=options.get("block_ms", 100),
+        gather_ms=options.get("gather_ms", 20),
+        pool=PoolLimits(transactions=options.get("pool", 16_384)),
+    )
     with ThreadPoolExecutor(4) as executor:
         chain = await ChainService.start(
             path, OPERATOR, GENESIS, executor=executor, clock=SystemClock(), deadline=deadline, limits=limits

@@ -25,6 +25,9 @@ def load_module(path: Path):
 
 
 load_module(HERE / "chain_values.py")
+load_module(HERE / "rpc_world.py")
+load_module(HERE.parent / "doors" / "frames.py")
+load_module(HERE / "follower_values.py")
 if str(REPOSITORY) not in sys.path:
     # The fuzzer is shared with `soak`, which is no part of the installed package.
     sys.path.append(str(REPOSITORY))

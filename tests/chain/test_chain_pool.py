@@ -131,17 +131,61 @@ def test_the_balance_covers_everything_that_waits():
     send(pool, state, nonce=1, value=ETHER // 4)
 
 
-def test_bounds_hold_and_nothing_admitted_is_evicted():
-    pool, state = fresh(PoolLimits(transactions=3, size_bytes=10_000, per_sender=2)), state_of()
-    kept = [send(pool, state, nonce=0), send(pool, state, nonce=1), send(pool, state, user=1)]
+def test_a_sender_has_its_share_and_no_more():
+    state = state_of()
     with pytest.raises(RefusedByPool, match="account limit exceeded"):
         send(fresh(PoolLimits(per_sender=1)), state, nonce=1)
-    with pytest.raises(RefusedByPool, match="txpool is full: 3 transactions"):
-        send(pool, state, user=2, max_fee=900 * GWEI, tip=900 * GWEI)
-    big = fresh(PoolLimits(size_bytes=300))
+    with pytest.raises(RefusedByPool, match="txpool is full: 0 transactions"):
+        send(fresh(PoolLimits(size_bytes=300)), state, data=bytes(300), gas=100_000)
+
+
+def add(pool, state, user, base_fee=1, **fields):
+    """Admit one and return (it, hashes that it displaced)."""
+    signed = transaction(USERS[user], CHAIN_ID, fields.pop("nonce", 0), TO, **fields)
+    waiting, displaced = pool.add(signed, USERS[user].address, state, base_fee)
+    assert waiting.transaction == signed
+    return signed, [(item.waiting.transaction.hash, item.reason) for item in displaced]
+
+
+def test_a_full_pool_gives_the_cheapest_last_place_to_who_pays_a_tenth_more():
+    pool, state = fresh(PoolLimits(transactions=3)), state_of()
+    first, _ = add(pool, state, 0, tip=100)
+    last, _ = add(pool, state, 0, nonce=1, tip=500)
+    other, _ = add(pool, state, 1, tip=300)
+    # The cheapest of all, `first`, stays: without it `last` could not run.
+    with pytest.raises(RefusedByPool, match=r"txpool is full: 3 transactions.*underpriced: tip 329 is not 10 % above"):
+        add(pool, state, 2, tip=329)
+    assert {item.transaction.hash for item in pool} == {first.hash, last.hash, other.hash}
+    dear, displaced = add(pool, state, 2, tip=330)
+    assert displaced == [(other.hash, f"evicted from a full pool by 0x{dear.hash.hex()}, which pays more")]
+    assert drain(pool, state) == [dear, first, last]
+
+
+def test_who_waits_behind_a_missing_nonce_or_below_the_base_fee_goes_first():
+    pool, state = fresh(PoolLimits(transactions=2)), state_of()
+    stranded, _ = add(pool, state, 0, nonce=1, tip=10**9)
+    unpayable, _ = add(pool, state, 1, max_fee=50, tip=50)
+    with pytest.raises(RefusedByPool, match="underpriced"):
+        add(pool, state, 2, nonce=5, base_fee=60, tip=10**9)  # stranded itself, and no dearer than the other
+    assert add(pool, state, 2, base_fee=60, tip=0)[1][0][0] == stranded.hash
+    assert add(pool, state, 0, base_fee=60, tip=0)[1][0][0] == unpayable.hash
+
+
+def test_bytes_are_made_room_for_too_and_a_refusal_takes_nothing():
+    pool, state = fresh(PoolLimits(size_bytes=600)), state_of()
+    small = [add(pool, state, user, tip=user + 1, data=bytes(20), gas=30_000)[0] for user in range(3)]
+    with pytest.raises(RefusedByPool, match="underpriced"):
+        add(pool, state, 3, tip=3, data=bytes(450), gas=50_000)
+    assert len(pool) == 3
+    _, displaced = add(pool, state, 3, tip=100, data=bytes(450), gas=50_000)
+    assert [found for found, _ in displaced] == [item.hash for item in small]
+
+
+def test_nobody_evicts_its_own():
+    pool, state = fresh(PoolLimits(transactions=1)), state_of()
+    add(pool, state, 0, tip=1)
     with pytest.raises(RefusedByPool, match="txpool is full"):
-        send(big, state, data=bytes(300), gas=100_000)
-    assert {waiting.transaction.hash for waiting in pool} == {item.hash for item in kept}
+        add(pool, state, 0, nonce=1, tip=1000)
 
 
 class PoolMachine(RuleBasedStateMachine):

@@ -122,6 +122,8 @@ async def client(tmp_path):
 )
 async def test_hostile_bodies_get_typed_errors(client, body, code):
     status, answer = await client.post(body)
+    if isinstance(answer, list):  # a batch that is too large is answered by a batch of one, as by geth
+        (answer,) = answer
     assert (status, answer["error"]["code"], answer["jsonrpc"]) == (200, code, "2.0")
 
 
@@ -253,8 +255,8 @@ async def test_a_block_is_shown_when_it_is_the_head_and_not_before(client, monke
     store = client.chain._store
     append = store.append
 
-    def append_and_wait(block, *rest):
-        append(block, *rest)
+    def append_and_wait(block, *rest, **named):
+        append(block, *rest, **named)
         if block.receipts:
             durable.set()
             assert may_show.wait(20)
@@ -298,7 +300,7 @@ async def test_logs_are_found_by_address_topics_range_and_block(client):
     assert await count(topics=[[topic(5), topic(6)]]) == 3
     assert await count(topics=[None, topic(2)]) == 3
     assert await count(topics=[None, topic(3)]) == 0
-    assert await count(topics=[None, None, topic(3), None]) == 3
+    assert await count(topics=[None, None, topic(3), None]) == 0  # four positions, three topics: as in geth
     assert await count(topics=[None, None, None, topic(1)]) == 0
     assert len(await client.result("eth_getLogs", {"blockHash": hashes[1]})) == 1
     assert await client.result("eth_getLogs", {"fromBlock": "0x64"}) == []

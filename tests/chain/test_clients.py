@@ -1,11 +1,17 @@
 """Foreign clients against the embedded chain in a process of its own: web3.py, cast, ethers 6, viem."""
 
+import asyncio
+import contextlib
 import json
+import os
+import pty
+import select
+import subprocess
 
 import pytest
 from chain_values import USERS
 from vyper import compile_code
-from web3 import Web3
+from web3 import AsyncWeb3, Web3, WebSocketProvider
 from web3.exceptions import ContractLogicError, TransactionNotFound, Web3RPCError
 
 SOURCE = """
@@ -93,6 +99,55 @@ def test_web3_py_does_what_an_application_does(chain, counter):
             ).raw_transaction
         )
 
+    blocks, added = web3.eth.filter("latest"), contract.events.Added.create_filter(from_block="latest")
+    arrivals = web3.eth.filter("pending")
+    receipt = send(contract.functions.add(5))
+    assert blocks.get_new_entries()[-1] == receipt.blockHash
+    assert receipt.transactionHash in arrivals.get_new_entries()
+    assert [log["args"]["amount"] for log in added.get_new_entries()] == [5]
+    assert [log["args"]["amount"] for log in added.get_all_entries()] == [5]
+    assert web3.eth.uninstall_filter(added.filter_id)
+    call = {"from": account.address, "to": contract.address, "data": contract.encode_abi("add", [1])}
+    listed = web3.eth.create_access_list(call)
+    assert [item.address for item in listed.accessList] == [contract.address]
+    pretended = {contract.address: {"stateDiff": {"0x" + "00" * 32: "0x" + (10).to_bytes(32).hex()}}}
+    assert int.from_bytes(web3.eth.call(call, "latest", pretended)) == 11
+    assert web3.geth.txpool.status()["queued"] == "0x0"
+
+
+async def test_web3_py_is_told_of_news_over_websocket(chain, counter):
+    abi, bytecode = counter
+    async with AsyncWeb3(WebSocketProvider(chain.url.replace("http", "ws"))) as web3:
+        account = web3.eth.account.from_key(USERS[5].secret)
+        sender = {"from": account.address}
+
+        async def send(function):
+            nonce = await web3.eth.get_transaction_count(account.address, "pending")
+            fields = await function.build_transaction(sender | {"nonce": nonce})
+            return await web3.eth.send_raw_transaction(account.sign_transaction(fields).raw_transaction)
+
+        made = await send(web3.eth.contract(abi=abi, bytecode=bytecode).constructor(5))
+        deployed = await web3.eth.wait_for_transaction_receipt(made, poll_latency=0.02)
+        contract = web3.eth.contract(deployed.contractAddress, abi=abi)
+        heads = await web3.eth.subscribe("newHeads")
+        logs = await web3.eth.subscribe("logs", {"address": contract.address})
+        arrivals = await web3.eth.subscribe("newPendingTransactions")
+        sent = await send(contract.functions.add(6))
+        told = {}
+        async with asyncio.timeout(20):
+            async for message in web3.socket.process_subscriptions():
+                told.setdefault(message["subscription"], message["result"])
+                if len(told) == 3:
+                    break
+        receipt = await web3.eth.get_transaction_receipt(sent)
+        assert told[arrivals] == sent
+        assert told[heads]["number"] <= receipt.blockNumber
+        assert contract.events.Added().process_log(told[logs])["args"]["amount"] == 6
+        assert told[logs]["blockHash"] == receipt.blockHash
+        assert await web3.eth.unsubscribe(logs)
+        with pytest.raises(ContractLogicError, match="nothing to add"):
+            await contract.functions.add(0).call()
+
 
 def test_an_estimate_is_exact(chain, counter):
     """The transaction succeeds with the estimate and fails with one gas less."""
@@ -149,6 +204,39 @@ def test_cast_reads_sends_and_decodes(chain, counter, peers):
     assert "nothing to add" in refused.stderr
     legacy = json.loads(cast("send", "--private-key", key, "--json", "--legacy", address, "add(uint256)", "1"))
     assert (legacy["status"], legacy["type"]) == ("0x1", "0x0")
+    listed = json.loads(cast("access-list", "--json", address, "add(uint256)", "1"))
+    assert [item["address"] for item in listed["accessList"]] == [address]
+    assert json.loads(cast("rpc", "txpool_status"))["pending"] == "0x0"
+    socket = chain.url.replace("http", "ws")
+    assert peers.run_cast("chain-id", "--rpc-url", socket).stdout.strip() == cast("chain-id")
+    with listening(peers, socket, address) as heard:
+        for _ in range(20):  # one event is enough, once the subscription is there
+            cast("send", "--private-key", key, "--json", address, "add(uint256)", "3")
+            if b"transactionIndex" in heard():
+                break
+        assert b"data: 0x" + (3).to_bytes(32).hex().encode() in heard()
+
+
+@contextlib.contextmanager
+def listening(peers, url, address):
+    """`cast logs --subscribe` on a terminal, without which it keeps what it prints; yields what it printed so far."""
+    ours, theirs = pty.openpty()
+    printed = b""
+
+    def heard():
+        nonlocal printed
+        while select.select([ours], [], [], 0.2)[0]:
+            printed += os.read(ours, 65536)
+        return printed
+
+    command = [peers.cast, "logs", "--subscribe", "--rpc-url", url, "--address", address]
+    with subprocess.Popen(command, stdout=theirs) as listener:
+        try:
+            yield heard
+        finally:
+            listener.kill()
+            os.close(theirs)
+            os.close(ours)
 
 
 def test_ethers_deploys_sends_and_understands_errors(chain, counter, peers):
@@ -169,6 +257,9 @@ def test_ethers_deploys_sends_and_understands_errors(chain, counter, peers):
         "block": [True, True, True],
         "fees": True,
         "storage": 11,
+        "told": [9, True, 9, True, True],
+        "over": 20,
+        "waited": 1,
     }
 
 
@@ -186,4 +277,8 @@ def test_viem_deploys_sends_in_batches_and_understands_errors(chain, counter, pe
         "reverted": "nothing to add",
         "fees": True,
         "history": 3,
+        "told": [8, True],
+        "filtered": [[8], True, True, True],
+        "listed": [True, 2, True],
+        "overridden": 43,
     }

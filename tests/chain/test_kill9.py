@@ -86,7 +86,7 @@ def check_file(path, transactions):
     try:
         heights = [row[0] for row in connection.execute("SELECT number FROM blocks ORDER BY number")]
         assert heights == list(range(len(heights)))
-        assert connection.execute("SELECT count(*) FROM transactions").fetchone() == (transactions,)
+        assert connection.execute("SELECT count(*) FROM places").fetchone() == (transactions,)
         assert connection.execute("SELECT count(*) FROM signed_headers WHERE signature IS NULL").fetchone() == (0,)
         total = sum(int.from_bytes(row[0]) for row in connection.execute("SELECT balance FROM accounts"))
         headers = [decode_header(row[0]) for row in connection.execute("SELECT header FROM blocks")]

@@ -19,6 +19,7 @@ def load_module(name):
 
 door_client = load_module("door_client")
 load_module("storms")
+load_module("frames")
 
 
 @pytest.fixture(scope="session")

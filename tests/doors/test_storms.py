@@ -101,9 +101,14 @@ def test_hostile_json(doors, name, path):
         with door.bounded(PARSE_GROWTH):
             answer = door.send(storms.request_of(door, "POST", path, body))
         client.check_typed(door, answer)
-        refused = answer.status in (400, 413) or (answer.status == 200 and "error" in json.loads(answer.body))
+        refused = answer.status in (400, 413) or (answer.status == 200 and is_error(json.loads(answer.body)))
         assert refused or is_harmless(kind), (kind, answer.raw[:300])
     door.check_alive()
+
+
+def is_error(found):
+    """A response object with an error; a batch that is too large is answered by a batch of one."""
+    return "error" in (found[0] if isinstance(found, list) else found)
 
 
 def is_harmless(kind):
@@ -135,7 +140,24 @@ CALL |= {"maxFeePerGas": "0x3b9aca00", "accessList": [{"address": "0x" + "22" * 
 LOGS = {"fromBlock": "0x0", "toBlock": "latest", "address": ["0x" + "22" * 20], "topics": [None, ["0x" + "00" * 32]]}
 ADDRESS, HASH = "0x" + "22" * 20, "0x" + "00" * 32
 RPC = {
-    "eth_call": [CALL, "latest", {ADDRESS: {"balance": "0x1"}}],
+    "eth_call": [
+        CALL,
+        "latest",
+        {
+            ADDRESS: {"balance": "0x1", "nonce": "0x1", "code": "0x00", "stateDiff": {HASH: HASH}},
+            HASH[:42]: {"state": {}},
+        },
+        {"number": "0x1", "time": "0x1", "feeRecipient": ADDRESS, "prevRandao": HASH, "baseFeePerGas": "0x0"},
+    ],
+    "eth_createAccessList": [CALL, "latest", {ADDRESS: {"stateDiff": {HASH: HASH}}}],
+    "eth_newFilter": [LOGS],
+    "eth_newPendingTransactionFilter": [True],
+    "eth_getFilterChanges": ["0x1"],
+    "eth_getRawTransactionByBlockNumberAndIndex": ["latest", "0x0"],
+    "eth_sendRawTransactionSync": ["0x02c0", "0x1"],
+    "eth_getUncleByBlockHashAndIndex": [HASH, "0x0"],
+    "txpool_contentFrom": [ADDRESS],
+    "debug_getRawBlock": ["latest"],
     "eth_estimateGas": [CALL, {"blockNumber": "0x0"}],
     "eth_feeHistory": ["0x4", "latest", [1, 50.5]],
     "eth_getBalance": [ADDRESS, {"blockHash": HASH, "requireCanonical": True}],

@@ -12,11 +12,12 @@ from pathlib import Path
 from types import MappingProxyType
 
 import msgspec
+from decoders_chain import replica_targets
 from decoders_rows import da_targets, rows_targets
 from fuzz_target import Skipped, Target, as_json, as_text, as_typed
 
 from deaios.alignment import answer, documents, evidence
-from deaios.chain import blocks, genesis, journal_text, rpc
+from deaios.chain import blocks, genesis, journal_text, overrides, rpc
 from deaios.compute import commitments, gguf_file, records, template, tokenizer
 from deaios.ledger import abi, artifacts, committee, descriptor, eip712, rlp, selection, settings, structs, transactions
 from deaios.ledger import records as chain_records
@@ -342,6 +343,13 @@ def _chain_targets() -> list[Target]:
         "log filter": (rpc.read_log_filter, FILTER, ("log_filter", "hash")),
         "block ref": (rpc.read_block_ref, {"blockNumber": "0x1"}, ("block_ref",)),
         "word": (lambda value: rpc.read_word(value, "slot"), HASH, ("word",)),
+        "flag": (lambda value: rpc.read_flag(value, "fullTx"), True, ("flag",)),
+    }
+    account = {"nonce": "0x1", "balance": "0x1", "code": "0x00", "stateDiff": {HASH: HASH}}
+    block = {"number": "0x1", "time": "0x1", "feeRecipient": ADDRESS, "prevRandao": HASH, "baseFeePerGas": "0x0"}
+    pretenders = {
+        "state_overrides": (overrides.read_state_overrides, {ADDRESS: account, "0x" + "33" * 20: {"state": {}}}),
+        "block_override": (overrides.read_block_override, block),
     }
     return [
         *(
@@ -353,6 +361,16 @@ def _chain_targets() -> list[Target]:
                 refuses=fault,
             )
             for name, (read, sample, covers) in readers.items()
+        ),
+        *(
+            Target(
+                f"rpc {name}",
+                functools.partial(lambda read, data: read(as_json(data)), read),
+                (f"chain.overrides.read_{name}",),
+                (json.dumps(sample).encode(),),
+                refuses=fault,
+            )
+            for name, (read, sample) in pretenders.items()
         ),
         Target(
             "genesis",
@@ -654,6 +672,7 @@ def all_targets() -> dict[str, Target]:
         _struct_targets,
         _ledger_targets,
         _chain_targets,
+        replica_targets,
         _compute_targets,
         _market_targets,
         _alignment_targets,

@@ -20,6 +20,7 @@ FOUND = {
 
 NOT_OUTSIDE_BYTES = {
     "alignment.examination.World.read_chain": "a protocol: asks the chain through its typed client",
+    "chain.rpc.read_at": "the place of a parameter in the errors of the readers that have targets",
     "coding.tree.read_path": "indexes our own tree",
     "compute.generation.read_output": "ids of an output that was checked against the vocabulary",
     "compute.selftest.decode_known_answers": "a file of this package",

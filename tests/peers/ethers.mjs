@@ -1,5 +1,5 @@
 // Drives a chain with ethers 6 as an application would. Arguments: URL, private key, ABI (JSON), creation code.
-import { ContractFactory, JsonRpcProvider, Wallet, isError } from "ethers";
+import { ContractFactory, JsonRpcProvider, Wallet, WebSocketProvider, isError } from "ethers";
 
 const [url, key, abi, bytecode] = process.argv.slice(2);
 const provider = new JsonRpcProvider(url, undefined, { pollingInterval: 50 });
@@ -43,5 +43,26 @@ found.block = [block.number >= 6, block.prefetchedTransactions.length >= 1, (awa
 found.fees = (await provider.getFeeData()).maxFeePerGas > 0n;
 found.storage = Number(await provider.getStorage(found.address, 0));
 found.network = Number((await provider.getNetwork()).chainId);
+
+// Told of news: over HTTP by filters that are asked again and again, over WebSocket by subscriptions.
+const socket = new WebSocketProvider(url.replace("http", "ws"));
+const heard = (source, event) => new Promise((resolve) => source.once(event, (...values) => resolve(values)));
+const listening = contract.connect(socket);
+const news = Promise.all([
+  heard(contract, "Added"),
+  heard(provider, "pending"),
+  heard(listening, "Added"),
+  heard(socket, "block"),
+  heard(socket, "pending"),
+]);
+// `once` subscribes without waiting; an answered request on each provider says that the subscriptions are there.
+await Promise.all([provider.send("eth_chainId", []), socket.send("eth_chainId", [])]);
+const added = await contract.add(9);
+const included = await added.wait();
+const [polled, polledHash, told, [height], [hash]] = await news;
+found.told = [Number(polled[1]), polledHash[0] === added.hash, Number(told[1]), height >= included.blockNumber, hash === added.hash];
+found.over = Number(await listening.value());
+found.waited = (await socket.waitForTransaction(added.hash)).status;
 console.log(JSON.stringify(found));
+await socket.destroy();
 provider.destroy();

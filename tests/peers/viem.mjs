@@ -1,5 +1,5 @@
 // Drives a chain with viem as an application would. Arguments: URL, private key, ABI (JSON), creation code, chain id.
-import { BaseError, ContractFunctionRevertedError, createPublicClient, createWalletClient, defineChain, http } from "viem";
+import { BaseError, ContractFunctionRevertedError, createPublicClient, createWalletClient, defineChain, encodeFunctionData, http, webSocket } from "viem";
 import { privateKeyToAccount } from "viem/accounts";
 
 const [url, key, abiText, bytecode, chainId] = process.argv.slice(2);
@@ -40,4 +40,42 @@ try {
 }
 found.fees = (await reader.estimateFeesPerGas()).maxFeePerGas > 0n;
 found.history = (await reader.getFeeHistory({ blockCount: 3, rewardPercentiles: [10, 90] })).reward.length;
+
+// Filters, overrides and access lists over HTTP.
+const filters = {
+  event: await reader.createContractEventFilter({ abi, address, eventName: "Added" }),
+  block: await reader.createBlockFilter(),
+  pending: await reader.createPendingTransactionFilter(),
+};
+const socket = createPublicClient({ chain, transport: webSocket(url.replace("http", "ws")) });
+const told = { logs: [], blocks: [], hashes: [] };
+const watching = [
+  socket.watchContractEvent({ abi, address, eventName: "Added", onLogs: (logs) => told.logs.push(...logs) }),
+  socket.watchBlockNumber({ onBlockNumber: (number) => told.blocks.push(number) }),
+  socket.watchPendingTransactions({ onTransactions: (hashes) => told.hashes.push(...hashes) }),
+];
+// Watching begins without being waited for; an answer on the same socket says that the subscriptions are there.
+await socket.getChainId();
+const hash = await wallet.writeContract({ address, abi, functionName: "add", args: [8n] });
+const second = await reader.waitForTransactionReceipt({ hash });
+const until = async (condition) => {
+  while (!condition()) await new Promise((resolve) => setTimeout(resolve, 20));
+};
+await until(() => told.logs.length && told.blocks.includes(second.blockNumber) && told.hashes.length);
+found.told = [Number(told.logs[0].args.amount), told.hashes.includes(hash)];
+found.filtered = [
+  (await reader.getFilterChanges({ filter: filters.event })).map((log) => Number(log.args.amount)),
+  (await reader.getFilterChanges({ filter: filters.block })).includes(second.blockHash),
+  (await reader.getFilterChanges({ filter: filters.pending })).includes(hash),
+  await reader.uninstallFilter({ filter: filters.event }),
+];
+watching.forEach((stop) => stop());
+const data = encodeFunctionData({ abi, functionName: "add", args: [1n] });
+const { accessList, gasUsed } = await reader.createAccessList({ account: account.address, to: address, data });
+found.listed = [accessList[0].address === address, accessList[0].storageKeys.length, gasUsed > 21000n];
+const slot = "0x" + "0".repeat(64);
+const stateOverride = [{ address, stateDiff: [{ slot, value: "0x" + "0".repeat(62) + "2a" }] }];
+const overridden = await reader.call({ account: account.address, to: address, data, stateOverride });
+found.overridden = Number(overridden.data);
 console.log(JSON.stringify(found));
+(await socket.transport.getRpcClient()).close();

@@ -10,8 +10,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
+import msgspec
+
 from deaios.chain.evm import Log
-from deaios.ledger.rlp import decode_integer, decode_rlp, encode_integer, encode_rlp
+from deaios.ledger.rlp import decode_integer, decode_rlp, encode_integer, encode_rlp, wrap_list
 from deaios.ledger.structs import Header
 from deaios.ledger.transactions import Transaction
 from deaios.primitives.errors import Invalid
@@ -84,8 +86,7 @@ class BlockHeader:
         return keccak256(self.encoded)
 
 
-@dataclass(frozen=True, slots=True)
-class Receipt:
+class Receipt(msgspec.Struct, frozen=True, gc=False):
     """What became of one transaction.
 
     Attributes:
@@ -179,7 +180,9 @@ def compute_transactions_root(hashes: Sequence[bytes]) -> bytes:
 
 def encode_log_leaf(transaction_hash: bytes, log: Log) -> bytes:
     """The leaf of one log: RLP of [transaction hash, address, topics, data]."""
-    return encode_rlp([transaction_hash, log.address, list(log.topics), log.data])
+    # RLP heads of 32 and of 20 bytes, written out because every log of every block comes through here.
+    topics = wrap_list([b"\xa0" + topic for topic in log.topics])
+    return wrap_list([b"\xa0" + transaction_hash, b"\x94" + log.address, topics, encode_rlp(log.data)])
 
 
 def compute_logs_root(receipts: Iterable[Receipt]) -> bytes:
@@ -191,12 +194,20 @@ def compute_logs_root(receipts: Iterable[Receipt]) -> bytes:
 
 def compute_bloom(logs: Iterable[Log]) -> bytes:
     """The 2048-bit bloom filter over addresses and topics (Yellow Paper, section 4.3.1)."""
-    bits = 0
+    items: set[bytes] = set()
     for log in logs:
-        bits |= _bloom_bits(log.address)
-        for topic in log.topics:
-            bits |= _bloom_bits(topic)
+        items.add(log.address)
+        items.update(log.topics)
+    bits = 0
+    for item in items:
+        bits |= _bloom_bits(item)
     return bits.to_bytes(BLOOM_BYTES)
+
+
+def bloom_holds(bloom: bytes, item: bytes) -> bool:
+    """May a block with this bloom filter have a log with this address or topic?"""
+    bits = _bloom_bits(item)
+    return int.from_bytes(bloom) & bits == bits
 
 
 @lru_cache(maxsize=16384)

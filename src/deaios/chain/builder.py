@@ -5,7 +5,7 @@ working state is ahead of the committed one afterwards; the caller makes the blo
 stops.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from deaios.chain.blocks import (
     Block,
@@ -70,56 +70,86 @@ def next_context(parent: BlockHeader, now_s: int) -> BlockContext:
     )
 
 
+class Execution:
+    """One block in the making: transactions run one after another, then the header is sealed.
+
+    Whoever proposes a block and whoever is given one run this same code; only the choice of transactions is theirs.
+    """
+
+    def __init__(self, evm: Evm, context: BlockContext) -> None:
+        self.context = context
+        self.receipts: list[Receipt] = []
+        self.gas_used = 0
+        self._evm = evm
+        self._log_count = 0
+
+    @property
+    def gas_left(self) -> int:
+        """The most gas that the next transaction may ask for."""
+        return self.context.gas_limit - self.gas_used
+
+    def run(self, transaction: Transaction, sender: Address) -> None:
+        """Execute the next transaction; a caller has seen that its gas fits.
+
+        Raises:
+            InvalidMessage: it could not start; nothing was changed.
+        """
+        message = make_message(transaction, sender, self.context.base_fee)
+        outcome = self._evm.execute(self.context, message)
+        self.receipts.append(
+            Receipt(
+                transaction=transaction,
+                sender=sender,
+                index=len(self.receipts),
+                is_success=outcome.status is Status.SUCCESS,
+                gas_used=outcome.gas_used,
+                gas_before=self.gas_used,
+                price=message.price,
+                created=outcome.created,
+                logs=outcome.logs,
+                log_start=self._log_count,
+                reason=outcome.reason if outcome.is_refused else "",
+            )
+        )
+        self.gas_used += outcome.gas_used
+        self._log_count += len(outcome.logs)
+
+    def seal(self, state: State, commitment: StateCommitment, parent: BlockHeader) -> BuiltBlock:
+        """The block of what ran, on top of `parent` with its state and commitment."""
+        context, receipts = self.context, self.receipts
+        changes = self._evm.commit()
+        updated = commitment.updated(state, changes)
+        header = BlockHeader(
+            parent_hash=parent.hash,
+            coinbase=context.coinbase,
+            state_commitment=updated.digest(),
+            transactions_root=compute_transactions_root([receipt.transaction.hash for receipt in receipts]),
+            logs_root=compute_logs_root(receipts),
+            logs_bloom=compute_bloom(log for receipt in receipts for log in receipt.logs),
+            number=context.number,
+            gas_limit=context.gas_limit,
+            gas_used=self.gas_used,
+            timestamp=context.timestamp,
+            extra_data=b"",
+            prevrandao=context.prevrandao,
+            base_fee=context.base_fee,
+        )
+        return BuiltBlock(Block(header, tuple(receipts)), changes, updated, ())
+
+
 def build_block(
     evm: Evm, state: State, commitment: StateCommitment, parent: BlockHeader, candidates: Candidates, now_s: int
 ) -> BuiltBlock:
     """Execute candidates until none is left or fits."""
-    context = next_context(parent, now_s)
-    receipts: list[Receipt] = []
+    execution = Execution(evm, next_context(parent, now_s))
     dropped: list[tuple[Waiting, str]] = []
-    gas_used = log_count = 0
-    while context.gas_limit - gas_used >= TRANSACTION_GAS and (
-        waiting := candidates.take(context.gas_limit - gas_used)
+    while execution.gas_left >= TRANSACTION_GAS and (
+        waiting := candidates.take(execution.gas_left)
     ):  # bounded: each round uses up gas or a candidate
-        message = make_message(waiting.transaction, waiting.sender, context.base_fee)
         try:
-            outcome = evm.execute(context, message)
+            execution.run(waiting.transaction, waiting.sender)
         except InvalidMessage as error:
             dropped.append((waiting, str(error)))
             continue
-        receipts.append(
-            Receipt(
-                transaction=waiting.transaction,
-                sender=waiting.sender,
-                index=len(receipts),
-                is_success=outcome.status is Status.SUCCESS,
-                gas_used=outcome.gas_used,
-                gas_before=gas_used,
-                price=message.price,
-                created=outcome.created,
-                logs=outcome.logs,
-                log_start=log_count,
-                reason=outcome.reason if outcome.is_refused else "",
-            )
-        )
-        gas_used += outcome.gas_used
-        log_count += len(outcome.logs)
         candidates.follow(waiting)
-    changes = evm.commit()
-    updated = commitment.updated(state, changes)
-    header = BlockHeader(
-        parent_hash=parent.hash,
-        coinbase=context.coinbase,
-        state_commitment=updated.digest(),
-        transactions_root=compute_transactions_root([receipt.transaction.hash for receipt in receipts]),
-        logs_root=compute_logs_root(receipts),
-        logs_bloom=compute_bloom(log for receipt in receipts for log in receipt.logs),
-        number=context.number,
-        gas_limit=context.gas_limit,
-        gas_used=gas_used,
-        timestamp=context.timestamp,
-        extra_data=b"",
-        prevrandao=context.prevrandao,
-        base_fee=context.base_fee,
-    )
-    return BuiltBlock(Block(header, tuple(receipts)), changes, updated, tuple(dropped))
+    return replace(execution.seal(state, commitment, parent), dropped=tuple(dropped))

@@ -2,11 +2,16 @@
 
 An engine holds a working state that starts from `load` and moves with every `execute`. It never decides which
 transactions run, never keeps history, and knows neither signatures nor blocks beyond their context.
+
+What is made several times for each transaction is a `msgspec.Struct`: a fifth of a frozen dataclass' time, and left
+out of garbage collection, because it holds no cycles.
 """
 
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
+
+import msgspec
 
 from deaios.ledger.transactions import AccessList
 from deaios.primitives.errors import Invalid, Unavailable
@@ -24,8 +29,7 @@ class InvalidMessage(Invalid):
     """A message that cannot start: it would not be a valid transaction."""
 
 
-@dataclass(frozen=True, slots=True)
-class Account:
+class Account(msgspec.Struct, frozen=True, gc=False):
     """An account without its storage. All zero and no code is the same as no account (EIP-161)."""
 
     nonce: int = 0
@@ -44,10 +48,15 @@ NO_ACCOUNT = Account()
 
 @dataclass(slots=True)
 class State:
-    """Every account and every slot that is not zero. Held in memory: about 300 bytes a slot."""
+    """Every account and every slot that is not zero. Held in memory, about 210 bytes a slot, and 170 in the engine.
+
+    Attributes:
+        slot_count: of all accounts together, as `apply` and whoever loads a state keep it.
+    """
 
     accounts: dict[Address, Account] = field(default_factory=dict)
     slots: dict[Address, dict[int, int]] = field(default_factory=dict)
+    slot_count: int = field(default=0, compare=False)
 
     def account(self, address: Address) -> Account:
         """The account, or `NO_ACCOUNT`."""
@@ -67,9 +76,13 @@ class State:
                 self.accounts[address] = account
         for (address, slot), value in changes.slots.items():
             if value:
-                self.slots.setdefault(address, {})[slot] = value
-            elif slots := self.slots.get(address):
-                slots.pop(slot, None)
+                slots = self.slots.setdefault(address, {})
+                self.slot_count += slot not in slots
+                slots[slot] = value
+            elif (known := self.slots.get(address)) and known.pop(slot, None) is not None:
+                self.slot_count -= 1
+                if not known:
+                    del self.slots[address]
 
 
 @dataclass(slots=True)
@@ -92,8 +105,7 @@ class BlockContext:
     prevrandao: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(msgspec.Struct, frozen=True, gc=False):
     """A transaction as the engine sees it: sender recovered, price settled.
 
     Attributes:
@@ -118,8 +130,7 @@ class Status(Enum):
     """Out of gas, invalid opcode and their like: all gas is used."""
 
 
-@dataclass(frozen=True, slots=True)
-class Log:
+class Log(msgspec.Struct, frozen=True, gc=False):
     """One event."""
 
     address: Address
@@ -127,8 +138,7 @@ class Log:
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(msgspec.Struct, frozen=True, gc=False):
     """What a message did.
 
     Attributes:
@@ -161,6 +171,12 @@ class Evm(Protocol):
 
     def call(self, context: BlockContext, message: Message) -> Outcome:
         """Run a message and forget what it changed."""
+
+    def probe(self, context: BlockContext, message: Message) -> tuple[Outcome, AccessList]:
+        """Run a message and forget what it changed, but for which accounts and words it looked at.
+
+        What only reverted calls looked at is not among them; of a message that fails, nothing is.
+        """
 
     def put_account(self, address: Address, account: Account) -> None:
         """Write an account outside any transaction."""

@@ -45,6 +45,11 @@ class FeeRecords:
         tips = sorted((receipt.price - block.header.base_fee, receipt.gas_used) for receipt in block.receipts)
         self._records.append(BlockFees(block.header, tuple(tips)))
 
+    @property
+    def oldest(self) -> int:
+        """The first height that is remembered."""
+        return self._records[0].header.number
+
     def history(self, count: int, newest: int, percentiles: Sequence[float]) -> FeeHistory:
         """Fees of up to `count` blocks that end with `newest`."""
         records = [record for record in self._records if newest - count < record.header.number <= newest]

@@ -1,13 +1,17 @@
 """Transactions that wait for a block: bounded, ordered by nonce for each sender, by tip between senders.
 
 Whatever is admitted can be paid for: the sender's balance covers all of its waiting transactions together, and only
-its own transactions can lower an ordinary account's balance. Nothing admitted is ever evicted to make room; a full
-pool refuses. Errors carry geth's words, because wallets match on them. Knows no clock; order of arrival is a counter.
+its own transactions can lower an ordinary account's balance. What was admitted leaves in four ways and no other: a
+block takes it, its sender replaces it, a block finds it invalid, or a full pool gives its place to one that pays a
+tenth more. Whoever calls keeps a record of the last three. Errors carry geth's words, because wallets match on them.
+Knows no clock; order of arrival is a counter.
 """
 
 import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass
+
+import msgspec
 
 from deaios.chain.evm import State
 from deaios.chain.gas import compute_intrinsic_gas
@@ -18,6 +22,8 @@ from deaios.primitives.keys import Address
 INIT_CODE_BYTES_MAX = 49152
 """EIP-3860."""
 REPLACEMENT_PERCENT = 110
+VICTIMS_MAX = 256
+"""Cheapest transactions that are looked for at once, so that a full pool is not searched anew at every arrival."""
 
 
 class InvalidForPool(Invalid):
@@ -41,22 +47,25 @@ class PoolLimits:
     per_sender: int = 4_096
 
 
-@dataclass(frozen=True, slots=True)
-class Waiting:
+class Waiting(msgspec.Struct, frozen=True, gc=False):
     """A transaction in the pool.
 
     Attributes:
         arrival: smaller came earlier.
+        cost: the most it can take from its sender, in wei.
     """
 
     transaction: Transaction
     sender: Address
     arrival: int
+    cost: int
 
-    @property
-    def cost(self) -> int:
-        """The most it can take from its sender, in wei."""
-        return self.transaction.gas * self.transaction.max_fee + self.transaction.value
+
+class Displaced(msgspec.Struct, frozen=True, gc=False):
+    """A transaction that lost its place to another, and why."""
+
+    waiting: Waiting
+    reason: str
 
 
 class Pool:
@@ -70,6 +79,7 @@ class Pool:
         self._cost: dict[Address, int] = {}
         self._size_bytes = 0
         self._arrivals = 0
+        self._victims: list[Waiting] = []
 
     def __len__(self) -> int:
         return len(self._by_hash)
@@ -88,11 +98,20 @@ class Pool:
             nonce += 1
         return nonce
 
-    def add(self, transaction: Transaction, sender: Address, state: State, base_fee: int) -> Waiting | None:
+    def add(
+        self, transaction: Transaction, sender: Address, state: State, base_fee: int, arrival: int | None = None
+    ) -> tuple[Waiting, tuple[Displaced, ...]]:
         """Take a transaction whose sender was recovered and whose chain id was checked.
 
+        Args:
+            transaction: what arrived.
+            sender: who signed it.
+            state: after the newest block.
+            base_fee: of the next block.
+            arrival: its number, where a journal remembers it; later ones go on from there.
+
         Returns:
-            The transaction that this one replaces, if any.
+            The transaction in the pool, and those that it displaced: the one with its nonce, or cheaper ones of others.
 
         Raises:
             InvalidForPool: it could never run.
@@ -101,49 +120,114 @@ class Pool:
         if transaction.hash in self._by_hash:
             raise AlreadyKnown("already known")
         validate_against_state(transaction, sender, state, base_fee, self._block_gas_limit)
-        queue = self._senders.get(sender, {})
-        replaced = queue.get(transaction.nonce)
-        arriving = Waiting(transaction, sender, self._arrivals)
+        account, queue = state.account(sender), self._senders.get(sender)
+        replaced = queue.get(transaction.nonce) if queue else None
+        own_cost = transaction.gas * transaction.max_fee + transaction.value
+        cost = self._cost.get(sender, 0) + own_cost - (replaced.cost if replaced else 0)
         if replaced is not None:
             _validate_replacement(replaced.transaction, transaction)
         else:
-            self._validate_room(transaction, len(queue), state.account(sender).nonce)
-        cost = self._cost.get(sender, 0) + arriving.cost - (replaced.cost if replaced else 0)
-        balance = state.account(sender).balance
-        if cost > balance:
+            self._validate_sender_room(transaction, len(queue or ()), account.nonce)
+        if cost > account.balance:
             raise InvalidForPool(
-                f"insufficient funds for gas * price + value: balance {balance}, tx cost {arriving.cost}, "
-                f"cost of all waiting {cost}, overshot {cost - balance}"
+                f"insufficient funds for gas * price + value: balance {account.balance}, tx cost {own_cost}, "
+                f"cost of all waiting {cost}, overshot {cost - account.balance}"
             )
+        displaced: tuple[Displaced, ...]
         if replaced is not None:
-            self._forget(replaced)
-        self._arrivals += 1
+            displaced = (Displaced(replaced, f"replaced by 0x{transaction.hash.hex()}"),)
+        else:
+            displaced = self._make_room(transaction, sender, state, base_fee)
+        for item in displaced:
+            self._forget(item.waiting)
+        number = self._arrivals if arrival is None else arrival
+        arriving = Waiting(transaction, sender, number, own_cost)
+        self._arrivals = max(self._arrivals, number + 1)
         self._senders.setdefault(sender, {})[transaction.nonce] = arriving
         self._by_hash[transaction.hash] = arriving
         self._cost[sender] = cost
         self._size_bytes += len(transaction.raw)
-        return replaced
+        return arriving, displaced
 
-    def _validate_room(self, transaction: Transaction, queued: int, nonce: int) -> None:
-        limits = self._limits
-        if len(self._by_hash) >= limits.transactions or self._size_bytes + len(transaction.raw) > limits.size_bytes:
-            raise RefusedByPool(
-                f"txpool is full: {len(self._by_hash)} transactions, {self._size_bytes} bytes; "
-                f"limits {limits.transactions} and {limits.size_bytes}"
-            )
-        if queued >= limits.per_sender or transaction.nonce - nonce >= limits.per_sender:
+    def _validate_sender_room(self, transaction: Transaction, queued: int, nonce: int) -> None:
+        limit = self._limits.per_sender
+        if queued >= limit or transaction.nonce - nonce >= limit:
             raise RefusedByPool(
                 f"account limit exceeded: nonce {transaction.nonce} with next nonce {nonce} and {queued} waiting; "
-                f"at most {limits.per_sender} a sender"
+                f"at most {limit} a sender"
             )
 
-    def remove(self, transaction_hash: bytes) -> None:
-        """Forget a transaction, because it was included or can never be."""
-        if waiting := self._by_hash.get(transaction_hash):
-            self._forget(waiting)
+    def _make_room(self, arriving: Transaction, sender: Address, state: State, base_fee: int) -> tuple[Displaced, ...]:
+        """Who has to go so that `arriving` fits: the last transactions of other senders, those that pay least first.
+
+        Only last ones, so that no nonce is missing afterwards; those behind a missing nonce before all others, because
+        they hold a place and pay nothing.
+
+        Raises:
+            RefusedByPool: it does not pay a tenth more than each of them.
+        """
+        limits, size = self._limits, len(arriving.raw)
+        count, left = len(self._by_hash) + 1 - limits.transactions, self._size_bytes + size - limits.size_bytes
+        if count <= 0 and left <= 0:
+            return ()
+        worth = (arriving.nonce - state.account(sender).nonce <= len(self._senders.get(sender, ())), arriving)
+        found: list[Waiting] = []
+        while count > 0 or left > 0:  # bounded: each round takes one of the pool's transactions
+            victim = self._next_victim(state, base_fee, sender, found)
+            if victim is None or not self._is_worth_more(worth, victim, state, base_fee):
+                self._victims += [*([] if victim is None else [victim]), *reversed(found)]
+                raise RefusedByPool(
+                    f"txpool is full: {len(self._by_hash)} transactions, {self._size_bytes} bytes; limits "
+                    f"{limits.transactions} and {limits.size_bytes}; transaction underpriced: tip "
+                    f"{effective_tip(arriving, base_fee)} is not {REPLACEMENT_PERCENT - 100} % above the lowest"
+                )
+            found.append(victim)
+            count, left = count - 1, left - len(victim.transaction.raw)
+        reason = f"evicted from a full pool by 0x{arriving.hash.hex()}, which pays more"
+        return tuple(Displaced(victim, reason) for victim in found)
+
+    def _is_worth_more(self, arriving: tuple[bool, Transaction], victim: Waiting, state: State, base_fee: int) -> bool:
+        """May a transaction (and is no nonce missing before it?) take another's place?"""
+        is_runnable, transaction = arriving
+        if is_runnable == self._is_stranded(victim, state):
+            return is_runnable
+        return _pays_more(effective_tip(victim.transaction, base_fee), effective_tip(transaction, base_fee))
+
+    def _next_victim(self, state: State, base_fee: int, sender: Address, found: list[Waiting]) -> Waiting | None:
+        for is_fresh in (False, True):
+            while self._victims:
+                victim = self._victims.pop()
+                queue = self._senders.get(victim.sender, {})
+                is_last = queue.get(victim.transaction.nonce) is victim and max(queue) == victim.transaction.nonce
+                if is_last and victim.sender != sender and victim not in found:
+                    return victim
+            if not is_fresh:
+                self._victims = self._rank_victims(state, base_fee)
+        return None
+
+    def _rank_victims(self, state: State, base_fee: int) -> list[Waiting]:
+        """The last transactions of senders, the first to go at the end."""
+
+        def worth(last: Waiting) -> tuple[bool, int, int]:
+            return not self._is_stranded(last, state), effective_tip(last.transaction, base_fee), -last.arrival
+
+        lasts = [queue[max(queue)] for queue in self._senders.values()]
+        return heapq.nsmallest(VICTIMS_MAX, lasts, key=worth)[::-1]
+
+    def _is_stranded(self, last: Waiting, state: State) -> bool:
+        """Is a nonce missing before a sender's last transaction, so that no block can take it?"""
+        nonces = last.transaction.nonce - state.account(last.sender).nonce + 1
+        return nonces > len(self._senders[last.sender])
+
+    def remove(self, transaction_hash: bytes) -> bool:
+        """Forget a transaction, because it was included or can never be; False where it was not here."""
+        if (waiting := self._by_hash.get(transaction_hash)) is None:
+            return False
+        self._forget(waiting)
+        return True
 
     def settle(self, sender: Address, nonce: int) -> list[Waiting]:
-        """Forget every transaction of a sender below its new nonce; returns them."""
+        """Forget every transaction of a sender below its new nonce; returns them. Once a block and sender is enough."""
         stale = [waiting for number, waiting in self._senders.get(sender, {}).items() if number < nonce]
         for waiting in stale:
             self._forget(waiting)
@@ -158,9 +242,13 @@ class Pool:
         if not queue:
             del self._senders[sender], self._cost[sender]
 
-    def has_work(self, state: State) -> bool:
-        """Is there a transaction that some coming block can take, once the base fee is low enough?"""
-        return any(state.account(sender).nonce in queue for sender, queue in self._senders.items())
+    def has_work(self, state: State, base_fee: int = 0) -> bool:
+        """Is there a transaction that a block with this base fee can take? Any falls to 0 if blocks stay empty."""
+        for sender, queue in self._senders.items():
+            head = queue.get(state.account(sender).nonce)
+            if head is not None and head.transaction.max_fee >= base_fee:
+                return True
+        return False
 
     def candidates(self, state: State, base_fee: int) -> "Candidates":
         """What the next block may take, best first."""
@@ -182,9 +270,7 @@ class Candidates:
             self._push(head)
 
     def _push(self, waiting: Waiting) -> None:
-        transaction = waiting.transaction
-        if transaction.max_fee >= self._base_fee:
-            tip = min(transaction.tip, transaction.max_fee - self._base_fee)
+        if (tip := effective_tip(waiting.transaction, self._base_fee)) >= 0:
             heapq.heappush(self._heap, (-tip, waiting.arrival, waiting))
 
     def take(self, gas_left: int) -> Waiting | None:
@@ -199,6 +285,11 @@ class Candidates:
         """Offer the sender's next transaction, after `waiting` was included."""
         if following := self._queues[waiting.sender].get(waiting.transaction.nonce + 1):
             self._push(following)
+
+
+def effective_tip(transaction: Transaction, base_fee: int) -> int:
+    """Wei per gas beyond the base fee (EIP-1559); below zero where the base fee cannot be paid."""
+    return min(transaction.tip, transaction.max_fee - base_fee)
 
 
 def validate_against_state(
@@ -237,9 +328,14 @@ def validate_against_state(
         )
 
 
+def _pays_more(before: int, after: int) -> bool:
+    """Is a price a tenth above another, and above it at all?"""
+    return after * 100 >= before * REPLACEMENT_PERCENT and after > before
+
+
 def _validate_replacement(old: Transaction, new: Transaction) -> None:
     for name, before, after in (("max fee", old.max_fee, new.max_fee), ("tip", old.tip, new.tip)):
-        if after * 100 < before * REPLACEMENT_PERCENT or after <= before:
+        if not _pays_more(before, after):
             raise RefusedByPool(
                 f"replacement transaction underpriced: {name} {after}, "
                 f"at least {max(-(-before * REPLACEMENT_PERCENT // 100), before + 1)} needed"

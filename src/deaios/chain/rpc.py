@@ -1,25 +1,17 @@
-"""Ethereum JSON-RPC as values: reading parameters, writing blocks, transactions, receipts and logs, error objects.
+"""Ethereum JSON-RPC requests as values: reading parameters, and the error object of a response.
 
-Field names, shapes, codes and messages are those of geth where clients depend on them
-(https://ethereum.github.io/execution-apis/, https://www.jsonrpc.org/specification). Knows no transport and no chain.
+Field names, codes and messages are those of geth where clients depend on them
+(https://ethereum.github.io/execution-apis/, https://www.jsonrpc.org/specification, geth's rpc and internal/ethapi).
+Knows no transport and no chain; `chain.rendering` writes what `chain.rpc` reads.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from deaios.chain.blocks import BLOCK_NONCE, EMPTY_OMMERS_HASH, Block, BlockHeader, Receipt, compute_bloom
-from deaios.chain.evm import Log, Outcome, Status
-from deaios.ledger.suite import compute_contract_address
-from deaios.ledger.transactions import (
-    ACCESS_ITEMS_MAX,
-    DYNAMIC_FEE,
-    LEGACY,
-    TRANSACTION_BYTES_MAX,
-    AccessList,
-    Transaction,
-)
+from deaios.chain.evm import Log
+from deaios.ledger.transactions import ACCESS_ITEMS_MAX, TRANSACTION_BYTES_MAX, AccessList
 from deaios.primitives.errors import DeaiosError
 from deaios.primitives.keys import ADDRESS_SIZE, Address
 
@@ -29,8 +21,12 @@ METHOD_NOT_FOUND = -32601
 INVALID_PARAMS = -32602
 INTERNAL_ERROR = -32603
 SERVER_ERROR = -32000
+TIMED_OUT = -32002
+RESPONSE_TOO_LARGE = -32003
+NOT_SUPPORTED = -32004
 LIMIT_EXCEEDED = -32005
 REVERTED = 3
+PRUNED = 4444
 
 HASH_SIZE = 32
 CALL_BYTES_MAX = TRANSACTION_BYTES_MAX * 8
@@ -40,41 +36,11 @@ TOPIC_CHOICES_MAX = 1000
 ADDRESSES_MAX = 1000
 
 _QUANTITY = re.compile(r"0x(?:0|[1-9a-fA-F][0-9a-fA-F]{0,63})", re.ASCII)
-_DATA = re.compile(r"0x(?:[0-9a-fA-F]{2})*", re.ASCII)
+
+_WORD = re.compile(r"(?:0[xX])?([0-9a-fA-F]*)", re.ASCII)
 _TAGS = ("latest", "pending", "safe", "finalized", "earliest")
 
-_ERROR_SELECTOR = bytes.fromhex("08c379a0")
-_PANIC_SELECTOR = bytes.fromhex("4e487b71")
-_PANICS = {
-    0x00: "generic panic",
-    0x01: "assert(false)",
-    0x11: "arithmetic underflow or overflow",
-    0x12: "division or modulo by zero",
-    0x21: "enum overflow",
-    0x22: "invalid encoded storage byte array accessed",
-    0x31: "out-of-bounds array access; popping on an empty array",
-    0x32: "out-of-bounds access of an array or bytesN",
-    0x41: "out of memory",
-    0x51: "uninitialized function",
-}
-_HALTS = {
-    "OutOfGas": "out of gas",
-    "InvalidFEOpcode": "invalid opcode: INVALID",
-    "OpcodeNotFound": "invalid opcode",
-    "InvalidJump": "invalid jump destination",
-    "StackUnderflow": "stack underflow",
-    "StackOverflow": "stack limit reached 1024 (1023)",
-    "CreateCollision": "contract address collision",
-    "CreateContractSizeLimit": "max code size exceeded",
-    "CreateContractStartingWithEF": "invalid code: must not begin with 0xef",
-    "CreateInitCodeSizeLimit": "max initcode size exceeded",
-    "StateChangeDuringStaticCall": "write protection",
-    "CallNotAllowedInsideStatic": "write protection",
-    "OutOfOffset": "return data out of bounds",
-    "OutOfFunds": "insufficient balance for transfer",
-    "CallTooDeep": "max call depth exceeded",
-    "NonceOverflow": "nonce uint64 overflow",
-}
+T = TypeVar("T")
 
 
 class RpcFault(DeaiosError):
@@ -103,31 +69,59 @@ def bad_params(message: str) -> RpcFault:
     return RpcFault(INVALID_PARAMS, message)
 
 
+def server_error(message: str) -> RpcFault:
+    """What geth answers with its default code: the request was understood, and cannot be answered so."""
+    return RpcFault(SERVER_ERROR, message)
+
+
 @dataclass(frozen=True, slots=True)
 class BlockRef:
-    """Which block a caller means: a number, a hash, or the newest (`is_pending`: one further)."""
+    """Which block a caller means: a number, a hash, or the newest.
+
+    Attributes:
+        is_pending: the newest, and one further.
+        is_earliest: the oldest that is kept; its number is 0 where all are.
+    """
 
     number: int | None = None
     block_hash: bytes | None = None
     is_pending: bool = False
+    is_earliest: bool = False
+
+    @property
+    def is_newest(self) -> bool:
+        """No block in particular: wherever the chain is."""
+        return self.number is None and self.block_hash is None
 
 
 @dataclass(frozen=True, slots=True)
 class CallRequest:
-    """The transaction object of eth_call and eth_estimateGas."""
+    """The transaction object of eth_call, eth_estimateGas and eth_createAccessList.
+
+    Attributes:
+        fee_cap: most wei per gas; 0 for a message that pays nothing.
+        tip: wei per gas above the base fee; None for a gas price of the old kind.
+        nonce: names the contract that a creation makes; None for the sender's own.
+    """
 
     sender: Address
     to: Address | None
     data: bytes
     value: int
     gas: int | None
-    price: int
+    fee_cap: int
+    tip: int | None
+    nonce: int | None
     access_list: AccessList
+
+    def price_at(self, base_fee: int) -> int:
+        """What a gas unit costs the sender in a block with this base fee."""
+        return self.fee_cap if self.tip is None else min(self.fee_cap, base_fee + self.tip)
 
 
 @dataclass(frozen=True, slots=True)
 class LogFilter:
-    """The filter object of eth_getLogs."""
+    """The filter object of eth_getLogs, eth_newFilter and eth_subscribe."""
 
     first: BlockRef
     last: BlockRef
@@ -135,15 +129,18 @@ class LogFilter:
     addresses: tuple[Address, ...]
     topics: tuple[tuple[bytes, ...], ...]
 
+    @property
+    def size(self) -> int:
+        """Addresses and topics named; what keeping it costs."""
+        return len(self.addresses) + sum(len(choices) for choices in self.topics)
 
-def hex_quantity(value: int) -> str:
-    """A number as JSON-RPC writes it."""
-    return hex(value)
-
-
-def hex_data(data: bytes) -> str:
-    """Bytes as JSON-RPC writes them."""
-    return "0x" + data.hex()
+    def matches(self, log: Log) -> bool:
+        """Is this log wanted, wherever it stands?"""
+        if self.addresses and log.address not in self.addresses:
+            return False
+        if len(self.topics) > len(log.topics):
+            return False
+        return all(not wanted or topic in wanted for wanted, topic in zip(self.topics, log.topics, strict=False))
 
 
 def read_quantity(value: object, name: str, bits: int = 256) -> int:
@@ -151,20 +148,24 @@ def read_quantity(value: object, name: str, bits: int = 256) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << bits:
         return value
     if not isinstance(value, str) or not _QUANTITY.fullmatch(value) or (number := int(value, 16)) >> bits:
-        raise bad_params(f"invalid argument: {name} is {str(value)[:80]!r}, a hex quantity below 2^{bits} expected")
+        raise bad_params(f"{name} is {_show(value)}, a hex quantity below 2^{bits} expected")
     return number
 
 
 def read_data(value: object, name: str, size: int | None = None, size_max: int = CALL_BYTES_MAX) -> bytes:
     """Hex bytes, of an exact size where the field has one."""
-    if not isinstance(value, str) or not _DATA.fullmatch(value):
-        raise bad_params(f"invalid argument: {name} is {str(value)[:80]!r}, 0x hex bytes expected")
-    length = (len(value) - 2) // 2
+    if not isinstance(value, str) or not value.startswith("0x"):
+        raise bad_params(f"{name} is {_show(value)}, 0x hex bytes expected")
+    try:
+        data = bytes.fromhex(value[2:])
+    except ValueError as error:
+        raise bad_params(f"{name} is {_show(value)}, 0x hex bytes expected") from error
+    length = len(data)
+    if 2 * length != len(value) - 2:  # `fromhex` steps over spaces
+        raise bad_params(f"{name} is {_show(value)}, 0x hex bytes expected")
     if (size is not None and length != size) or length > size_max:
-        raise bad_params(
-            f"invalid argument: {name} has {length} bytes, {f'at most {size_max}' if size is None else size} expected"
-        )
-    return bytes.fromhex(value[2:])
+        raise bad_params(f"{name} has {length} bytes, {f'at most {size_max}' if size is None else size} expected")
+    return data
 
 
 def read_address(value: object, name: str) -> Address:
@@ -178,10 +179,20 @@ def read_hash(value: object, name: str) -> bytes:
 
 
 def read_word(value: object, name: str) -> int:
-    """A storage key: hex with or without leading zeros, at most 32 bytes."""
-    if not isinstance(value, str) or not re.fullmatch(r"0x[0-9a-fA-F]{1,64}", value, re.ASCII):
-        raise bad_params(f"invalid argument: {name} is {str(value)[:80]!r}, at most 32 hex bytes expected")
-    return int(value, 16)
+    """A storage key: hex with or without prefix and leading zeros, at most 32 bytes, as geth reads them."""
+    found = _WORD.fullmatch(value) if isinstance(value, str) else None
+    if found is None:
+        raise bad_params(f"{name} is {_show(value)}, at most 32 hex bytes expected")
+    if len(found[1]) > 2 * HASH_SIZE:
+        raise bad_params(f"storage key too long (want at most 32 bytes): {name} is {_show(value)}")
+    return int(found[1] or "0", 16)
+
+
+def read_flag(value: object, name: str) -> bool:
+    """A JSON boolean; absent is false."""
+    if value is not None and not isinstance(value, bool):
+        raise bad_params(f"{name} is {_show(value)}, a boolean expected")
+    return bool(value)
 
 
 def read_block_ref(value: object, name: str = "block") -> BlockRef:
@@ -191,17 +202,25 @@ def read_block_ref(value: object, name: str = "block") -> BlockRef:
     if value == "pending":
         return BlockRef(is_pending=True)
     if value == "earliest":
-        return BlockRef(number=0)
+        return BlockRef(number=0, is_earliest=True)
     if isinstance(value, Mapping):
-        if "blockHash" in value:
-            return BlockRef(block_hash=read_hash(value["blockHash"], "blockHash"))
-        if "blockNumber" in value:
-            return BlockRef(number=read_quantity(value["blockNumber"], "blockNumber", 64))
+        number, block_hash = value.get("blockNumber"), value.get("blockHash")
+        if number is not None and block_hash is not None:
+            raise bad_params("cannot specify both BlockHash and BlockNumber, choose one or the other")
+        if block_hash is not None:
+            return BlockRef(block_hash=read_hash(block_hash, "blockHash"))
+        if number is not None:
+            return read_block_ref(number, "blockNumber") if not isinstance(number, Mapping) else _no_ref(value, name)
+        raise bad_params("must specify either BlockHash or BlockNumber")
     if isinstance(value, str) and value.startswith("0x"):
         if len(value) == 2 + 2 * HASH_SIZE:
             return BlockRef(block_hash=read_hash(value, name))
         return BlockRef(number=read_quantity(value, name, 64))
-    raise bad_params(f"invalid argument: {name} is {str(value)[:80]!r}, a number or one of {', '.join(_TAGS)} expected")
+    return _no_ref(value, name)
+
+
+def _no_ref(value: object, name: str) -> BlockRef:
+    raise bad_params(f"{name} is {_show(value)}, a number or one of {', '.join(_TAGS)} expected")
 
 
 def read_access_list(value: object) -> AccessList:
@@ -209,16 +228,16 @@ def read_access_list(value: object) -> AccessList:
     if value is None:
         return ()
     if not isinstance(value, list):
-        raise bad_params("invalid argument: accessList is not a list")
+        raise bad_params("accessList is not a list")
     entries: list[tuple[Address, tuple[int, ...]]] = []
     items = 0
     for entry in value:
         keys = entry.get("storageKeys") if isinstance(entry, Mapping) else None
         if not isinstance(entry, Mapping) or not isinstance(keys, list):
-            raise bad_params("invalid argument: an accessList entry is not {address, storageKeys}")
+            raise bad_params("an accessList entry is not {address, storageKeys}")
         items += 1 + len(keys)
         if items > ACCESS_ITEMS_MAX:
-            raise bad_params(f"invalid argument: accessList names more than {ACCESS_ITEMS_MAX} addresses and keys")
+            raise bad_params(f"accessList names more than {ACCESS_ITEMS_MAX} addresses and keys")
         address = read_address(entry.get("address"), "accessList.address")
         entries.append((address, tuple(int.from_bytes(read_hash(key, "accessList.storageKeys")) for key in keys)))
     return tuple(entries)
@@ -227,34 +246,44 @@ def read_access_list(value: object) -> AccessList:
 def read_call(value: object) -> CallRequest:
     """The transaction object of a call; unknown keys are ignored, as everywhere in Ethereum."""
     if not isinstance(value, Mapping):
-        raise bad_params("invalid argument 0: a transaction object is expected")
+        raise bad_params("a transaction object is expected")
     data, given = value.get("data"), value.get("input")
     if data is not None and given is not None and data != given:
-        raise bad_params(
+        raise server_error(
             'both "data" and "input" are set and not equal; please use "input" to pass transaction call data'
         )
     chosen = given if given is not None else data
     if value.get("blobVersionedHashes") or value.get("authorizationList"):
-        raise bad_params("transaction type not supported: blob and set-code fields; this ledger takes types 0, 1 and 2")
+        raise server_error(
+            "transaction type not supported: blob and set-code fields; this ledger takes types 0, 1 and 2"
+        )
     legacy, cap, tip = value.get("gasPrice"), value.get("maxFeePerGas"), value.get("maxPriorityFeePerGas")
     if legacy is not None and (cap is not None or tip is not None):
-        raise bad_params("both gasPrice and (maxFeePerGas or maxPriorityFeePerGas) specified")
-    price = read_quantity(legacy or cap or 0, "gasPrice")
+        raise server_error("both gasPrice and (maxFeePerGas or maxPriorityFeePerGas) specified")
+    fee_cap, priority = read_quantity(legacy or cap or 0, "gasPrice"), read_quantity(tip or 0, "maxPriorityFeePerGas")
+    if priority > fee_cap:
+        raise server_error(
+            "max priority fee per gas higher than max fee per gas: "
+            f"maxPriorityFeePerGas: {priority}, maxFeePerGas: {fee_cap}"
+        )
+    nonce = value.get("nonce")
     return CallRequest(
         sender=read_address(value["from"], "from") if value.get("from") is not None else Address(bytes(ADDRESS_SIZE)),
         to=read_address(value["to"], "to") if value.get("to") is not None else None,
         data=b"" if chosen is None else read_data(chosen, "input"),
         value=read_quantity(value.get("value") or 0, "value"),
         gas=read_quantity(value["gas"], "gas", 64) if value.get("gas") is not None else None,
-        price=price,
+        fee_cap=fee_cap,
+        tip=priority if cap is not None else None,
+        nonce=None if nonce is None else read_quantity(nonce, "nonce", 64),
         access_list=read_access_list(value.get("accessList")),
     )
 
 
 def read_log_filter(value: object) -> LogFilter:
-    """The filter object of eth_getLogs and eth_newFilter."""
+    """The filter object of eth_getLogs, eth_newFilter and eth_subscribe."""
     if not isinstance(value, Mapping):
-        raise bad_params("invalid argument 0: a filter object is expected")
+        raise bad_params("a filter object is expected")
     block_hash = None
     if value.get("blockHash") is not None:
         if value.get("fromBlock") is not None or value.get("toBlock") is not None:
@@ -263,170 +292,33 @@ def read_log_filter(value: object) -> LogFilter:
     given = value.get("address")
     addresses = given if isinstance(given, list) else [] if given is None else [given]
     if len(addresses) > ADDRESSES_MAX:
-        raise bad_params(f"exceed max addresses: {len(addresses)}, limit {ADDRESSES_MAX}")
+        raise bad_params(f"exceed max addresses or topics per search position: {len(addresses)}, limit {ADDRESSES_MAX}")
     topics = value.get("topics") or []
-    if not isinstance(topics, list) or len(topics) > TOPICS_MAX:
-        raise bad_params(f"exceed max topics: a list of at most {TOPICS_MAX} expected")
+    if not isinstance(topics, list):
+        raise bad_params("invalid topic(s)")
+    if len(topics) > TOPICS_MAX:
+        raise bad_params("exceed max topics")
     return LogFilter(
-        first=read_block_ref(value.get("fromBlock"), "fromBlock"),
-        last=read_block_ref(value.get("toBlock"), "toBlock"),
+        first=_read_bound(value.get("fromBlock"), "fromBlock"),
+        last=_read_bound(value.get("toBlock"), "toBlock"),
         block_hash=block_hash,
         addresses=tuple(read_address(item, "address") for item in addresses),
         topics=tuple(_read_topic(item) for item in topics),
     )
 
 
+def _read_bound(value: object, name: str) -> BlockRef:
+    ref = read_block_ref(value, name)
+    if ref.block_hash is not None:
+        raise bad_params(f"{name} is {_show(value)}, a number or a tag expected")
+    return ref
+
+
 def _read_topic(value: object) -> tuple[bytes, ...]:
     choices = value if isinstance(value, list) else [] if value is None else [value]
     if len(choices) > TOPIC_CHOICES_MAX:
-        raise bad_params(f"exceed max topics: {len(choices)} choices, limit {TOPIC_CHOICES_MAX}")
+        raise bad_params("exceed max topics")
     return () if None in choices else tuple(read_hash(item, "topic") for item in choices)
-
-
-def render_header(header: BlockHeader) -> dict[str, Any]:
-    """A header's JSON fields. Any: a JSON object."""
-    return {
-        "number": hex(header.number),
-        "hash": hex_data(header.hash),
-        "parentHash": hex_data(header.parent_hash),
-        "nonce": hex_data(BLOCK_NONCE),
-        "sha3Uncles": hex_data(EMPTY_OMMERS_HASH),
-        "logsBloom": hex_data(header.logs_bloom),
-        "transactionsRoot": hex_data(header.transactions_root),
-        "stateRoot": hex_data(header.state_commitment),
-        "receiptsRoot": hex_data(header.logs_root),
-        "miner": hex_data(header.coinbase),
-        "difficulty": "0x0",
-        "extraData": hex_data(header.extra_data),
-        "gasLimit": hex(header.gas_limit),
-        "gasUsed": hex(header.gas_used),
-        "timestamp": hex(header.timestamp),
-        "mixHash": hex_data(header.prevrandao),
-        "baseFeePerGas": hex(header.base_fee),
-    }
-
-
-def render_block(block: Block, *, is_full: bool) -> dict[str, Any]:
-    """A block with transaction hashes, or with whole transactions. Any: a JSON object."""
-    header = block.header
-    return render_header(header) | {
-        "size": hex(block.size_bytes),
-        "uncles": [],
-        "transactions": [
-            render_transaction(receipt.transaction, receipt.sender, header, receipt)
-            if is_full
-            else hex_data(receipt.transaction.hash)
-            for receipt in block.receipts
-        ],
-    }
-
-
-def render_transaction(
-    transaction: Transaction, sender: Address, header: BlockHeader | None = None, receipt: Receipt | None = None
-) -> dict[str, Any]:
-    """A transaction, waiting or included. Any: a JSON object."""
-    price = receipt.price if receipt is not None else transaction.max_fee
-    found: dict[str, Any] = {
-        "type": hex(transaction.kind),
-        "hash": hex_data(transaction.hash),
-        "nonce": hex(transaction.nonce),
-        "from": hex_data(sender),
-        "to": None if transaction.to is None else hex_data(transaction.to),
-        "value": hex(transaction.value),
-        "gas": hex(transaction.gas),
-        "gasPrice": hex(price),
-        "input": hex_data(transaction.data),
-        "v": hex(transaction.v),
-        "r": hex(transaction.r),
-        "s": hex(transaction.s),
-        "blockHash": None if header is None else hex_data(header.hash),
-        "blockNumber": None if header is None else hex(header.number),
-        "transactionIndex": None if receipt is None else hex(receipt.index),
-    }
-    if transaction.chain_id is not None:
-        found["chainId"] = hex(transaction.chain_id)
-    if transaction.kind != LEGACY:
-        found["yParity"] = hex(transaction.parity)
-        found["accessList"] = [
-            {"address": hex_data(address), "storageKeys": [hex_data(key.to_bytes(32)) for key in keys]}
-            for address, keys in transaction.access_list
-        ]
-    if transaction.kind == DYNAMIC_FEE:
-        found["maxFeePerGas"] = hex(transaction.max_fee)
-        found["maxPriorityFeePerGas"] = hex(transaction.tip)
-    return found
-
-
-def render_receipt(receipt: Receipt, header: BlockHeader) -> dict[str, Any]:
-    """A receipt; `refusal` is ours: why the engine would not run the transaction. Any: a JSON object.
-
-    A creation that failed shows the address that it would have had, as geth does; whether anything lies there, the
-    status says.
-    """
-    transaction = receipt.transaction
-    created = None if transaction.to else compute_contract_address(receipt.sender, transaction.nonce)
-    found: dict[str, Any] = {
-        "type": hex(transaction.kind),
-        "status": hex(receipt.is_success),
-        "transactionHash": hex_data(transaction.hash),
-        "transactionIndex": hex(receipt.index),
-        "blockHash": hex_data(header.hash),
-        "blockNumber": hex(header.number),
-        "from": hex_data(receipt.sender),
-        "to": None if transaction.to is None else hex_data(transaction.to),
-        "cumulativeGasUsed": hex(receipt.gas_before + receipt.gas_used),
-        "gasUsed": hex(receipt.gas_used),
-        "effectiveGasPrice": hex(receipt.price),
-        "contractAddress": None if created is None else hex_data(created),
-        "logs": [
-            render_log(log, header.number, header.hash, receipt.log_start + offset, transaction.hash, receipt.index)
-            for offset, log in enumerate(receipt.logs)
-        ],
-        "logsBloom": hex_data(compute_bloom(receipt.logs)),
-    }
-    if receipt.reason:
-        found["refusal"] = receipt.reason
-    return found
-
-
-def render_log(
-    log: Log, number: int, block_hash: bytes, position: int, transaction_hash: bytes, transaction_position: int
-) -> dict[str, Any]:
-    """A log with its place. Any: a JSON object."""
-    return {
-        "address": hex_data(log.address),
-        "topics": [hex_data(topic) for topic in log.topics],
-        "data": hex_data(log.data),
-        "blockNumber": hex(number),
-        "blockHash": hex_data(block_hash),
-        "transactionHash": hex_data(transaction_hash),
-        "transactionIndex": hex(transaction_position),
-        "logIndex": hex(position),
-        "removed": False,
-    }
-
-
-def explain_revert(data: bytes) -> str:
-    """The message of a revert as geth words it: `Error(string)` and `Panic(uint256)` are decoded."""
-    reason = None
-    if data[:4] == _ERROR_SELECTOR and len(data) >= 68:
-        offset = int.from_bytes(data[4:36])
-        size = int.from_bytes(data[4 + offset : 36 + offset]) if offset <= len(data) - 36 else len(data)
-        if 36 + offset + size <= len(data):
-            reason = data[36 + offset : 36 + offset + size].decode(errors="replace")
-    elif data[:4] == _PANIC_SELECTOR and len(data) == 36:
-        code = int.from_bytes(data[4:])
-        reason = f"{_PANICS.get(code, 'unknown panic code')} (0x{code:x})"
-    return "execution reverted" if reason is None else f"execution reverted: {reason}"
-
-
-def failure_of(outcome: Outcome) -> RpcFault:
-    """The error that a call's failed outcome becomes."""
-    if outcome.status is Status.REVERT:
-        return RpcFault(REVERTED, explain_revert(outcome.output), hex_data(outcome.output))
-    if outcome.is_refused:
-        return RpcFault(SERVER_ERROR, outcome.reason)
-    return RpcFault(SERVER_ERROR, _HALTS.get(outcome.reason.partition("(")[0], outcome.reason))
 
 
 def take_params(params: object, least: int, most: int) -> list[Any]:
@@ -435,8 +327,24 @@ def take_params(params: object, least: int, most: int) -> list[Any]:
         params = []
     if not isinstance(params, Sequence) or isinstance(params, str):
         raise bad_params("non-array args")
-    if len(params) < least:
-        raise bad_params(f"missing value for required argument {len(params)}")
     if len(params) > most:
         raise bad_params(f"too many arguments, want at most {most}")
+    missing = next((index for index in range(least) if index >= len(params) or params[index] is None), None)
+    if missing is not None:
+        raise bad_params(f"missing value for required argument {missing}")
     return [*params, *[None] * (most - len(params))]
+
+
+def read_at(params: Sequence[Any], index: int, reader: Callable[..., T], *options: object) -> T:
+    """One parameter, with its place in the error. Any: JSON values; options are the reader's own arguments."""
+    try:
+        return reader(params[index], *options)
+    except RpcFault as fault:
+        if fault.code != INVALID_PARAMS:
+            raise
+        raise bad_params(f"invalid argument {index}: {fault}") from fault
+
+
+def _show(value: object) -> str:
+    """A stranger's value in a message: never long, and in one line."""
+    return repr(str(value)[:80])

@@ -8,10 +8,12 @@ a message runs. Gas rules: EIP-2929, 2200, 3529, 3651, 3860, 1153, 6780, 1559.
 """
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import pyrevm
+from msgspec.structs import replace
 
 from deaios.chain.evm import (
     EMPTY_CODE_HASH,
@@ -29,6 +31,7 @@ from deaios.chain.evm import (
 )
 from deaios.chain.journal_text import TouchedAccount, has_created, read_journal, validate_code
 from deaios.chain.opcodes import explain_refusal, find_forbidden_opcode
+from deaios.ledger.transactions import AccessList
 from deaios.primitives.errors import Invalid
 from deaios.primitives.keys import Address
 
@@ -42,12 +45,19 @@ UNOBSERVED = "the sender's balance is below twice the gas cost and the code read
 
 @dataclass(slots=True)
 class _Run:
-    """A raw result and the journal it left; `touched` is None where no code ran and nothing was created."""
+    """A raw result and the journal it left.
+
+    Attributes:
+        touched: None where no code ran and nothing was created.
+        shifts: wei to add to balances in `touched`, to undo how the run was bent.
+    """
 
     outcome: Outcome
     touched: list[TouchedAccount] | None
+    shifts: tuple[tuple[Address, int], ...] = ()
 
 
+@lru_cache(maxsize=16_384)
 def _hex(address: Address) -> str:
     return "0x" + address.hex()
 
@@ -68,6 +78,7 @@ class StrictEvm:
         self._base = State()
         self._changes = Changes()
         self._context: BlockContext | None = None
+        self._code_sizes: dict[str, int] = {}
 
     def load(self, state: State) -> None:
         """Take a state as the starting point and keep reading it; the caller applies what `commit` returns to it."""
@@ -75,8 +86,13 @@ class StrictEvm:
         self._changes = Changes()
         for address, account in state.accounts.items():
             self._insert(address, account)
+        snapshot, revert, put = self._evm.snapshot, self._evm.revert, self._evm.insert_account_storage
         for address, slots in state.slots.items():
-            self._store([(address, slot, value) for slot, value in slots.items()])
+            name = _hex(address)
+            for slot, value in slots.items():
+                checkpoint = snapshot()  # see `_store`
+                put(name, slot, value)
+                revert(checkpoint)
 
     def put_account(self, address: Address, account: Account) -> None:
         """Write an account outside any transaction."""
@@ -122,7 +138,7 @@ class StrictEvm:
             outcome = _refuse(message.gas, refusal)
         if outcome.status is Status.SUCCESS:
             # The run saw the cost as paid; `_settle` takes what was really used.
-            self._write(message, _shift(run.touched, message.sender, cost))
+            self._write(message, run.touched, (*run.shifts, (message.sender, cost)))
         self._settle(context, message, outcome.gas_used, sender.nonce + 1)
         return outcome
 
@@ -132,14 +148,37 @@ class StrictEvm:
         Raises:
             InvalidMessage: value or gas that the sender does not have, or a limit of the protocol.
         """
+        return self._call(context, message)[0]
+
+    def probe(self, context: BlockContext, message: Message) -> tuple[Outcome, AccessList]:
+        """Run a message and forget what it changed, but for which accounts and words it looked at.
+
+        Raises:
+            InvalidMessage: as `call`.
+        """
+        outcome, touched = self._call(context, message, keeps_journal=True)
+        if outcome.status is not Status.SUCCESS:
+            return outcome, ()
+        return outcome, tuple(
+            sorted(
+                (item.address, tuple(sorted(slot for slot, _, _ in item.slots)))
+                for item in touched or ()
+                # A contract that the message itself made was warm from its first moment.
+                if item.slots or not (item.code and self._account(item.address).is_empty)
+            )
+        )
+
+    def _call(
+        self, context: BlockContext, message: Message, *, keeps_journal: bool = False
+    ) -> tuple[Outcome, list[TouchedAccount] | None]:
         self._enter(context)
-        run = self._run(message, self._account(message.sender), keeps_code=True)
+        run = self._run(message, self._account(message.sender), keeps_code=True, keeps_journal=keeps_journal)
         if run.outcome.status is Status.SUCCESS and (refusal := self._find_refusal(run.touched)):
-            return _refuse(message.gas, refusal)
+            return _refuse(message.gas, refusal), None
         if run.outcome.created is not None:
             code = next((item.code for item in run.touched or () if item.address == run.outcome.created), b"")
-            return replace(run.outcome, output=code)
-        return run.outcome
+            return replace(run.outcome, output=code), run.touched
+        return run.outcome, run.touched
 
     def _account(self, address: Address) -> Account:
         account = self._changes.accounts.get(address)
@@ -150,7 +189,7 @@ class StrictEvm:
         return self._base.slot(address, slot) if value is None else value
 
     def _enter(self, context: BlockContext) -> None:
-        if context == self._context:
+        if context is self._context or context == self._context:
             return
         self._evm.set_block_env(
             pyrevm.BlockEnv(
@@ -168,8 +207,8 @@ class StrictEvm:
         """Run a creation. For these the wheel settles the fee itself, as if the base fee were zero; that is undone."""
         run = self._run(message, sender)
         fee = run.outcome.gas_used * message.price
-        touched = _shift(run.touched, message.sender, fee - message.gas * message.price)
-        return _Run(run.outcome, _shift(touched, context.coinbase, -fee))
+        paid = fee - message.gas * message.price
+        return _Run(run.outcome, run.touched, ((message.sender, paid), (context.coinbase, -fee)))
 
     def _run_paid(self, message: Message, sender: Account) -> _Run:
         """Run with the sender's balance as code must see it: the whole gas limit paid up front.
@@ -180,9 +219,9 @@ class StrictEvm:
         at one value on account of the other.
         """
         cost = message.gas * message.price
-        rest = replace(sender, balance=sender.balance - cost)
+        rest = Account(sender.nonce, sender.balance - cost)
         if rest.balance >= cost + message.value:
-            return self._run(message, rest)
+            return self._run(message, rest, is_whole=False)
         free = replace(message, price=0)
         unpriced = self._run(free, rest)
         if self._is_plain(message):
@@ -193,7 +232,7 @@ class StrictEvm:
             richest = self._run(message, replace(sender, balance=sender.balance + 1))
             if _without(richest, message.sender) == _without(richer, message.sender):
                 # The balance was not looked at: the priced run stands, with the cost taken from its final balance.
-                return _Run(richer.outcome, _shift(richer.touched, message.sender, -cost))
+                return _Run(richer.outcome, richer.touched, ((message.sender, -cost),))
         if both_bent == _without(richer, message.sender):
             payable = (rest.balance - message.value) // message.gas
             # With a price of zero there is nothing to compare: SSTORE, for one, costs another sum for zero words.
@@ -206,7 +245,15 @@ class StrictEvm:
     def _is_plain(self, message: Message) -> bool:
         return message.to is not None and message.to not in _PRECOMPILES and not self._account(message.to).code
 
-    def _run(self, message: Message, sender: Account, *, keeps_code: bool = False) -> _Run:
+    def _run(
+        self,
+        message: Message,
+        sender: Account,
+        *,
+        keeps_code: bool = False,
+        keeps_journal: bool = False,
+        is_whole: bool = True,
+    ) -> _Run:
         """Run on an empty journal with `sender` as the sender's account, then take everything back."""
         evm, address = self._evm, _hex(message.sender)
         if not keeps_code:
@@ -226,7 +273,8 @@ class StrictEvm:
             if outcome.status is Status.SUCCESS and not self._is_plain(message):
                 text = evm.journal_str
                 # Of a call that is forgotten only new code is looked at.
-                touched = read_journal(text) if not keeps_code or has_created(text) else None
+                if not keeps_code or keeps_journal or has_created(text):
+                    touched = read_journal(text, known=self._code_sizes, is_whole=is_whole)
         finally:
             evm.revert(checkpoint)
             evm.reset_transient_storage()
@@ -260,73 +308,84 @@ class StrictEvm:
             return _read_failure(str(error))
         result = evm.result
         assert result is not None, "a message that did not fail has a result"
-        logs = tuple(
-            Log(Address(bytes.fromhex(log.address[2:])), tuple(log.data[0]), bytes(log.data[1])) for log in result.logs
-        )
+        logs = tuple([_read_log(log.address, *log.data) for log in result.logs])
         return Outcome(Status.SUCCESS, result.gas_used, result.gas_refunded, output, logs, created)
 
     def _find_refusal(self, touched: list[TouchedAccount] | None) -> str | None:
         for item in touched or ():
-            if item.code and not item.is_destroyed and item.code_hash != self._account(item.address).code_hash:
+            if item.code_hex and not item.is_destroyed and item.code_hash != self._account(item.address).code_hash:
                 validate_code(item)
                 if opcode := find_forbidden_opcode(item.code):
                     return f"contract 0x{item.address.hex()}: {explain_refusal(opcode)}"
         return None
 
-    def _write(self, message: Message, touched: list[TouchedAccount] | None) -> None:
+    def _write(
+        self, message: Message, touched: list[TouchedAccount] | None, shifts: tuple[tuple[Address, int], ...]
+    ) -> None:
         if touched is None:
             assert message.to is not None, "a creating message always has a journal"
             self._move(message.sender, message.to, message.value)
             return
-        slots = []
+        slots, changed = [], self._changes.slots
         for item in touched:
             if item.is_destroyed:
                 self.put_account(item.address, NO_ACCOUNT)
                 continue
-            known = self._account(item.address)
-            code, code_hash = (
-                (known.code, known.code_hash) if item.code_hash == known.code_hash else (item.code, item.code_hash)
-            )
-            if (item.nonce, item.balance, code_hash) != (known.nonce, known.balance, known.code_hash):
-                self.put_account(item.address, Account(item.nonce, item.balance, code, code_hash))
+            known, balance = self._account(item.address), item.balance
+            for address, amount in shifts:
+                if address == item.address:
+                    balance += amount
+            if item.code_hash != known.code_hash:
+                self.put_account(item.address, Account(item.nonce, balance, item.code, item.code_hash))
+            elif item.nonce != known.nonce or balance != known.balance:
+                self.put_account(item.address, Account(item.nonce, balance, known.code, known.code_hash))
             for slot, before, after in item.slots:
                 if before != after:
-                    if before != self._slot(item.address, slot):
+                    place = (item.address, slot)
+                    if (value := changed.get(place)) is None:
+                        value = self._base.slot(item.address, slot)
+                    if before != value:
                         raise UnavailableEngine(
-                            f"engine and state disagree on 0x{item.address.hex()} slot {slot}: "
-                            f"{before} and {self._slot(item.address, slot)}"
+                            f"engine and state disagree on 0x{item.address.hex()} slot {slot}: {before} and {value}"
                         )
-                    self._changes.slots[item.address, slot] = after
+                    changed[place] = after
                     slots.append((item.address, slot, after))
         self._store(slots)
 
     def _move(self, sender: Address, to: Address, value: int) -> None:
         if value and sender != to:
             payer, payee = self._account(sender), self._account(to)
-            self.put_account(sender, replace(payer, balance=payer.balance - value))
-            self.put_account(to, replace(payee, balance=payee.balance + value))
+            self.put_account(sender, Account(payer.nonce, payer.balance - value, payer.code, payer.code_hash))
+            self.put_account(to, Account(payee.nonce, payee.balance + value, payee.code, payee.code_hash))
 
     def _settle(self, context: BlockContext, message: Message, gas_used: int, nonce: int) -> None:
         """Take the fee; the base fee is burned, the rest goes to the coinbase (EIP-1559)."""
         sender = self._account(message.sender)
-        paid = replace(sender, nonce=nonce, balance=sender.balance - gas_used * message.price)
+        paid = Account(nonce, sender.balance - gas_used * message.price, sender.code, sender.code_hash)
         # The run left a bent balance in the wheel's database, so it is written even where ours has not changed.
         self._changes.accounts[message.sender] = paid
         self._insert(message.sender, paid)
         if reward := gas_used * (message.price - context.base_fee):
-            coinbase = self._account(context.coinbase)
-            self.put_account(context.coinbase, replace(coinbase, balance=coinbase.balance + reward))
+            old = self._account(context.coinbase)
+            self.put_account(context.coinbase, Account(old.nonce, old.balance + reward, old.code, old.code_hash))
 
     def _insert(self, address: Address, account: Account) -> None:
         insert_account(self._evm, address, account)
+        if account.code:
+            self._code_sizes[account.code_hash.hex()] = len(account.code)
 
     def _store(self, slots: list[tuple[Address, int, int]]) -> None:
         # Where the journal holds the account, the wheel writes to the journal alone. Inside a checkpoint of its own
         # each write finds the account unloaded, reaches the database, and leaves the journal empty again.
+        evm = self._evm
         for address, slot, value in slots:
-            checkpoint = self._evm.snapshot()
-            self._evm.insert_account_storage(_hex(address), slot, value)
-            self._evm.revert(checkpoint)
+            checkpoint = evm.snapshot()
+            evm.insert_account_storage(_hex(address), slot, value)
+            evm.revert(checkpoint)
+
+
+def _read_log(address: str, topics: list[bytes], data: bytes) -> Log:
+    return Log(Address(bytes.fromhex(address[2:])), tuple(topics), data)
 
 
 def insert_account(evm: pyrevm.EVM, address: Address, account: Account) -> None:
@@ -362,9 +421,3 @@ def _without(run: _Run, sender: Address) -> tuple[Outcome, list[TouchedAccount]]
         ),
         key=lambda item: item.address,
     )
-
-
-def _shift(touched: list[TouchedAccount] | None, address: Address, amount: int) -> list[TouchedAccount] | None:
-    if touched is None:
-        return None
-    return [replace(item, balance=item.balance + amount) if item.address == address else item for item in touched]

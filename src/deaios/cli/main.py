@@ -12,6 +12,7 @@ _COMMANDS = {
     "down": "deaios.cli.network",
     "join": "deaios.cli.network",
     "status": "deaios.cli.network",
+    "chain": "deaios.cli.chain",
     "ask": "deaios.cli.answers",
     "verify": "deaios.cli.answers",
     "put": "deaios.cli.files",
@@ -27,7 +28,7 @@ _COMMANDS = {
     "demo": "deaios.cli.demo",
 }
 _GROUPS = (
-    ("Run a network", ("up", "down", "join", "status", "demo")),
+    ("Run a network", ("up", "down", "join", "status", "chain", "demo")),
     ("Ask and check", ("ask", "verify")),
     ("Earn", ("provide", "store", "attest", "audit")),
     ("Files and money", ("put", "get", "blob", "wallet")),

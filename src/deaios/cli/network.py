@@ -44,6 +44,11 @@ async def up(
             emit_json(await network.status())
         else:
             _show_ready(folder, network.gateway_url, network.chain_url)
+            if config.chain.time_travel:
+                say(
+                    "  WARNING      time travel is on: anybody who reaches the chain may move its time",
+                    style="bold red",
+                )
         await network.wait_until_stopped()
         if not as_json:
             say("stopping")

@@ -19,6 +19,9 @@ class InvalidRlp(Invalid):
     """Bytes that are not the canonical RLP of any value."""
 
 
+_HEADS = tuple(bytes((first,)) for first in range(256))
+
+
 def encode_integer(value: int) -> bytes:
     """An unsigned integer as its shortest big-endian bytes; zero is the empty string."""
     return value.to_bytes((value.bit_length() + 7) // 8)
@@ -32,7 +35,9 @@ def decode_integer(data: Decoded, bits: int) -> int:
     """
     if not isinstance(data, bytes):
         raise InvalidRlp("a list stands where an integer belongs")
-    if data[:1] == b"\0":
+    if not data:
+        return 0
+    if data[0] == 0:
         raise InvalidRlp(f"integer has leading zero bytes: 0x{data[:33].hex()}")
     if len(data) * 8 > bits + 7 or (value := int.from_bytes(data)) >> bits:
         raise InvalidRlp(f"integer of {len(data)} bytes exceeds {bits} bits")
@@ -56,7 +61,7 @@ def wrap_list(encoded_items: Sequence[bytes]) -> bytes:
 
 def _head(offset: int, size: int) -> bytes:
     if size < 56:
-        return bytes((offset + size,))
+        return _HEADS[offset + size]
     length = encode_integer(size)
     return bytes((offset + 55 + len(length),)) + length
 
@@ -89,8 +94,17 @@ def _decode(data: bytes, start: int, end: int, depth: int) -> tuple[Decoded, int
     begin, stop = _span(data, start, end, 0xC0)
     items: list[Decoded] = []
     while begin < stop:
-        item, begin = _decode(data, begin, stop, depth + 1)
-        items.append(item)
+        # Short strings, which is nearly all there is, without a call each.
+        first = data[begin]
+        if first < 0x80:
+            items.append(_HEADS[first])
+            begin += 1
+        elif first < 0xB8 and (follows := begin + first - 0x7F) <= stop and (first != 0x81 or data[begin + 1] >= 0x80):
+            items.append(data[begin + 1 : follows])
+            begin = follows
+        else:
+            item, begin = _decode(data, begin, stop, depth + 1)
+            items.append(item)
     return items, stop
 
 

@@ -9,7 +9,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from deaios.ledger.rlp import Decoded, InvalidRlp, Rlp, decode_integer, decode_rlp, encode_integer, encode_rlp
+from deaios.ledger.rlp import (
+    Decoded,
+    InvalidRlp,
+    Rlp,
+    decode_integer,
+    decode_rlp,
+    encode_integer,
+    encode_rlp,
+    wrap_list,
+)
 from deaios.primitives.errors import Invalid, Refused
 from deaios.primitives.hashing import keccak256
 from deaios.primitives.keys import ADDRESS_SIZE, Address, InvalidSignature, PrivateKey, recover_address
@@ -26,6 +35,12 @@ CHAIN_ID_MAX = (1 << 64) // 2 - 36
 ACCESS_ITEMS_MAX = 4096
 """Addresses plus keys of one access list; at 1,900 gas or more each it could not be paid for anyway."""
 _ENVELOPE_BYTE_MAX = 0x7F
+_FIELD_BYTES = (
+    (8, 32, 8, 0, 32, 0, 8, 32, 32),
+    (8, 8, 32, 8, 0, 32, 0, 0, 8, 32, 32),
+    (8, 8, 32, 32, 8, 0, 32, 0, 0, 8, 32, 32),
+)
+"""By type, the most bytes of each field that is an integer; 0 for recipient, data and access list."""
 
 AccessList = tuple[tuple[Address, tuple[int, ...]], ...]
 
@@ -78,6 +93,11 @@ class Transaction:
     def hash(self) -> bytes:
         """keccak-256 of the signed bytes."""
         return keccak256(self.raw)
+
+    @cached_property
+    def signing_hash(self) -> bytes:
+        """The 32 bytes that the sender signs."""
+        return compute_signing_hash(self)
 
     @property
     def v(self) -> int:
@@ -136,7 +156,7 @@ def recover_sender(transaction: Transaction) -> Address:
     """
     signature = transaction.r.to_bytes(32) + transaction.s.to_bytes(32) + bytes((27 + transaction.parity,))
     try:
-        return recover_address(compute_signing_hash(transaction), signature)
+        return recover_address(transaction.signing_hash, signature)
     except InvalidSignature as error:
         raise InvalidTransaction(f"invalid sender: {error}") from error
 
@@ -179,25 +199,58 @@ def decode_transaction(raw: bytes) -> Transaction:
         transaction = _from_fields(kind, fields)
     except InvalidRlp as error:
         raise InvalidTransaction(f"rlp: {error}") from error
-    transaction.__dict__["raw"] = bytes(raw)  # fills cached_property: decoding is strict, so these are the bytes
+    # Fills cached properties: decoding is strict, so these are the bytes, and what was signed is a part of them.
+    transaction.__dict__["raw"] = raw = bytes(raw)
+    transaction.__dict__["signing_hash"] = _cut_signing_hash(transaction, raw)
     return transaction
 
 
+def _cut_signing_hash(transaction: Transaction, raw: bytes) -> bytes:
+    """The signing hash from the signed bytes: the fields before the signature, under a list head of their own."""
+    start = 0 if transaction.kind == LEGACY else 1
+    first = raw[start]
+    start += 1 if first < 0xF8 else first - 0xF6
+    end = len(raw) - sum([_integer_size(value) for value in (transaction.v, transaction.r, transaction.s)])
+    if transaction.kind != LEGACY:
+        return keccak256(raw[:1] + wrap_list((raw[start:end],)))
+    if transaction.chain_id is None:
+        return keccak256(wrap_list((raw[start:end],)))
+    return keccak256(wrap_list((raw[start:end], encode_rlp(encode_integer(transaction.chain_id)), b"\x80\x80")))
+
+
+def _integer_size(value: int) -> int:
+    """Bytes of an integer's RLP."""
+    return 1 if value < 0x80 else 1 + (value.bit_length() + 7) // 8
+
+
 def _from_fields(kind: int, fields: Decoded) -> Transaction:
-    expected = (9, 11, 12)[kind]
-    if not isinstance(fields, list) or len(fields) != expected:
+    sizes = _FIELD_BYTES[kind]
+    if not isinstance(fields, list) or len(fields) != len(sizes):
         found = f"{len(fields)} fields" if isinstance(fields, list) else "a string"
-        raise InvalidTransaction(f"type {kind} transaction is {found}, {expected} fields expected")
-    rest = list(fields)
-    chain_id = None if kind == LEGACY else decode_integer(rest.pop(0), 64)
-    nonce = decode_integer(rest.pop(0), 64)
-    tip = decode_integer(rest.pop(0), 256) if kind == DYNAMIC_FEE else 0
-    max_fee, gas = decode_integer(rest[0], 256), decode_integer(rest[1], 64)
-    to, value, data = _read_to(rest[2]), decode_integer(rest[3], 256), rest[4]
-    access_list = _read_access_list(rest[5]) if kind != LEGACY else ()
-    v, r, s = decode_integer(rest[-3], 64), decode_integer(rest[-2], 256), decode_integer(rest[-1], 256)
+        raise InvalidTransaction(f"type {kind} transaction is {found}, {len(sizes)} fields expected")
+    # `decode_integer` in one loop: it is asked only where something is wrong, and then says what.
+    numbers = [
+        int.from_bytes(field)
+        if isinstance(field, bytes) and len(field) <= size and field[:1] != b"\0"
+        else decode_integer(field, 8 * size)
+        for field, size in zip(fields, sizes, strict=True)
+        if size
+    ]
+    to_place = len(fields) - (6 if kind == LEGACY else 7)
+    to, data = _read_to(fields[to_place]), fields[to_place + 2]
     if not isinstance(data, bytes):
         raise InvalidTransaction("data is a list")
+    access_list = _read_access_list(fields[to_place + 3]) if kind != LEGACY else ()
+    *numbers, value, v, r, s = numbers
+    chain_id: int | None
+    if kind == DYNAMIC_FEE:
+        chain_id, nonce, tip, max_fee, gas = numbers
+    elif kind == ACCESS_LIST:
+        chain_id, nonce, max_fee, gas = numbers
+        tip = max_fee
+    else:
+        nonce, max_fee, gas = numbers
+        tip = max_fee
     parity = v
     if kind == LEGACY:
         if v not in (27, 28) and v < 35:
@@ -205,12 +258,14 @@ def _from_fields(kind: int, fields: Decoded) -> Transaction:
         chain_id, parity = (None, v - 27) if v < 35 else ((v - 35) // 2, (v - 35) % 2)
     elif v > 1:
         raise InvalidTransaction(f"invalid transaction v, r, s values: parity is {v}, 0 or 1 expected")
-    transaction = Transaction(
+    transaction = Transaction.__new__(Transaction)
+    # A frozen dataclass sets its fields one call at a time; every transaction of every block comes through here.
+    transaction.__dict__.update(
         kind=kind,
         chain_id=chain_id,
         nonce=nonce,
         max_fee=max_fee,
-        tip=tip if kind == DYNAMIC_FEE else max_fee,
+        tip=tip,
         gas=gas,
         to=to,
         value=value,
@@ -242,15 +297,19 @@ def validate_ranges(transaction: Transaction) -> None:
 
 
 def _read_to(field: Decoded) -> Address | None:
-    if not isinstance(field, bytes) or len(field) not in (0, ADDRESS_SIZE):
+    if isinstance(field, bytes) and len(field) == ADDRESS_SIZE:
+        return Address(field)
+    if not isinstance(field, bytes) or field:
         size = len(field) if isinstance(field, bytes) else "a list of"
         raise InvalidTransaction(f"recipient has {size} bytes, 0 or {ADDRESS_SIZE} expected")
-    return Address(field) if field else None
+    return None
 
 
 def _read_access_list(field: Decoded) -> AccessList:
     if not isinstance(field, list):
         raise InvalidTransaction("access list is a string")
+    if not field:
+        return ()
     entries: list[tuple[Address, tuple[int, ...]]] = []
     for entry in field:
         match entry:

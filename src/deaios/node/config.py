@@ -18,6 +18,15 @@ class ChainConfig(msgspec.Struct, frozen=True):
     port: int = 8545
     """Preferred JSON-RPC port; another is picked when it is taken."""
     block_interval_ms: int = 500
+    sealing: Literal["paced", "instant", "interval"] = "paced"
+    """When blocks are made: some moments after a transaction arrives, at once, or at each interval."""
+    keep_blocks: int = 0
+    """Transactions and logs of so many newest blocks are kept; 0 keeps all. Never fewer than unbonding may need."""
+    state_slots_max: int = 10_000_000
+    """Storage words at which no more transactions are admitted; each takes some 380 bytes of memory."""
+    time_travel: bool = False
+    """For developers of contracts: anybody who reaches the chain may move its time and make blocks (dev_*). The other
+    roles keep the machine's time and fail once the two are far apart."""
     fee_max_gwei: int = 1000
     """Most that this side pays for a unit of gas."""
     tip_max_gwei: int = 100

@@ -17,6 +17,7 @@ JSON_DEPTH_MAX = 64
 """Deeper than any document of ours, far shallower than any stack."""
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 """A JSON string, or an unfinished one up to the end: it matches at every quote, so one pass is linear."""
+_NOT_BRACKETS_OR_QUOTES = bytes(set(range(256)) - set(b'[]{}"'))
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
 """Brackets as the signed bytes 1 and -1."""
@@ -90,7 +91,11 @@ def validate_json_depth(data: bytes, depth_max: int = JSON_DEPTH_MAX) -> None:
     """
     if data.count(b"[") + data.count(b"{") <= depth_max:
         return
-    steps = array("b", _STRING.sub(b"", data).translate(_STEPS, _NOT_BRACKETS))
+    if b"\\" in data:
+        bare = _STRING.sub(b"", data)
+    else:  # without escapes each quote ends or begins a string, which is found many times faster
+        bare = b"".join(data.translate(None, _NOT_BRACKETS_OR_QUOTES).split(b'"')[::2])
+    steps = array("b", bare.translate(_STEPS, _NOT_BRACKETS))
     if max(accumulate(steps), default=0) > depth_max:
         raise InvalidEncoding(f"JSON is nested more than {depth_max} deep")
 

@@ -40,6 +40,10 @@ SWEEP_S = 1.0
 """Deadlines are looked at this often."""
 STALL_S = 5.0
 """A peer that has read nothing of its answer for so long counts as waited for."""
+FRAME_HEAD_BYTES_MAX = 14
+"""Of one WebSocket frame (RFC 6455, 5.2)."""
+FRAMES_IGNORED_BYTES = 4096
+"""Pings, pongs and heads of frames between two sweeps, which belong to no message."""
 RETRY_AFTER_S = 1
 MESSAGE_CHARACTERS_MAX = 200
 
@@ -177,6 +181,12 @@ class Crowd:
         self.held_bytes -= connection.held_bytes
         connection.held_bytes = 0
 
+    def release_part(self, connection: "Connection", size_bytes: int) -> None:
+        """Some of what a connection holds is forgotten."""
+        released = min(size_bytes, connection.held_bytes)
+        self.held_bytes -= released
+        connection.held_bytes -= released
+
     def dismiss(self, connection: "Connection", reason: str) -> None:
         """End a connection at once."""
         self.count(reason)
@@ -226,7 +236,9 @@ class Connection(web.RequestHandler):
         "_crowd",
         "_head_bytes",
         "_head_since_s",
+        "_is_resting",
         "_is_serving",
+        "_is_upgraded",
         "_moved_at_s",
         "_unsent_bytes",
         "held_bytes",
@@ -240,6 +252,8 @@ class Connection(web.RequestHandler):
         self._head_bytes = 0
         self._head_since_s: float | None = None
         self._is_serving = False
+        self._is_resting = False
+        self._is_upgraded = False
         self._awaits_body = False
         self._moved_at_s = 0.0
         self._unsent_bytes = 0
@@ -274,6 +288,9 @@ class Connection(web.RequestHandler):
     def data_received(self, data: bytes) -> None:
         """Count what comes before a whole head is there."""
         super().data_received(data)
+        if self._is_upgraded:
+            self._hold_piece(len(data))
+            return
         waiter = self._waiter
         if waiter is None or waiter.done():  # a request is in work, or waits to be
             self._head_bytes, self._head_since_s = 0, None
@@ -285,6 +302,13 @@ class Connection(web.RequestHandler):
                 self._crowd.count("head size")
                 error = RefusedHead(f"the head of a request has more than {self.limits.head_bytes_max} bytes")
                 self._end(self._encode(431, error))
+
+    def _hold_piece(self, size_bytes: int) -> None:
+        try:
+            self.hold(size_bytes)
+        except RefusedBusy:
+            self._crowd.count("held bytes")
+            self._end(b"")
 
     def resume_writing(self) -> None:
         """The peer has read."""
@@ -313,6 +337,25 @@ class Connection(web.RequestHandler):
         self._awaits_body = False
         self._crowd.note_working(self)
 
+    def upgrade(self) -> None:
+        """From here on the peer sends messages in frames. What is no whole message yet counts as a body's bytes do."""
+        self._is_upgraded = True
+        self.rest()
+
+    def rest(self) -> None:
+        """Nothing is owed to an upgraded peer: whether it says anything is up to it."""
+        self._is_resting = True
+        self._crowd.note_waiting(self)
+
+    def wake(self) -> None:
+        """An upgraded peer said something, or is to be told something."""
+        self._is_resting = False
+        self._crowd.note_working(self)
+
+    def finish_message(self, size_bytes: int) -> None:
+        """A message is answered and forgotten."""
+        self._crowd.release_part(self, size_bytes + FRAME_HEAD_BYTES_MAX)
+
     def finish(self) -> None:
         """The answer is made; what comes next is the peer's: to read it, and to ask again."""
         self._is_serving = False
@@ -339,7 +382,9 @@ class Connection(web.RequestHandler):
             self._crowd.count("unread")
             self._end(b"")
             return False
-        if self._is_serving and not self._awaits_body:
+        if self._is_upgraded and self.held_bytes <= FRAMES_IGNORED_BYTES:
+            self._crowd.release(self)
+        if self._is_serving and not self._awaits_body and not self._is_resting:
             if now_s - self._moved_at_s <= STALL_S:
                 self._crowd.note_working(self)
             elif not self._crowd.is_waiting(self):

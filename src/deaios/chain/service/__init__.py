@@ -1,6 +1,7 @@
 """The embedded chain as a running service: block production, durable admission, JSON-RPC over HTTP."""
 
-from deaios.chain.service.chain import ChainService, Limits
+from deaios.chain.service.chain import ChainService
 from deaios.chain.service.http import build_application
+from deaios.chain.service.pace import Limits, Sealing, spare_collector
 
-__all__ = ["ChainService", "Limits", "build_application"]
+__all__ = ["ChainService", "Limits", "Sealing", "build_application", "spare_collector"]

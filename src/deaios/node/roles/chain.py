@@ -7,20 +7,27 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
 from deaios.chain.genesis import ETHER, Allocation, Genesis
-from deaios.chain.service import ChainService, Limits, build_application
+from deaios.chain.service import ChainService, Limits, Sealing, build_application, spare_collector
+from deaios.chain.service.time_travel import MovedClock
 from deaios.chain.store import holds_chain
 from deaios.ledger.client.contracts import Contracts
 from deaios.ledger.client.deadlines import fetch_deadline
 from deaios.ledger.client.rpc import Rpc
+from deaios.ledger.settings import LOCAL
+from deaios.node.config import ChainConfig
 from deaios.node.context import RoleContext
 from deaios.node.folder import StateFolder
 from deaios.node.office import Office
 from deaios.node.ports import HOST, keep_port
+from deaios.primitives.errors import ConfigError
 from deaios.primitives.keys import PrivateKey
 from deaios.runtime.http import serve
+from deaios.runtime.logs import get_logger
 
 OPERATOR_ETHER = 1_000_000_000
 THREADS = 4
+
+_log = get_logger("chain")
 
 
 async def run(context: RoleContext) -> None:
@@ -30,6 +37,9 @@ async def run(context: RoleContext) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     genesis = None if await asyncio.to_thread(holds_chain, path) else _new_genesis(context, key)
     port = keep_port(context.data, context.spec.port)
+    moved_clock = MovedClock(context.clock) if context.config.chain.time_travel else None
+    if moved_clock is not None:
+        _log.warning("TIME TRAVEL IS ON: anybody who reaches this chain may move its time; never keep value on it")
     async with Rpc(f"http://{HOST}:{port}") as rpc:
         deadlines = _Deadlines(context.folder, rpc)
         with ThreadPoolExecutor(THREADS, thread_name_prefix="chain") as executor:
@@ -38,18 +48,41 @@ async def run(context: RoleContext) -> None:
                 key,
                 genesis,
                 executor=executor,
-                clock=context.clock,
+                clock=moved_clock or context.clock,
                 deadline=deadlines.latest,
-                limits=Limits(block_ms=context.config.chain.block_interval_ms),
+                limits=read_limits(context.config.chain),
             )
+            spare_collector()
             try:
-                application = build_application(chain)
+                if moved_clock is not None:
+                    moved_clock.catch_up(chain.head.timestamp)
+                application = build_application(chain, moved_clock)
                 Office(context.folder, key, rpc).add_routes(application)
                 async with serve(application, HOST, port) as url:
                     context.report_ready(url)
                     await context.work_until_stopped(chain.run())
             finally:
                 await chain.close()
+
+
+def read_limits(config: ChainConfig) -> Limits:
+    """Pace and bounds as configured.
+
+    Raises:
+        ConfigError: transactions and logs would be forgotten while somebody may still be held to them.
+    """
+    needed = -(-LOCAL.unbonding_s * 1000 // config.block_interval_ms)
+    if config.keep_blocks and config.keep_blocks < needed:
+        raise ConfigError(
+            f"chain.keep_blocks is {config.keep_blocks}; roles look back for as long as stake can be slashed, which is "
+            f"{needed} blocks here: set at least that, or 0 to keep all"
+        )
+    return Limits(
+        block_ms=config.block_interval_ms,
+        sealing=Sealing(config.sealing),
+        keep_blocks=config.keep_blocks,
+        slots_max=config.state_slots_max,
+    )
 
 
 def _new_genesis(context: RoleContext, key: PrivateKey) -> Genesis:
