@@ -27,13 +27,18 @@ def test_help_names_every_command(tmp_path: Path) -> None:
 
 
 BLOB_COMMANDS = ("put", "get", "status", "sample", "prove", "verify", "challenge")
-LEAVES = [(name,) for name in COMMANDS if name != "blob"] + [("blob", name) for name in BLOB_COMMANDS]
+KEY_COMMANDS = ("create", "list", "limit", "revoke")
+GROUPS = {"blob": BLOB_COMMANDS, "key": KEY_COMMANDS}
+LEAVES = [(name,) for name in COMMANDS if name not in GROUPS] + [
+    (group, name) for group, names in GROUPS.items() for name in names
+]
 
 
-def test_a_group_names_its_commands(tmp_path: Path) -> None:
-    said = run("blob", "--help", home=tmp_path)
+@pytest.mark.parametrize("group", GROUPS)
+def test_a_group_names_its_commands(tmp_path: Path, group: str) -> None:
+    said = run(group, "--help", home=tmp_path)
     assert said.returncode == 0
-    assert all(f"  {name} " in said.stdout for name in BLOB_COMMANDS)
+    assert all(f"  {name} " in said.stdout for name in GROUPS[group])
 
 
 @pytest.mark.parametrize("names", LEAVES, ids=" ".join)
@@ -53,7 +58,7 @@ def test_wrong_usage_is_64(tmp_path: Path, arguments: tuple[str, ...]) -> None:
 
 
 def test_a_folder_without_a_network_says_what_to_do(tmp_path: Path) -> None:
-    for arguments in (("wallet",), ("put", "/etc/hostname"), ("connect", "openai"), ("ask", "x")):
+    for arguments in (("wallet",), ("key", "list"), ("put", "/etc/hostname"), ("connect", "openai"), ("ask", "x")):
         said = run(*arguments, "--dir", str(tmp_path / "none"), home=tmp_path)
         assert said.returncode == 64, said.stderr
         assert "deaios up" in said.stderr
