@@ -27,7 +27,7 @@ HOW_TO_GET = "atheris is not installed; get it with: .venv/bin/uv pip install --
 
 def load_decoders() -> ModuleType:
     """The targets, which the tests own."""
-    for name in ("fuzz_target", "decoders_rows", "decoders"):
+    for name in ("fuzz_target", "decoders_gateway", "decoders_rows", "decoders"):
         spec = importlib.util.spec_from_file_location(name, ROOT / f"tests/fuzz/{name}.py")
         assert spec is not None
         assert spec.loader is not None

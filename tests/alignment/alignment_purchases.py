@@ -18,9 +18,10 @@ from deaios.compute.verification import PREFILL_TOKENS, verify_output
 from deaios.ledger.eip712 import hash_struct, sign_struct
 from deaios.ledger.structs import FinishReason, Level, Offer, Request, State, protocol_domain
 from deaios.market.batches import RECEIPTS_TAG
-from deaios.market.chat import context_of, read_chat_body
 from deaios.market.opening import Opening
 from deaios.market.orders import Order, build_ask
+from deaios.market.parts import read_part
+from deaios.market.question import PLAIN_CHAT
 from deaios.market.receipts import FIRST_LINK, Delivery, Link, build_receipt
 from deaios.primitives.errors import Unavailable
 from deaios.primitives.hashing import sha256
@@ -61,8 +62,11 @@ class Bench:
     def terms(self):
         return NetworkTerms(NETWORK, DOMAIN, self.record_id)
 
-    def render(self, body):
-        return self.template.render_ids(read_chat_body(body).message_objects(), self.tokenizer)
+    def render(self, body, part=PLAIN_CHAT):
+        def render(messages):
+            return self.template.render_ids(messages, self.tokenizer)
+
+        return read_part(part, body).prompt_ids(render, self.tokenizer)
 
     def generate(self, prompt_ids, params, seed, engine=None):
         """What a provider does: prompt in even pieces, then id by id."""
@@ -159,21 +163,23 @@ def sell(
     served_prompt=None,
     served_params=None,
     ask_changes=None,
+    part=PLAIN_CHAT,
 ):
     """Sell an answer; with another engine, prompt or parameters than were ordered it is a cheat's."""
-    prompt_ids = bench.render(body)
-    chat = read_chat_body(body)
+    prompt_ids = bench.render(body, part)
+    chat = read_part(part, body)
     order = Order(
         model_record_id=bench.record_id,
         prompt_ids=prompt_ids,
         params=chat.params(bench.record.context_tokens, len(prompt_ids)),
-        context=context_of(chat, bench.template.template_hash),
+        context=chat.context(bench.template.template_hash, bench.tokenizer.tokenizer_hash),
         body=body,
         client_nonce=sha256(b"client nonce" + name.encode()),
         nonce=sha256(b"nonce" + name.encode()),
         salt=sha256(b"salt" + name.encode()),
         min_level=chat.min_level,
         audit_policy=chat.audit_policy,
+        part=part,
     )
     offer = Offer(
         provider=provider.address,
@@ -232,7 +238,7 @@ class PaperChain:
         batch = self.batches[provider][index]
         path = prove_leaf(self.digests[provider, index], opening.receipt.counter - batch.first_counter)
         said = read_output(opening.output_ids, opening.ask.params, self.bench.tokenizer) if text is None else text
-        return Answer(NETWORK, sale.order.body, sale.order.client_nonce, opening, said, index, path)
+        return Answer(NETWORK, sale.order.body, sale.order.client_nonce, opening, said, index, path, sale.order.part)
 
     async def fetch_record(self, wanted):
         found = self.records.get(wanted) or (self.bench.record if wanted == self.bench.record_id else None)

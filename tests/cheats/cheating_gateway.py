@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from deaios.gateway.chat import NONCE_HEADER
+from deaios.gateway.telling import NONCE_HEADER
 from deaios.primitives.encoding import encode_hex
 from deaios.primitives.hashing import sha256
 from deaios.runtime.http import build_application

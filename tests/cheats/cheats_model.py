@@ -21,8 +21,9 @@ from deaios.compute.records import (
     record_id,
 )
 from deaios.compute.service import EngineService
-from deaios.market.chat import context_of, read_chat_body
+from deaios.market.chat import read_chat_body
 from deaios.market.ports import Piece
+from deaios.market.question import context_of
 from deaios.primitives.hashing import sha256
 
 VOCABULARY = 64

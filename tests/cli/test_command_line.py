@@ -28,7 +28,8 @@ def test_help_names_every_command(tmp_path: Path) -> None:
 
 BLOB_COMMANDS = ("put", "get", "status", "sample", "prove", "verify", "challenge")
 CHAIN_COMMANDS = ("follow", "export", "import", "check", "status")
-GROUPS = {"blob": BLOB_COMMANDS, "chain": CHAIN_COMMANDS}
+KEY_COMMANDS = ("create", "list", "limit", "revoke")
+GROUPS = {"blob": BLOB_COMMANDS, "chain": CHAIN_COMMANDS, "key": KEY_COMMANDS}
 LEAVES: list[tuple[str, ...]] = [(name,) for name in COMMANDS if name not in GROUPS]
 LEAVES += [(group, name) for group, names in GROUPS.items() for name in names]
 
@@ -60,7 +61,7 @@ def test_wrong_usage_is_64(tmp_path: Path, arguments: tuple[str, ...]) -> None:
 
 
 def test_a_folder_without_a_network_says_what_to_do(tmp_path: Path) -> None:
-    for arguments in (("wallet",), ("put", "/etc/hostname"), ("connect", "openai"), ("ask", "x")):
+    for arguments in (("wallet",), ("key", "list"), ("put", "/etc/hostname"), ("connect", "openai"), ("ask", "x")):
         said = run(*arguments, "--dir", str(tmp_path / "none"), home=tmp_path)
         assert said.returncode == 64, said.stderr
         assert "deaios up" in said.stderr

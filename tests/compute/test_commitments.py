@@ -9,12 +9,15 @@ from deaios.compute.commitments import (
     CONTEXT_BYTES_MAX,
     Context,
     InvalidCommitment,
+    RawContext,
     commit_output,
     commit_prompt,
     decode_context,
     encode_context,
+    encode_raw_context,
     hash_client,
     hash_context,
+    hash_part,
     leaf_salt,
 )
 
@@ -32,6 +35,33 @@ def test_commitments_equal_the_vectors():
     assert hash_context(context, SALT).hex() == VECTORS["contextHash"][2:]
     nonce = bytes.fromhex(VECTORS["clientNonce"][2:])
     assert hash_client(nonce, VECTORS["body"].encode()).hex() == VECTORS["clientDigest"][2:]
+
+
+def test_parts_and_raw_contexts_equal_their_frozen_values():
+    nonce, body = bytes(range(32)), b'{"model":"m"}'
+    part = "1eeb048b7a17f1bfd7d90dc0a3e21583b99ed05fa7962fbda67229403c288f4f"
+    assert hash_part(nonce, body, "completions", 3).hex() == part
+    text = encode_raw_context(RawContext("é\n", b"\x01" * 32))
+    assert text == '{"prompt":"é\\n","tokenizer":"0x'.encode() + b"01" * 32 + b'"}'
+    ids = encode_raw_context(RawContext((1, 2, 3), b"\x01" * 32))
+    assert ids == b'{"prompt":[1,2,3],"tokenizer":"0x' + b"01" * 32 + b'"}'
+    assert hash_context(ids, bytes(32)).hex() == "03d4622250facb579811dd68c91b502802bb3bae3838d3e3b78b7df865d39370"
+
+
+def test_what_names_a_part_changes_its_digest():
+    nonce, body = bytes(range(32)), b"{}"
+    digests = {
+        hash_client(nonce, body),
+        *(hash_part(nonce, body, api, index) for api in ("chat", "messages") for index in (0, 1)),
+        hash_part(nonce, body + b" ", "chat", 0),
+        hash_part(bytes(32), body, "chat", 0),
+    }
+    assert len(digests) == 7
+    for short in (b"", bytes(31)):
+        with pytest.raises(InvalidCommitment):
+            hash_part(short, body, "chat", 0)
+    with pytest.raises(InvalidCommitment):
+        encode_raw_context(RawContext("x" * CONTEXT_BYTES_MAX, bytes(32)))
 
 
 def test_every_input_changes_the_commitment():

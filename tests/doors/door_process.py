@@ -24,7 +24,7 @@ from deaios.chain.service import build_application as build_chain_application
 from deaios.da.seating import Seating
 from deaios.da.service.door import MemberDoor, build_member_application
 from deaios.da.store import PledgeStore
-from deaios.gateway.chat import Limits as GatewayLimits
+from deaios.gateway.desk import Limits as GatewayLimits
 from deaios.gateway.purchasing import ServedModel, ServedModels
 from deaios.gateway.service import build_gateway_application
 from deaios.gateway.store import KeyStore

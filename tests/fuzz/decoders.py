@@ -13,6 +13,7 @@ from types import MappingProxyType
 
 import msgspec
 from decoders_chain import replica_targets
+from decoders_gateway import gateway_targets
 from decoders_rows import da_targets, rows_targets
 from fuzz_target import Skipped, Target, as_json, as_text, as_typed
 
@@ -676,6 +677,7 @@ def all_targets() -> dict[str, Target]:
         _compute_targets,
         _market_targets,
         _alignment_targets,
+        gateway_targets,
         _node_targets,
     )
     return {target.name: target for group in groups for target in group()}

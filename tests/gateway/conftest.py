@@ -10,8 +10,9 @@ import pytest
 from aiohttp import web
 
 from deaios.compute.records import Calibration, ModelRecord, NoiseClass, RecordFile, Thresholds
-from deaios.gateway.chat import Limits
+from deaios.gateway.desk import Limits
 from deaios.gateway.purchasing import ServedModel, ServedModels
+from deaios.gateway.records import RecordStore
 from deaios.gateway.service import build_gateway_application
 from deaios.gateway.store import KeyStore
 from deaios.ledger.eip712 import hash_struct
@@ -38,6 +39,11 @@ class ByteTokenizer:
 
     end_ids = frozenset({END})
     vocabulary_size = END + 1
+
+    tokenizer_hash = ZERO32
+
+    def encode_plain(self, text):
+        return tuple(text.encode())
 
     def get_bytes(self, token):
         if not 0 <= token <= END:
@@ -213,6 +219,10 @@ class FakeBuyer:
         purchase = next(item for item in self.purchases if item.request_digest == request_digest)
         return purchase.is_open and purchase.opening is None, purchase.opening
 
+    async def find_purchases(self, order):
+        made = [purchase for purchase in self.purchases if purchase.order == order]
+        return any(p.is_open and not p.opening for p in made), [p.opening for p in made if p.opening]
+
     async def fetch_proof(self, opening, timeout_s):
         if self.proof is not None:
             return self.proof(opening, timeout_s)
@@ -265,9 +275,19 @@ def start_gateway(tmp_path):
 
     @asynccontextmanager
     async def start(
-        *, reply=None, budget=None, limits=None, context_tokens=1000, dice=None, models=None, buyer=None, served=None
+        *,
+        reply=None,
+        budget=None,
+        limits=None,
+        context_tokens=1000,
+        dice=None,
+        models=None,
+        buyer=None,
+        served=None,
+        alias="tiny",
     ):
         keys = KeyStore.open(tmp_path / "keys.sqlite", b"p" * 32)
+        records = RecordStore.open(tmp_path / "records.sqlite")
         key, record = keys.create(SystemDice(), 0, name="test", budget=budget, models=models)
         buyer = buyer or (FakeBuyer() if reply is None else FakeBuyer(reply))
         served = served or ServedModel(
@@ -279,7 +299,7 @@ def start_gateway(tmp_path):
             output_price=OUTPUT_PRICE,
             created_s=1_700_000_000,
             owned_by="tests",
-            aliases=("tiny",),
+            aliases=(alias,),
         )
         application = build_gateway_application(
             network_id=NETWORK,
@@ -289,11 +309,13 @@ def start_gateway(tmp_path):
             clock=SystemClock(),
             dice=dice or SystemDice(),
             limits=limits or Limits(),
+            records=records,
         )
         try:
             async with serve(application) as url:
                 yield World(url, buyer, keys, key, record.key_id, application)
         finally:
+            records.close()
             keys.close()
 
     return start

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from deaios.gateway.chat import Limits
-from deaios.market.chat import BODY_BYTES_MAX
+from deaios.gateway.desk import Limits
+from deaios.market.fields import BODY_BYTES_MAX
 from deaios.market.opening import Opening
 from deaios.primitives.errors import Unavailable
 

@@ -11,7 +11,7 @@ import openai
 import pytest
 
 from deaios.gateway.answer import LAG_PIECES_MAX, Patience
-from deaios.gateway.chat import Limits
+from deaios.gateway.desk import Limits
 from deaios.ledger.structs import FinishReason, State
 from deaios.primitives.errors import Unavailable
 from deaios.primitives.units import compute_fee

@@ -128,7 +128,7 @@ async def test_models_are_listed_with_context_prices_and_record(world):
     [
         ({"model": "gpt-9"}, openai.NotFoundError, "model_not_found", None),
         ({"temperature": 3}, openai.BadRequestError, "invalid_value", "temperature"),
-        ({"n": 2}, openai.BadRequestError, "unsupported_parameter", "n"),
+        ({"n": 33}, openai.BadRequestError, "invalid_value", "n"),
         ({"logprobs": True, "top_logprobs": 21}, openai.BadRequestError, "invalid_value", "top_logprobs"),
         ({"top_logprobs": 1}, openai.BadRequestError, "invalid_value", "top_logprobs"),
         ({"tools": [{"type": "function"}]}, openai.BadRequestError, "unsupported_parameter", "tools"),

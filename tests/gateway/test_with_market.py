@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib.util
+import json
 import sys
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import replace
@@ -12,20 +13,26 @@ import numpy as np
 import openai
 import pytest
 
+from deaios.alignment.answer import Answer, decode_answer, decode_part, encode_answer
+from deaios.alignment.check import NetworkTerms, check_binding, check_delivery, check_question, render_prompt
 from deaios.compute.engine import Step
 from deaios.compute.engines.llama import LlamaEngine
 from deaios.compute.engines.numpy_llama import NumpyEngine
 from deaios.compute.logprobs import rank_tokens
-from deaios.compute.records import encode_record
+from deaios.compute.records import Thresholds, encode_record
 from deaios.compute.records import record_id as compute_record_id
+from deaios.compute.sampling import seed_of
 from deaios.compute.service import EngineService
 from deaios.compute.template import ChatTemplate
 from deaios.compute.tokenizer import Tokenizer
+from deaios.compute.verification import verify_output
 from deaios.gateway.purchasing import ServedModel
 from deaios.ledger.structs import FinishReason, State
 from deaios.market.buyer.client import Buyer, BuyerSettings
 from deaios.market.opening import Opening
+from deaios.market.parts import read_part
 from deaios.market.ports import Piece
+from deaios.market.question import PLAIN_CHAT
 from deaios.market.receipts import validate_opening
 from deaios.market.seller.service import Seller
 from deaios.runtime.client import HttpClient
@@ -35,6 +42,7 @@ NATS_MAX = 0.02
 """How far two honest engines may be apart."""
 HELLO = [{"role": "user", "content": "hello"}]
 END = 256
+NETWORK = b"\x77" * 32
 
 
 @pytest.fixture(scope="session")
@@ -253,3 +261,83 @@ async def test_what_the_sdk_shows_is_what_another_engine_computes(
         theirs = [top.logprob for top in entry.top_logprobs]
         worst = max(worst, abs(entry.logprob - table[place][token]), *np.abs(ours - theirs))
     assert 0.0 < worst <= NATS_MAX
+
+
+def check_answer(kit, engine, language, served, body, extra, text):
+    """What `deaios verify` does with a file, save for the chain: every fact must hold, every token be recomputed."""
+    tokenizer, template = language
+    opening = Opening.decode_json(extra["opening"])
+    part = decode_part(extra["part"]) if "part" in extra else PLAIN_CHAT
+    nonce = bytes.fromhex(extra["clientNonce"][2:])
+    answer = decode_answer(encode_answer(Answer(NETWORK, body, nonce, opening, text, 0, (), part)))
+    terms = NetworkTerms(NETWORK, kit.TERMS.protocol, served.record_id)
+    facts = [
+        *check_binding(answer, terms, nonce),
+        *check_question(answer, terms, served.record, tokenizer, template),
+        *check_delivery(answer, tokenizer),
+    ]
+    assert [fact for fact in facts if not fact.holds] == []
+    prompt_ids = render_prompt(read_part(part, body), tokenizer, template)
+    receipt = opening.receipt
+    how = (seed_of(opening.ask), FinishReason(receipt.finish_reason), receipt.stop_index, Thresholds(20_000, 20_000))
+    report = verify_output(engine, prompt_ids, opening.output_ids, opening.ask.params, *how, tokenizer)
+    assert report.ok
+    assert report.tokens_checked == len(opening.output_ids)
+
+
+async def send(session, url, headers, body):
+    async with session.post(url, data=body, headers=headers) as response:
+        assert response.status == 200, await response.text()
+        return await response.json()
+
+
+async def test_what_every_door_sells_verifies_with_the_default_model(
+    kit, model_files, language, market, start_gateway, tiny_record
+):
+    tokenizer, template = language
+    hashes = {"tokenizer_hash": tokenizer.tokenizer_hash, "template_hash": template.template_hash}
+    record = replace(tiny_record, name="smol", **hashes)
+    prices = {"input_price": 1_000_000, "output_price": 4_000_000, "created_s": 0, "owned_by": "tests"}
+    served = ServedModel.build(record, tokenizer, template, **prices)
+    service = EngineService(LlamaEngine(model_files.served, threads=2, context_tokens=256, sequences_max=4))
+    terms = {"vocabulary_size": tokenizer.vocabulary_size, "context_tokens": 256}
+    common = {"model": "smol", "temperature": 0.7}
+    question = [{"role": "user", "content": "Name two colours."}]
+    engine = NumpyEngine(model_files.served, context_tokens=256, sequences_max=1)
+    checked = 0
+    try:
+        async with (
+            market(generate_with(service, tokenizer), served.record_id, **terms) as buyer,
+            start_gateway(buyer=buyer, served=served) as world,
+            aiohttp.ClientSession() as session,
+        ):
+
+            async def buy(path, **fields):
+                body = json.dumps(common | fields).encode()
+                return body, await send(session, world.base_url + path, world.headers, body)
+
+            def check(body, extra, text):
+                nonlocal checked
+                check_answer(kit, engine, language, served, body, extra, text)
+                checked += 1
+
+            body, said = await buy("/completions", prompt=["The sea is", [504, 2000]], n=2, max_tokens=8)
+            for bought, choice in zip(said["deaios"]["purchases"], said["choices"], strict=True):
+                check(body, bought, choice["text"])
+            assert len({choice["text"] for choice in said["choices"]}) > 2
+            body, said = await buy("/chat/completions", messages=question, n=2, max_tokens=8, seed=5)
+            for bought, choice in zip(said["deaios"]["purchases"], said["choices"], strict=True):
+                check(body, bought, choice["message"]["content"])
+            body, said = await buy("/messages", messages=question, system="Be brief.", max_tokens=8)
+            check(body, said["deaios"], said["content"][0]["text"])
+            body, first = await buy("/responses", input="My name is Ada.", max_output_tokens=8)
+            check(body, first["deaios"], first["output"][0]["content"][0]["text"])
+            body, said = await buy(
+                "/responses", input="What is it?", previous_response_id=first["id"], max_output_tokens=8
+            )
+            check(body, said["deaios"], said["output"][0]["content"][0]["text"])
+            assert world.spent == sum(row.state.charged for row in buyer.accounts)
+    finally:
+        await service.close()
+        engine.close()
+    assert checked == 9

@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deaios.ledger.structs import AuditPolicy, Level, Params
-from deaios.market.chat import BODY_BYTES_MAX, ChatBody, InvalidParameter, Message, context_of, read_chat_body
+from deaios.market.chat import read_chat_body
+from deaios.market.fields import BODY_BYTES_MAX, InvalidParameter
+from deaios.market.question import Message, Question, context_of
 from deaios.primitives.errors import Invalid
 from deaios.primitives.hashing import ZERO32
 from deaios.primitives.keys import Address
@@ -23,7 +25,7 @@ def encode(**fields: object) -> bytes:
 
 def test_a_minimal_body_has_the_documented_defaults():
     chat = read_chat_body(encode())
-    assert chat == ChatBody(model="m", messages=(Message("user", "hello"),))
+    assert chat == Question(model="m", messages=(Message("user", "hello"),))
     assert chat.params(context_tokens=2048, prompt_tokens=10) == Params(
         temperature_milli=1000,
         top_k=0,
@@ -61,7 +63,7 @@ def test_a_full_body_is_understood_completely():
             deaios={"min_level": 4, "audit_policy": "open", "provider": "0x" + "11" * 20},
         )
     )
-    assert chat == ChatBody(
+    assert chat == Question(
         model="m",
         messages=(Message("system", "be brief"), Message("user", "a\nb"), Message("assistant", "c")),
         temperature_milli=700,
@@ -116,8 +118,8 @@ def test_a_full_body_is_understood_completely():
         ({"stop": 7}, "stop", "invalid_type"),
         ({"seed": 1 << 63}, "seed", "invalid_value"),
         ({"seed": True}, "seed", "invalid_type"),
-        ({"n": 2}, "n", "unsupported_parameter"),
-        ({"n": True}, "n", "unsupported_parameter"),
+        ({"n": 33}, "n", "invalid_value"),
+        ({"n": True}, "n", "invalid_type"),
         ({"tools": [{}]}, "tools", "unsupported_parameter"),
         ({"logit_bias": {"5": 1}}, "logit_bias", "unsupported_parameter"),
         ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),

@@ -1,12 +1,14 @@
 """The answer file: one answer with everything a stranger needs to check it, and nothing that no signature binds.
 
-    version      1
+    version      1, or 2 with `part`
     network      genesis hash of the network
     body         the exact request body, as text
     clientNonce  the nonce that was sent with it
     opening      ask, salt, offer, request, output ids, receipt, with their signatures
     text         what the output ids say
     batch        where the receipt lies on chain: batch index and Merkle path
+    part         which purchase of the request this is: the door that it came by, the choice, and the turns before the
+                 body's; left out for the one answer of a chat completion
 
 Pure. Form is checked here; what the parts claim is checked in `check`.
 """
@@ -16,12 +18,16 @@ from dataclasses import dataclass
 
 from deaios.alignment.documents import cut, read_document, read_hex
 from deaios.compute.commitments import CLIENT_NONCE_SIZE
-from deaios.market.chat import BODY_BYTES_MAX
+from deaios.market.fields import BODY_BYTES_MAX
 from deaios.market.opening import Opening
-from deaios.primitives.encoding import encode_hex
+from deaios.market.question import CHOICES_MAX, PLAIN_CHAT, Api, Message, Part
+from deaios.primitives.encoding import Json, encode_hex
 from deaios.primitives.errors import Invalid
 
 VERSION = 1
+PART_VERSION = 2
+TURNS_MAX = 4096
+"""Of a history: more than any context holds."""
 ANSWER_BYTES_MAX = 8 << 20
 PATH_MAX = 16
 """A batch has at most 65,536 receipts."""
@@ -29,6 +35,8 @@ INDEX_BITS = 48
 """Batch indices are JSON numbers."""
 _KEYS = frozenset({"version", "network", "body", "clientNonce", "opening", "text", "batch"})
 _BATCH_KEYS = frozenset({"index", "path"})
+_PART_KEYS = frozenset({"api", "index", "history"})
+_ROLES = frozenset({"system", "user", "assistant"})
 
 
 class InvalidAnswer(Invalid):
@@ -46,12 +54,14 @@ class Answer:
     text: str
     batch_index: int
     path: tuple[bytes, ...]
+    part: Part = PLAIN_CHAT
 
 
 def encode_answer(answer: Answer) -> bytes:
     """The file's bytes: indented JSON, because people look at it too."""
-    value = {
-        "version": VERSION,
+    has_part = not answer.part.is_plain_chat
+    value: dict[str, Json] = {
+        "version": PART_VERSION if has_part else VERSION,
         "network": encode_hex(answer.network),
         "body": answer.body.decode(),
         "clientNonce": encode_hex(answer.client_nonce),
@@ -59,6 +69,8 @@ def encode_answer(answer: Answer) -> bytes:
         "text": answer.text,
         "batch": {"index": answer.batch_index, "path": [encode_hex(node) for node in answer.path]},
     }
+    if has_part:
+        value["part"] = encode_part(answer.part)
     return json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n"
 
 
@@ -78,9 +90,11 @@ def decode_answer(data: bytes) -> Answer:
 
 def _read_answer(value: dict[str, object]) -> Answer:
     version = value.get("version")
-    if type(version) is not int or version != VERSION:
-        raise InvalidAnswer(f"version: answer file says {version!r:.80}, this program reads {VERSION}")
-    _expect_keys("answer file", value, _KEYS)
+    if type(version) is not int or version not in (VERSION, PART_VERSION):
+        raise InvalidAnswer(
+            f"version: answer file says {version!r:.80}, this program reads {VERSION} and {PART_VERSION}"
+        )
+    _expect_keys("answer file", value, _KEYS if version == VERSION else _KEYS | {"part"})
     batch = value["batch"]
     if not isinstance(batch, dict):
         raise InvalidAnswer("batch: expected an object")
@@ -98,7 +112,46 @@ def _read_answer(value: dict[str, object]) -> Answer:
         text=_read_text("text", value["text"], ANSWER_BYTES_MAX).decode(),
         batch_index=index,
         path=tuple(read_hex(f"batch.path[{place}]", node, 32) for place, node in enumerate(path)),
+        part=PLAIN_CHAT if version == VERSION else decode_part(value["part"]),
     )
+
+
+def encode_part(part: Part) -> dict[str, Json]:
+    """A part as JSON."""
+    history: list[Json] = [{"role": turn.role, "content": turn.content} for turn in part.history]
+    return {"api": str(part.api), "index": part.index, "history": history}
+
+
+def decode_part(value: object) -> Part:
+    """Read a part strictly.
+
+    Raises:
+        InvalidAnswer: what is wrong, and in which leaf.
+    """
+    if not isinstance(value, dict):
+        raise InvalidAnswer("part: expected an object")
+    _expect_keys("part", value, _PART_KEYS)
+    api, index, history = value["api"], value["index"], value["history"]
+    if not isinstance(api, str) or api not in set(Api):
+        raise InvalidAnswer(f"part.api: {api!r:.80} is not one of {', '.join(Api)}")
+    if type(index) is not int or not 0 <= index < CHOICES_MAX:
+        raise InvalidAnswer(f"part.index: {index!r:.80} is not an unsigned integer below {CHOICES_MAX}")
+    if not isinstance(history, list) or len(history) > TURNS_MAX:
+        raise InvalidAnswer(f"part.history: expected a list of at most {TURNS_MAX} turns")
+    part = Part(Api(api), index, tuple(_read_turn(f"part.history[{i}]", turn) for i, turn in enumerate(history)))
+    if part.is_plain_chat:
+        raise InvalidAnswer("part: the one answer of a chat completion is a file of version 1, without a part")
+    return part
+
+
+def _read_turn(where: str, value: object) -> Message:
+    if not isinstance(value, dict):
+        raise InvalidAnswer(f"{where}: expected an object")
+    _expect_keys(where, value, frozenset({"role", "content"}))
+    role = _read_text(f"{where}.role", value["role"], 16).decode()
+    if role not in _ROLES:
+        raise InvalidAnswer(f"{where}.role: {role!r} is not one of {', '.join(sorted(_ROLES))}")
+    return Message(role, _read_text(f"{where}.content", value["content"], BODY_BYTES_MAX).decode())
 
 
 def _expect_keys(where: str, value: dict[str, object], keys: frozenset[str]) -> None:

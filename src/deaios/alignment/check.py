@@ -8,11 +8,12 @@ anything (times, the offer's URL) is bound by its signature and otherwise makes 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 
 from deaios.alignment.answer import Answer
 from deaios.alignment.evidence import finish_of
 from deaios.alignment.facts import Fact, Head, check_signer, compare, state
-from deaios.compute.commitments import commit_output, commit_prompt, hash_client, hash_context
+from deaios.compute.commitments import commit_output, commit_prompt, hash_context
 from deaios.compute.generation import check_finish, read_output
 from deaios.compute.records import ModelRecord, Thresholds, encode_record, record_id
 from deaios.compute.template import ChatTemplate
@@ -21,7 +22,8 @@ from deaios.compute.verification import Report
 from deaios.ledger.eip712 import Domain, hash_struct
 from deaios.ledger.structs import Level, State
 from deaios.market.batches import RECEIPTS_TAG
-from deaios.market.chat import ChatBody, context_of, read_chat_body
+from deaios.market.parts import read_part
+from deaios.market.question import Question, hash_request
 from deaios.market.receipts import compute_fee_due
 from deaios.primitives.encoding import encode_hex
 from deaios.primitives.errors import Invalid
@@ -100,7 +102,7 @@ def check_binding(answer: Answer, terms: NetworkTerms, user_nonce: bytes | None)
     yield compare("network", "the answer names this network", answer.network, terms.network_id)
     if user_nonce is not None:
         yield compare("client nonce", "the body was bought under the nonce you drew", answer.client_nonce, user_nonce)
-    digest = hash_client(answer.client_nonce, answer.body)
+    digest = hash_request(answer.part, answer.client_nonce, answer.body)
     yield compare("client digest", "the order covers exactly this body and nonce", ask.client_digest, digest)
     yield compare("ask digest", "the order is for exactly this ask", request.ask_digest, hash_struct(ask))
     says = f"the buyer {checksum_address(ask.buyer)} signed the order"
@@ -153,15 +155,15 @@ def check_question(
         says = f"level {receipt.level} needs an engine on the record's replay list, and {_is(listed)} on it"
         yield state("replay profile", listed, says)
     try:
-        chat = read_chat_body(answer.body)
-        context = context_of(chat, template.template_hash)
-        ids = template.render_ids(chat.message_objects(), tokenizer)
-        wanted = chat.params(record.context_tokens, len(ids))
+        question = read_part(answer.part, answer.body)
+        context = question.context(template.template_hash, tokenizer.tokenizer_hash)
+        ids = render_prompt(question, tokenizer, template)
+        wanted = question.params(record.context_tokens, len(ids))
     except Invalid as error:
         yield state("body", False, f"the body asks for nothing that can be bought here: {error}")
         return
-    yield _name_model(chat, ask.model_record_id, record, terms)
-    yield compare("context", "the order covers these messages", ask.context_hash, hash_context(context, salt))
+    yield _name_model(question, ask.model_record_id, record, terms)
+    yield compare("context", _describe_prompt(question), ask.context_hash, hash_context(context, salt))
     yield compare("prompt", "the order covers these token ids", ask.prompt_commitment, commit_prompt(ids, salt))
     says = f"{ask.prompt_count} prompt tokens ordered, {len(ids)} counted"
     yield state("prompt count", ask.prompt_count == len(ids), says)
@@ -171,22 +173,40 @@ def check_question(
         for name in differing
     )
     yield state("parameters", not differing, says)
-    says = f"level {ask.min_level} ordered, {chat.min_level} asked for"
-    yield state("minimum level", ask.min_level == chat.min_level, says)
-    says = f"audit policy {ask.audit_policy} ordered, {chat.audit_policy} asked for"
-    yield state("audit policy", ask.audit_policy == chat.audit_policy, says)
-    if chat.provider is not None:
+    says = f"level {ask.min_level} ordered, {question.min_level} asked for"
+    yield state("minimum level", ask.min_level == question.min_level, says)
+    says = f"audit policy {ask.audit_policy} ordered, {question.audit_policy} asked for"
+    yield state("audit policy", ask.audit_policy == question.audit_policy, says)
+    if question.provider is not None:
         yield compare(
-            "provider choice", "the order went where the body says", answer.opening.request.provider, chat.provider
+            "provider choice", "the order went where the body says", answer.opening.request.provider, question.provider
         )
+    if answer.part.history:
+        says = f"the {len(answer.part.history)} turns before the body's are those of the response that it continues"
+        yield Fact(Head.GATEWAY, "history", True, says)
 
 
-def _name_model(chat: ChatBody, ordered: bytes, record: ModelRecord, terms: NetworkTerms) -> Fact:
+def render_prompt(question: Question, tokenizer: Tokenizer, template: ChatTemplate) -> tuple[int, ...]:
+    """The prompt ids of a question under a record's own tokenizer and template.
+
+    Raises:
+        Invalid: the template refuses the messages, or there is no such id.
+    """
+    return question.prompt_ids(partial(template.render_ids, tokenizer=tokenizer), tokenizer)
+
+
+def _describe_prompt(question: Question) -> str:
+    if question.raw is None:
+        return "the order covers these messages"
+    return "the order covers this raw prompt, to which no chat template was applied"
+
+
+def _name_model(question: Question, ordered: bytes, record: ModelRecord, terms: NetworkTerms) -> Fact:
     """What ties the name in the body to the record that was ordered: anybody may publish a record of any name."""
-    if chat.model == encode_hex(ordered):
+    if question.model == encode_hex(ordered):
         return Fact(Head.PROVEN, "model name", True, "the body names the model record itself")
-    if chat.model != record.name:
-        says = f"the body asks for {chat.model!r:.80}, the model ordered is {record.name!r}"
+    if question.model != record.name:
+        says = f"the body asks for {question.model!r:.80}, the model ordered is {record.name!r}"
         return Fact(Head.PROVEN, "model name", False, says)
     if ordered == terms.default_record_id:
         says = f"{record.name!r} means the network's default model, by its operator's descriptor"

@@ -17,6 +17,7 @@ from deaios.alignment.check import (
     check_question,
     check_tokens,
     list_trusts,
+    render_prompt,
 )
 from deaios.alignment.evidence import is_promised
 from deaios.alignment.facts import Fact, Outcome, Verification, collect, find_broken
@@ -24,7 +25,7 @@ from deaios.compute.records import ModelRecord
 from deaios.compute.template import ChatTemplate
 from deaios.compute.tokenizer import Tokenizer
 from deaios.compute.verification import Report
-from deaios.market.chat import read_chat_body
+from deaios.market.parts import read_part
 
 
 class World(Protocol):
@@ -63,7 +64,7 @@ async def examine(answer: Answer, terms: NetworkTerms, world: World, user_nonce:
     facts += collect(check_chain(answer, await world.read_chain(answer)))
     if find_broken(facts):
         return _end(facts)
-    prompt_ids = template.render_ids(read_chat_body(answer.body).message_objects(), tokenizer)
+    prompt_ids = render_prompt(read_part(answer.part, answer.body), tokenizer, template)
     report = await world.recompute(answer, record, prompt_ids)
     if not report.ok and not is_promised(answer.opening):
         return _end_unpromised(answer, facts, report)

@@ -19,6 +19,7 @@ _COMMANDS = {
     "get": "deaios.cli.files",
     "blob": "deaios.cli.blob",
     "wallet": "deaios.cli.wallet",
+    "key": "deaios.cli.key",
     "provide": "deaios.cli.roles",
     "store": "deaios.cli.roles",
     "audit": "deaios.cli.roles",
@@ -31,7 +32,7 @@ _GROUPS = (
     ("Run a network", ("up", "down", "join", "status", "chain", "demo")),
     ("Ask and check", ("ask", "verify")),
     ("Earn", ("provide", "store", "attest", "audit")),
-    ("Files and money", ("put", "get", "blob", "wallet")),
+    ("Files and money", ("put", "get", "blob", "wallet", "key")),
     ("Help", ("connect", "doctor")),
 )
 EXIT_USAGE = 64

@@ -20,6 +20,7 @@ OUTPUT_TAG = "deaios/output/1"
 SALT_TAG = "deaios/salt/1"
 CONTEXT_TAG = "deaios/context/1"
 CLIENT_TAG = "deaios/client/1"
+PART_TAG = "deaios/client-part/1"
 CHUNK_IDS = 256
 """Token ids per Merkle leaf: 1 KiB with four bytes each."""
 SALT_SIZE = 32
@@ -126,6 +127,28 @@ class _ContextJson(msgspec.Struct, forbid_unknown_fields=True):
     tools: None
 
 
+@dataclass(frozen=True, slots=True)
+class RawContext:
+    """A prompt that no template rendered: text that was encoded plainly, or token ids."""
+
+    prompt: str | tuple[int, ...]
+    tokenizer_hash: bytes
+
+
+def encode_raw_context(context: RawContext) -> bytes:
+    """The canonical bytes of a raw prompt's context; no conversation has the same."""
+    if len(context.tokenizer_hash) != 32:
+        raise InvalidCommitment(f"tokenizer hash has {len(context.tokenizer_hash)} bytes, 32 expected")
+    prompt = context.prompt if isinstance(context.prompt, str) else list(context.prompt)
+    try:
+        data = encode_canonical_json({"prompt": prompt, "tokenizer": encode_hex(context.tokenizer_hash)})
+    except (InvalidEncoding, UnicodeEncodeError) as error:
+        raise InvalidCommitment(f"context has no canonical spelling: {error}") from error
+    if len(data) > CONTEXT_BYTES_MAX:
+        raise InvalidCommitment(f"context of {len(data)} bytes exceeds {CONTEXT_BYTES_MAX}")
+    return data
+
+
 def hash_context(context: bytes, salt: bytes) -> bytes:
     """Salted hash of a context's canonical bytes."""
     return tagged_sha256(CONTEXT_TAG, leaf_salt(salt, "context", 0), context)
@@ -133,6 +156,23 @@ def hash_context(context: bytes, salt: bytes) -> bytes:
 
 def hash_client(client_nonce: bytes, body: bytes) -> bytes:
     """Hash of the exact body received and the user's nonce: what was bought is what was asked."""
+    _validate_nonce(client_nonce)
+    return tagged_sha256(CLIENT_TAG, client_nonce, body)
+
+
+def hash_part(client_nonce: bytes, body: bytes, api: str, index: int) -> bytes:
+    """The same for one purchase of a request that makes several, or that came by another door than chat.
+
+    Args:
+        client_nonce: the user's 32 bytes.
+        body: exact bytes received.
+        api: by which door.
+        index: of the purchase among the request's.
+    """
+    _validate_nonce(client_nonce)
+    return tagged_sha256(PART_TAG, client_nonce, sha256(api.encode()), index.to_bytes(8), body)
+
+
+def _validate_nonce(client_nonce: bytes) -> None:
     if len(client_nonce) != CLIENT_NONCE_SIZE:
         raise InvalidCommitment(f"client nonce has {len(client_nonce)} bytes, {CLIENT_NONCE_SIZE} expected")
-    return tagged_sha256(CLIENT_TAG, client_nonce, body)

@@ -24,9 +24,9 @@ from deaios.gateway.purchasing import Delta, Purchase, Purchasing, ServedModel
 from deaios.gateway.retries import TOKEN_BYTES
 from deaios.gateway.store import Charge
 from deaios.ledger.structs import FinishReason, State
-from deaios.market.chat import ChatBody
 from deaios.market.opening import Opening
 from deaios.market.orders import Order
+from deaios.market.question import Part, Question
 from deaios.primitives.errors import DeaiosError, Invalid, Refused
 from deaios.primitives.units import compute_fee
 from deaios.runtime.clock import Clock
@@ -45,7 +45,9 @@ class Wanted:
     """Who asked for what.
 
     Attributes:
-        request: identifies the request, as `retries.identify` does.
+        question: what for.
+        part: which purchase of the request.
+        request: identifies the purchase among requests, as `retries.identify` does.
         repeats: charge for an answer to the same request that never reached its client; this one costs only what it
             is above that, and the gateway bears the rest.
     """
@@ -54,7 +56,8 @@ class Wanted:
     created_s: int
     key_id: str
     model: ServedModel
-    chat: ChatBody
+    question: Question
+    part: Part
     client_nonce: bytes
     request: bytes
     repeats: str | None = None
@@ -92,8 +95,9 @@ class Piece:
 class Reader:
     """One client's place in an answer."""
 
-    def __init__(self, answer: "Answer", *, is_streaming: bool) -> None:
+    def __init__(self, answer: "Answer", moved: asyncio.Event, *, is_streaming: bool) -> None:
         self._answer = answer
+        self.moved = moved
         self.is_streaming = is_streaming
         self.position = 0
 
@@ -104,15 +108,10 @@ class Reader:
         self._answer.note_progress()
         return pieces
 
-    async def wait(self) -> None:
-        """Return when there is a new piece, or the answer has ended."""
-        while self.position == len(self._answer.pieces) and not self._answer.has_ended:
-            await self._answer.changed()
-
-    async def wait_for_end(self) -> None:
-        """Return when the answer has ended."""
-        while not self._answer.has_ended:
-            await self._answer.changed()
+    @property
+    def is_behind(self) -> bool:
+        """Is there something that it has not taken?"""
+        return self.position < len(self._answer.pieces)
 
 
 class Answer:
@@ -136,6 +135,7 @@ class Answer:
         self.is_delivered = False
         self.is_shown = False
         self.tokens = 0
+        self.prompt_tokens = 0
         self._text: Generation | None = None
         self._shown = ShownTokens(wanted.model.tokenizer)
         self._prepare = prepare
@@ -144,7 +144,6 @@ class Answer:
         self._clock = clock
         self._patience = patience
         self._readers: set[Reader] = set()
-        self._changed = asyncio.Event()
         self._progressed = asyncio.Event()
         self._is_closing = False
         self._on_end: Callable[[], None] = lambda: None
@@ -175,12 +174,17 @@ class Answer:
         assert not self.has_ended
         self._on_end = call
 
-    def join(self, *, is_streaming: bool) -> Reader:
-        """Follow the answer from its beginning."""
+    def join(self, moved: asyncio.Event, *, is_streaming: bool) -> Reader:
+        """Follow the answer from its beginning.
+
+        Args:
+            moved: set when there is a new piece, and when the answer has ended.
+            is_streaming: the reader takes pieces as they come.
+        """
         if self._grace is not None:
             self._grace.cancel()
             self._grace = None
-        reader = Reader(self, is_streaming=is_streaming)
+        reader = Reader(self, moved, is_streaming=is_streaming)
         self._readers.add(reader)
         return reader
 
@@ -217,10 +221,6 @@ class Answer:
         """A reader has moved or left."""
         self._progressed.set()
 
-    async def changed(self) -> None:
-        """Wait for the next piece or the end."""
-        await self._changed.wait()
-
     async def _abandon_later(self) -> None:
         await self._clock.sleep(self._patience.grace_s)
         if not self._readers:
@@ -239,6 +239,7 @@ class Answer:
 
     async def _buy(self, prepared: Prepared) -> None:
         """Purchase, charge or release, end; on no path does money stay set aside."""
+        self.prompt_tokens = len(prepared.order.prompt_ids)
         try:
             amount, error = await self._purchase(prepared)
         except BaseException:  # cancellation too: reserved money must never stay set aside
@@ -292,7 +293,7 @@ class Answer:
         assert self._text is not None
         text = "".join(map(self._accept, delta.ids))
         entries: tuple[bytes, ...] = ()
-        if self.wanted.chat.top_logprobs is not None:
+        if self.wanted.question.top_logprobs is not None:
             if delta.logprobs is None:
                 raise UnavailableLogprobs("the provider's stream broke and log probabilities were lost; ask again")
             shown = delta.logprobs[:-1] if self._text.finish == FinishReason.STOP_TOKEN else delta.logprobs
@@ -386,5 +387,5 @@ class Answer:
         self._notify()
 
     def _notify(self) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()
+        for reader in self._readers:
+            reader.moved.set()

@@ -1,4 +1,4 @@
-"""Typed errors in the words of each door: of the OpenAI API, or as problem details (RFC 9457) where no SDK listens.
+"""Typed errors in the words of each door: of the OpenAI or the Anthropic API, or as problem details (RFC 9457).
 
 Every refusal of the OpenAI door is one JSON document with message, type, param and code, and the status that makes SDKs
 retry what a retry may help and nothing else. Our own faults say only that they are ours.
@@ -6,15 +6,28 @@ retry what a retry may help and nothing else. Our own faults say only that they 
 
 from aiohttp import web
 
+from deaios.gateway.messages_wire import MessageError, MessageErrorAnswer
 from deaios.gateway.openai_wire import ErrorAnswer, ErrorBody
-from deaios.market.chat import InvalidParameter
+from deaios.market.fields import InvalidParameter
 from deaios.primitives.errors import DeaiosError, Invalid, Refused, Unavailable
-from deaios.runtime.errors import InvalidBody, NotFound, RefusedPayment, UnavailableBody, http_status
+from deaios.runtime.errors import InvalidBody, NotFound, RefusedBusy, RefusedPayment, UnavailableBody, http_status
 from deaios.runtime.http import json_response, problem_details
 
 RETRY_AFTER_S = 1
 PROBLEM_DOORS = ("/blobs",)
 """First parts of paths whose errors are problem details."""
+MESSAGE_DOORS = ("/v1/messages",)
+"""The same of paths whose errors are the Anthropic API's."""
+_MESSAGE_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    402: "billing_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
 _TYPES = {401: "authentication_error", 402: "insufficient_quota", 403: "permission_error", 429: "rate_limit_error"}
 _CODES = {
     400: "invalid_request",
@@ -41,6 +54,22 @@ class RefusedModel(NotFound):
 
 class RefusedBudget(RefusedPayment):
     """The key's budget does not cover the most that a request may cost."""
+
+
+class RefusedQuota(Refused):
+    """The key keeps as much as it may."""
+
+
+class RefusedRate(RefusedBusy):
+    """The key asks for more than its minute allows.
+
+    Attributes:
+        retry_s: when it may ask again.
+    """
+
+    def __init__(self, message: str, retry_s: int) -> None:
+        super().__init__(message)
+        self.retry_s = retry_s
 
 
 class UnavailableMarket(Unavailable):
@@ -70,6 +99,7 @@ class InternalFault(DeaiosError):
 _OWN: tuple[tuple[type[DeaiosError], int, str], ...] = (
     (RefusedKey, 401, "invalid_api_key"),
     (RefusedModel, 404, "model_not_found"),
+    (RefusedQuota, 413, "storage_limit_exceeded"),
     (UnavailableMarket, 503, "no_provider"),
     (UnavailableLogprobs, 503, "logprobs_lost"),
     (UnavailableBody, 408, "request_timeout"),
@@ -116,21 +146,34 @@ def render_error(request: web.Request | None, status: int, error: BaseException)
         status = status_of(error)
     if request is not None and any(_is_under(request.path, door) for door in PROBLEM_DOORS):
         return problem_details(request, status, error)
-    return _render_openai_error(request, status, error)
+    if request is not None and any(_is_under(request.path, door) for door in MESSAGE_DOORS):
+        return json_response(MessageErrorAnswer(build_message_error(status, error)), status, _headers(status, error))
+    body = build_error(status, error, "" if request is None else f"{request.method} {request.path}")
+    return json_response(ErrorAnswer(body), status, _headers(status, error))
+
+
+def build_message_error(status: int, error: BaseException) -> MessageError:
+    """The error in the Anthropic API's form, which has no field for the parameter: its name is in the message."""
+    said = build_error(status, error)
+    message = said.message
+    if said.param is not None and said.param not in message:
+        message = f"{said.param}: {message}"
+    kind = _MESSAGE_TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
+    return MessageError(kind, message)
 
 
 def _is_under(path: str, door: str) -> bool:
     return path == door or path.startswith(door + "/")
 
 
-def _render_openai_error(request: web.Request | None, status: int, error: BaseException) -> web.Response:
-    headers = {}
+def _headers(status: int, error: BaseException) -> dict[str, str]:
     if isinstance(error, UnavailableMarket):
-        headers["x-should-retry"] = "false"
-    elif status in (429, 503):
-        headers["Retry-After"] = str(RETRY_AFTER_S)
-    body = build_error(status, error, "" if request is None else f"{request.method} {request.path}")
-    return json_response(ErrorAnswer(body), status, headers)
+        return {"x-should-retry": "false"}
+    if isinstance(error, RefusedRate):
+        return {"Retry-After": str(error.retry_s)}
+    if status in (429, 503):
+        return {"Retry-After": str(RETRY_AFTER_S)}
+    return {}
 
 
 def _clean(text: str) -> str:

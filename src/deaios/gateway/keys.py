@@ -8,6 +8,7 @@ import base64
 import hmac
 from dataclasses import dataclass
 
+from deaios.market.question import PLAIN_CHAT, Part
 from deaios.primitives.hashing import sha256
 from deaios.primitives.units import CREDIT
 
@@ -17,6 +18,7 @@ KEY_CHARS_MAX = 256
 KEY_ID_SIZE = 8
 AMOUNT_MAX = 10**12 * CREDIT
 """More than all credit there is; keeps every sum inside SQLite's 64-bit integers."""
+RATE_MAX = 10**9
 _HASH_TAG = b"deaios/api-key/1"
 
 
@@ -33,6 +35,8 @@ class KeyRecord:
         created_at_ms: wall time.
         expires_at_ms: wall time from which it is refused; None for never.
         revoked_at_ms: wall time since which it is refused; None for not revoked.
+        requests_per_minute: how many it may send; None for no limit.
+        tokens_per_minute: how many it may buy, prompt and answer together; None for no limit.
     """
 
     key_id: str
@@ -43,6 +47,8 @@ class KeyRecord:
     created_at_ms: int
     expires_at_ms: int | None
     revoked_at_ms: int | None
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
 
     def refuse_reason(self, now_ms: int) -> str | None:
         """Why the key is refused now, or None."""
@@ -77,9 +83,18 @@ class Draws:
     salt: bytes
 
 
-def derive_draws(key_text: str, seed: int, body: bytes) -> Draws:
-    """Draws that are the same for the same key, seed and body, and unpredictable without the key."""
-    secret = sha256(key_text.encode(errors="replace"))
+def derive_draws(key_text: str, seed: int, body: bytes, part: Part = PLAIN_CHAT) -> Draws:
+    """Draws that are the same for the same key, seed, body and part, and unpredictable without the key."""
+    return derive_from(sha256(key_text.encode(errors="replace")), seed, body, part)
+
+
+def derive_from(secret: bytes, seed: int, body: bytes, part: Part) -> Draws:
+    """The same from a secret of 32 bytes; two parts of one request share nothing but the client's nonce."""
     base = seed.to_bytes(8, signed=True) + sha256(body)
-    names = (b"client-nonce", b"nonce", b"salt")
-    return Draws(*(hmac.digest(secret, b"deaios/gateway/" + name + b"/1" + base, "sha256") for name in names))
+    client_nonce = hmac.digest(secret, b"deaios/gateway/client-nonce/1" + base, "sha256")
+    if not part.is_plain_chat:
+        base += sha256(part.api.encode()) + part.index.to_bytes(8)
+    names = (b"nonce", b"salt")
+    return Draws(
+        client_nonce, *(hmac.digest(secret, b"deaios/gateway/" + name + b"/1" + base, "sha256") for name in names)
+    )

@@ -28,13 +28,30 @@ class Proof(msgspec.Struct, rename="camel", frozen=True):
     """What a user needs to check the answer without the gateway.
 
     `network` is the genesis hash, `client_nonce` what the body was hashed with, `opening` the signed papers of the
-    purchase, `provider` who served.
+    purchase, `provider` who served, `part` which purchase of which door where that is not the one answer of a chat.
     """
 
     network: str
     client_nonce: str
     opening: dict[str, Json]
     provider: str
+    part: dict[str, Json] | msgspec.UnsetType = msgspec.UNSET
+
+
+class Bought(msgspec.Struct, rename="camel", frozen=True):
+    """The papers of one purchase among several."""
+
+    client_nonce: str
+    opening: dict[str, Json]
+    provider: str
+    part: dict[str, Json] | msgspec.UnsetType = msgspec.UNSET
+
+
+class Proofs(msgspec.Struct, rename="camel", frozen=True):
+    """The same as `Proof` for a request that bought several answers, in the order of their choices."""
+
+    network: str
+    purchases: list[Bought]
 
 
 class AnswerMessage(msgspec.Struct, frozen=True):
@@ -70,7 +87,7 @@ class ChoiceLogprobs(msgspec.Struct, frozen=True):
 
 
 class Choice(msgspec.Struct, frozen=True):
-    """The one answer to a request."""
+    """One answer to a request."""
 
     message: AnswerMessage
     finish_reason: str
@@ -87,7 +104,7 @@ class ChatCompletion(msgspec.Struct, frozen=True):
     choices: list[Choice]
     usage: Usage
     system_fingerprint: str
-    deaios: Proof
+    deaios: Proof | Proofs
     object: str = "chat.completion"
 
 
@@ -99,7 +116,7 @@ class ChunkDelta(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class ChunkChoice(msgspec.Struct, frozen=True):
-    """The one choice of a chunk."""
+    """One choice of a chunk."""
 
     delta: ChunkDelta
     finish_reason: str | None = None
@@ -117,7 +134,7 @@ class ChatChunk(msgspec.Struct, frozen=True):
     system_fingerprint: str
     object: str = "chat.completion.chunk"
     usage: Usage | msgspec.UnsetType | None = msgspec.UNSET
-    deaios: Proof | msgspec.UnsetType = msgspec.UNSET
+    deaios: Proof | Proofs | msgspec.UnsetType = msgspec.UNSET
 
 
 class Pricing(msgspec.Struct, frozen=True):

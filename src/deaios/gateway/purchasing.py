@@ -75,6 +75,9 @@ class Purchasing(Protocol):
     async def fetch_outcome(self, request_digest: bytes) -> tuple[bool, Opening | None]:
         """Whether a purchase is still open, and its papers once there is a receipt; none where it never began."""
 
+    async def find_purchases(self, order: Order) -> tuple[bool, list[Opening]]:
+        """What became of an order that may have been bought before a restart: is one open, and all openings."""
+
     async def fetch_proof(self, opening: Opening, timeout_s: float) -> BatchProof:
         """Where on chain the receipt is; waits until it is there.
 

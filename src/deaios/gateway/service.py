@@ -11,16 +11,27 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from deaios.gateway import openai_wire as wire
+from deaios.gateway.batch_records import BatchRecords
+from deaios.gateway.batch_worker import BatchWorker
+from deaios.gateway.batches import BatchesDoor
 from deaios.gateway.blobs import BlobDoor, BlobLimits
 from deaios.gateway.budgets import Budgets
-from deaios.gateway.chat import ChatDoor, Limits
+from deaios.gateway.chat import ChatDoor
+from deaios.gateway.completions import CompletionsDoor
+from deaios.gateway.desk import Desk, Limits
 from deaios.gateway.errors import RefusedKey, RefusedModel, render_error
+from deaios.gateway.file_records import FileRecords
+from deaios.gateway.files import FilesDoor
 from deaios.gateway.keys import KEY_CHARS_MAX, KEY_PREFIX, KeyRecord
+from deaios.gateway.messages import MessagesDoor
 from deaios.gateway.publishing import BlobNetwork
 from deaios.gateway.purchasing import Purchasing, ServedModel, ServedModels
 from deaios.gateway.reckoning import Reckoner
+from deaios.gateway.records import RecordStore
+from deaios.gateway.responses import ResponsesDoor
 from deaios.gateway.store import KeyStore
-from deaios.market.chat import BODY_BYTES_MAX, InvalidParameter
+from deaios.gateway.usage import UsageDoor
+from deaios.market.fields import BODY_BYTES_MAX, InvalidParameter
 from deaios.primitives.encoding import InvalidEncoding, decode_decimal, encode_hex
 from deaios.primitives.keys import parse_address
 from deaios.primitives.units import CREDIT_DECIMALS
@@ -34,6 +45,9 @@ COUNTER_BITS = 64
 PRICE_DECIMALS = CREDIT_DECIMALS + 6
 """Prices are per million tokens."""
 _BEARER = "bearer "
+KEY_HEADER = "x-api-key"
+"""Where Anthropic SDKs put the key."""
+_ASKING_KEY: web.RequestKey[KeyRecord] = web.RequestKey("asking_key", KeyRecord)
 _Handler = Callable[[web.Request, KeyRecord, str], Awaitable[web.StreamResponse]]
 
 
@@ -50,15 +64,17 @@ class _Door:
         """A handler that only a valid key reaches."""
 
         async def handle(request: web.Request) -> web.StreamResponse:
-            return await handler(request, *self._authenticate(request))
+            record, text = self._authenticate(request)
+            request[_ASKING_KEY] = record
+            return await handler(request, record, text)
 
         return handle
 
     def _authenticate(self, request: web.Request) -> tuple[KeyRecord, str]:
-        header = request.headers.get("Authorization", "")
-        text = header[len(_BEARER) :].strip()
-        if header[: len(_BEARER)].lower() != _BEARER or not text:
-            raise RefusedKey("no API key: send the header 'Authorization: Bearer sk-...'")
+        header = request.headers.get("Authorization")
+        text = request.headers.get(KEY_HEADER, "") if header is None else header[len(_BEARER) :].strip()
+        if (header is not None and header[: len(_BEARER)].lower() != _BEARER) or not text:
+            raise RefusedKey("no API key: send the header 'Authorization: Bearer sk-...' or 'x-api-key: sk-...'")
         record = self.keys.find(text) if text.startswith(KEY_PREFIX) and len(text) <= KEY_CHARS_MAX else None
         reason = "this API key is not known here" if record is None else record.refuse_reason(self.clock.now_ms())
         if record is None or reason is not None:
@@ -103,6 +119,7 @@ def build_gateway_application(
     limits: Limits | None = None,
     blobs: BlobNetwork | None = None,
     blob_limits: BlobLimits | None = None,
+    records: RecordStore | None = None,
 ) -> web.Application:
     """The gateway's HTTP application.
 
@@ -116,10 +133,11 @@ def build_gateway_application(
         limits: bounds; the defaults where None.
         blobs: data availability; without it, there are no routes for blobs.
         blob_limits: bounds of these routes.
+        records: what is kept for users; opened and closed by the caller. Without it, there are no routes for responses.
     """
     limits, budgets = limits or Limits(), Budgets(keys)
     application = build_application("gateway", body_bytes_max=BODY_BYTES_MAX, render_error=render_error)
-    chat = ChatDoor(
+    desk = Desk(
         network_id=network_id,
         buyer=buyer,
         models=models,
@@ -129,17 +147,34 @@ def build_gateway_application(
         limits=limits,
         metrics=application[METRICS_KEY],
     )
+    chat = ChatDoor(desk)
     door = _Door(buyer, models, keys, clock)
     router = application.router
     router.add_post("/v1/chat/completions", door.keyed(chat.complete))
+    router.add_post("/v1/completions", door.keyed(CompletionsDoor(desk).complete))
+    messages = MessagesDoor(desk)
+    router.add_post("/v1/messages", door.keyed(messages.create))
+    router.add_post("/v1/messages/count_tokens", door.keyed(messages.count_tokens))
     router.add_get("/v1/models", door.keyed(door.list_models))
     router.add_get("/v1/models/{name:.+}", door.keyed(door.show_model))
     router.add_get("/v1/receipts/{provider}/{counter}/proof", door.keyed(door.fetch_proof))
 
+    if records is not None:
+        _add_responses(router, door, ResponsesDoor(desk, records))
+        worker = BatchWorker(desk, BatchRecords(records), keys, buyer, budgets, clock, dice)
+        _add_files(application, door, FileRecords(records), BatchRecords(records), worker, dice)
     if blobs is not None:
         limits_of_blobs, metrics = blob_limits or BlobLimits(), application[METRICS_KEY]
         blob_door = BlobDoor(blobs, budgets, clock=clock, dice=dice, limits=limits_of_blobs, metrics=metrics)
         _add_blobs(application, door, blob_door)
+    router.add_get("/v1/usage", door.keyed(UsageDoor(keys, clock).show))
+
+    async def note_rates(request: web.Request, response: web.StreamResponse) -> None:
+        key = request.get(_ASKING_KEY)
+        if key is not None:
+            response.headers.update(desk.rates.describe(key))
+
+    application.on_response_prepare.append(note_rates)
     reckoner = Reckoner(buyer, keys, clock, limits.reckon_s)
 
     async def reckon(_application: web.Application) -> AsyncIterator[None]:
@@ -149,11 +184,57 @@ def build_gateway_application(
         await asyncio.gather(task, return_exceptions=True)
 
     async def close(_application: web.Application) -> None:
-        await chat.close()
+        await desk.close()
 
     application.cleanup_ctx.append(reckon)
     application.on_shutdown.append(close)
     return application
+
+
+def _add_responses(router: web.UrlDispatcher, door: _Door, responses: ResponsesDoor) -> None:
+    router.add_post("/v1/responses", door.keyed(responses.create))
+    router.add_post("/v1/responses/input_tokens", door.keyed(responses.count_tokens))
+    router.add_get("/v1/responses/{id}", door.keyed(responses.show))
+    router.add_delete("/v1/responses/{id}", door.keyed(responses.delete))
+    router.add_get("/v1/responses/{id}/input_items", door.keyed(responses.list_items))
+
+
+def _add_files(
+    application: web.Application,
+    door: _Door,
+    files: FileRecords,
+    batches: BatchRecords,
+    worker: BatchWorker,
+    dice: Dice,
+) -> None:
+    router, clock = application.router, door.clock
+    file_door = FilesDoor(files, clock, dice)
+    router.add_post("/v1/files", door.keyed(file_door.create))
+    router.add_get("/v1/files", door.keyed(file_door.show_all))
+    router.add_get("/v1/files/{id}", door.keyed(file_door.show))
+    router.add_get("/v1/files/{id}/content", door.keyed(file_door.read))
+    router.add_delete("/v1/files/{id}", door.keyed(file_door.delete))
+    router.add_post("/v1/uploads", door.keyed(file_door.begin_upload))
+    router.add_post("/v1/uploads/{id}/parts", door.keyed(file_door.add_part))
+    router.add_post("/v1/uploads/{id}/complete", door.keyed(file_door.complete_upload))
+    router.add_post("/v1/uploads/{id}/cancel", door.keyed(file_door.cancel_upload))
+    batch_door = BatchesDoor(batches, files, worker, clock, dice)
+    router.add_post("/v1/batches", door.keyed(batch_door.create))
+    router.add_get("/v1/batches", door.keyed(batch_door.show_all))
+    router.add_get("/v1/batches/{id}", door.keyed(batch_door.show))
+    router.add_post("/v1/batches/{id}/cancel", door.keyed(batch_door.cancel))
+    working: list[asyncio.Task[None]] = []
+
+    async def begin(_application: web.Application) -> None:
+        working.append(asyncio.create_task(worker.run(), name="batches"))
+
+    async def end(_application: web.Application) -> None:
+        for task in working:
+            task.cancel()
+        await asyncio.gather(*working, return_exceptions=True)
+
+    application.on_startup.append(begin)
+    application.on_shutdown.append(end)
 
 
 def _add_blobs(application: web.Application, door: _Door, blobs: BlobDoor) -> None:

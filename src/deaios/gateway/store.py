@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from deaios.gateway.keys import AMOUNT_MAX, KEY_ID_SIZE, KEY_SECRET_SIZE, KeyRecord, build_key_text, hash_key
+from deaios.gateway.keys import AMOUNT_MAX, KEY_ID_SIZE, KEY_SECRET_SIZE, RATE_MAX, KeyRecord, build_key_text, hash_key
 from deaios.primitives.errors import Invalid
 from deaios.primitives.keys import Address
 from deaios.runtime.dice import Dice
@@ -23,7 +23,10 @@ from deaios.runtime.journal import open_journal, transaction
 PEPPER_SIZE = 32
 NAME_CHARS_MAX = 128
 MODELS_MAX = 256
-_COLUMNS = "key_id, name, budget, spent, models, created_at_ms, expires_at_ms, revoked_at_ms"
+_COLUMNS = (
+    "key_id, name, budget, spent, models, created_at_ms, expires_at_ms, revoked_at_ms, "
+    "requests_per_minute, tokens_per_minute"
+)
 _CHARGE_COLUMNS = (
     "answer_id, key_id, amount, prompt_tokens, completion_tokens, at_ms, provider, counter, request, purchase, repeats"
 )
@@ -67,6 +70,10 @@ _MIGRATIONS = (
     ALTER TABLE charges ADD COLUMN repeats TEXT;
     CREATE INDEX charges_by_repeats ON charges (repeats) WHERE repeats IS NOT NULL;
     """,
+    """
+    ALTER TABLE keys ADD COLUMN requests_per_minute INTEGER CHECK (requests_per_minute > 0);
+    ALTER TABLE keys ADD COLUMN tokens_per_minute INTEGER CHECK (tokens_per_minute > 0);
+    """,
 )
 
 
@@ -96,6 +103,17 @@ class Charge:
     request: bytes | None = None
     purchase: bytes | None = None
     repeats: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Spending:
+    """What a key bought in one span of time; the amount in smallest units."""
+
+    from_ms: int
+    purchases: int
+    prompt_tokens: int
+    completion_tokens: int
+    amount: int
 
 
 class KeyStore:
@@ -135,6 +153,8 @@ class KeyStore:
         budget: int | None = None,
         models: Collection[str] | None = None,
         expires_at_ms: int | None = None,
+        requests_per_minute: int | None = None,
+        tokens_per_minute: int | None = None,
     ) -> tuple[str, KeyRecord]:
         """Make a key.
 
@@ -142,9 +162,10 @@ class KeyStore:
             Its text, which is nowhere kept, and its record.
 
         Raises:
-            InvalidKeyTerms: name, budget or models are out of bounds.
+            InvalidKeyTerms: name, budget, models or rates are out of bounds.
         """
         _validate_terms(name, budget, models)
+        _validate_rates(requests_per_minute, tokens_per_minute)
         text = build_key_text(dice.token_bytes(KEY_SECRET_SIZE))
         record = KeyRecord(
             key_id="key_" + dice.token_bytes(KEY_ID_SIZE).hex(),
@@ -155,11 +176,15 @@ class KeyStore:
             created_at_ms=now_ms,
             expires_at_ms=expires_at_ms,
             revoked_at_ms=None,
+            requests_per_minute=requests_per_minute,
+            tokens_per_minute=tokens_per_minute,
         )
         listed = None if record.models is None else json.dumps(sorted(record.models))
-        values = (record.key_id, name, budget, 0, listed, now_ms, expires_at_ms, None, hash_key(text, self._pepper))
+        rates = (requests_per_minute, tokens_per_minute)
+        hashed = hash_key(text, self._pepper)
+        values = (record.key_id, name, budget, 0, listed, now_ms, expires_at_ms, None, *rates, hashed)
         with self._writing, transaction(self._writer) as connection:
-            connection.execute(f"INSERT INTO keys ({_COLUMNS}, hash) VALUES (?,?,?,?,?,?,?,?,?)", values)  # noqa: S608 # a constant
+            connection.execute(f"INSERT INTO keys ({_COLUMNS}, hash) VALUES (?,?,?,?,?,?,?,?,?,?,?)", values)  # noqa: S608 # a constant
         return text, record
 
     def find(self, text: str) -> KeyRecord | None:
@@ -208,6 +233,32 @@ class KeyStore:
                 connection.execute("UPDATE keys SET budget = ? WHERE key_id = ?", (budget, key_id))
         except sqlite3.IntegrityError as error:
             raise InvalidKeyTerms(f"budget {budget} is below what was spent, {self.get(key_id).spent}") from error
+
+    def set_rates(self, key_id: str, requests_per_minute: int | None, tokens_per_minute: int | None) -> None:
+        """Change how much a key may ask for in a minute.
+
+        Raises:
+            NotFound: no such key.
+            InvalidKeyTerms: not a positive number.
+        """
+        self.get(key_id)
+        _validate_rates(requests_per_minute, tokens_per_minute)
+        with self._writing, transaction(self._writer) as connection:
+            connection.execute(
+                "UPDATE keys SET requests_per_minute = ?, tokens_per_minute = ? WHERE key_id = ?",
+                (requests_per_minute, tokens_per_minute, key_id),
+            )
+
+    def sum_charges(self, key_id: str, from_ms: int, to_ms: int, width_ms: int) -> list[Spending]:
+        """What a key bought from one moment up to another, in spans that have something, oldest first."""
+        rows = self._reader.execute(
+            """
+            SELECT at_ms / ? * ?, count(*), sum(prompt_tokens), sum(completion_tokens), sum(amount) FROM charges
+            WHERE key_id = ? AND at_ms >= ? AND at_ms < ? GROUP BY 1 ORDER BY 1
+            """,
+            (width_ms, width_ms, key_id, from_ms, to_ms),
+        )
+        return [Spending(*row) for row in rows]
 
     def charge(self, charges: Sequence[Charge]) -> list[bool]:
         """Record what answers cost, in one transaction; on return it is on disk.
@@ -321,6 +372,12 @@ def _sum_repeated(connection: sqlite3.Connection, repeats: str | None) -> int:
 def _build_record(row: tuple[Any, ...]) -> KeyRecord:  # Any: STRICT tables hold the declared types
     key_id, name, budget, spent, models, *times = row
     return KeyRecord(key_id, name, budget, spent, None if models is None else frozenset(json.loads(models)), *times)
+
+
+def _validate_rates(requests_per_minute: int | None, tokens_per_minute: int | None) -> None:
+    for name, rate in (("requests_per_minute", requests_per_minute), ("tokens_per_minute", tokens_per_minute)):
+        if rate is not None and not 0 < rate <= RATE_MAX:
+            raise InvalidKeyTerms(f"{name} is {rate}, allowed are 1 to {RATE_MAX}")
 
 
 def _validate_terms(name: str, budget: int | None, models: Collection[str] | None) -> None:

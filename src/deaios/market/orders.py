@@ -6,9 +6,10 @@ the voucher that pay for it. The seed follows from the ask alone, so nobody but 
 
 from dataclasses import dataclass
 
-from deaios.compute.commitments import commit_prompt, hash_client, hash_context
+from deaios.compute.commitments import commit_prompt, hash_context
 from deaios.ledger.eip712 import hash_struct
 from deaios.ledger.structs import Ask, AuditPolicy, ChannelConfig, Level, Params, Request, Voucher
+from deaios.market.question import PLAIN_CHAT, Part, hash_request
 from deaios.primitives.keys import Address
 
 
@@ -31,6 +32,7 @@ class Order:
         excluded: never buy from these.
         logprobs: how many of the most probable tokens are wanted with each sampled one; None for no log probabilities.
             It changes no token and no price, so no signature covers it.
+        part: which purchase of the request this is.
     """
 
     model_record_id: bytes
@@ -46,6 +48,7 @@ class Order:
     provider: Address | None = None
     excluded: frozenset[Address] = frozenset()
     logprobs: int | None = None
+    part: Part = PLAIN_CHAT
 
 
 def build_ask(order: Order, buyer: Address) -> Ask:
@@ -57,7 +60,7 @@ def build_ask(order: Order, buyer: Address) -> Ask:
         prompt_count=len(order.prompt_ids),
         context_hash=hash_context(order.context, order.salt),
         params=order.params,
-        client_digest=hash_client(order.client_nonce, order.body),
+        client_digest=hash_request(order.part, order.client_nonce, order.body),
         min_level=order.min_level,
         audit_policy=order.audit_policy,
         nonce=order.nonce,

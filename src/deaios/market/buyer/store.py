@@ -36,6 +36,10 @@ BUYER_MIGRATIONS = (
     CREATE TABLE released (request_digest BLOB PRIMARY KEY, at_ms INTEGER NOT NULL);
     CREATE INDEX released_by_time ON released (at_ms)
     """,
+    """
+    ALTER TABLE openings ADD COLUMN ask BLOB;
+    CREATE INDEX openings_by_ask ON openings (ask) WHERE ask IS NOT NULL
+    """,
 )
 
 
@@ -140,8 +144,8 @@ class BuyerStore:
             _save_account(connection, account)
             connection.execute("DELETE FROM open_purchases WHERE request_digest = ?", (digest,))
             connection.execute(
-                "INSERT OR REPLACE INTO openings VALUES (?, ?, ?, ?, ?)",
-                (digest, account.provider, receipt.counter, text, now_ms),
+                "INSERT OR REPLACE INTO openings VALUES (?, ?, ?, ?, ?, ?)",
+                (digest, account.provider, receipt.counter, text, now_ms, opening.request.ask_digest),
             )
 
         return self._journal.write(change)
@@ -183,6 +187,16 @@ class BuyerStore:
             is_open = connection.execute("SELECT 1 FROM open_purchases WHERE request_digest = ?", digest).fetchone()
             row = connection.execute("SELECT opening FROM openings WHERE request_digest = ?", digest).fetchone()
             return is_open is not None, None if row is None else Opening.decode_json(json.loads(row[0]))
+
+        return await self._journal.read(query)
+
+    async def find_openings(self, ask_digest: bytes) -> tuple[list[bytes], list[Opening]]:
+        """Papers of all purchases that are open, and the openings of those that were made for one ask."""
+
+        def query(connection: sqlite3.Connection) -> tuple[list[bytes], list[Opening]]:
+            found = connection.execute("SELECT opening FROM openings WHERE ask = ? ORDER BY kept_at_ms", (ask_digest,))
+            openings = [Opening.decode_json(json.loads(row[0])) for row in found]
+            return [row[0] for row in connection.execute("SELECT papers FROM open_purchases")], openings
 
         return await self._journal.read(query)
 

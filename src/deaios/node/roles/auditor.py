@@ -14,7 +14,8 @@ from deaios.alignment.recheck.service import EngineRecheck
 from deaios.compute.tokenizer import Tokenizer
 from deaios.ledger.suite import AUDIT
 from deaios.market.buyer.client import Buyer
-from deaios.market.chat import context_of, read_chat_body
+from deaios.market.chat import read_chat_body
+from deaios.market.question import context_of
 from deaios.node.context import RoleContext
 from deaios.node.engines import count_engines, open_checked_engine, serving_engine
 from deaios.node.member import Member, build_fees, open_member

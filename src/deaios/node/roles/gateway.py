@@ -6,15 +6,16 @@ from aiohttp import web
 
 from deaios.gateway.publishing import BlobNetwork
 from deaios.gateway.purchasing import ServedModel, ServedModels
+from deaios.gateway.records import RecordStore
 from deaios.gateway.service import build_gateway_application
 from deaios.gateway.store import KeyStore
 from deaios.market.buyer.client import Buyer
+from deaios.node.api_keys import KEYS_FILE, derive_pepper
 from deaios.node.context import RoleContext
 from deaios.node.member import Member, build_fees, open_member
 from deaios.node.network import open_blobs, open_default_model, open_trade
 from deaios.node.ports import keep_port
 from deaios.node.status import API_KEY_NAME
-from deaios.primitives.hashing import tagged_sha256
 from deaios.primitives.units import CREDIT
 from deaios.runtime.http import METRICS_KEY, serve
 from deaios.runtime.logs import get_logger
@@ -46,7 +47,8 @@ async def run(context: RoleContext) -> None:
                 ),
             )
         )
-        keys = KeyStore.open(context.data / "keys.db", tagged_sha256("deaios/gateway-pepper/1", key.secret))
+        keys = KeyStore.open(context.data / KEYS_FILE, derive_pepper(key))
+        records = RecordStore.open(context.data / "records.db")
         try:
             _ensure_user_key(context, keys)
             async with open_trade(member, context.data, context.config.buyer, context.clock, context.dice) as trade:
@@ -62,10 +64,12 @@ async def run(context: RoleContext) -> None:
                         member.contracts.availability,
                         descriptor.windows.da_term_max_s,
                     ),
+                    records=records,
                 )
                 _count_purchases(application, trade.buyer)
                 await _serve(context, member, application, trade.buyer)
         finally:
+            records.close()
             keys.close()
 
 

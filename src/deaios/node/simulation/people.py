@@ -7,8 +7,8 @@ from random import Random
 import msgspec
 
 from deaios.compute.commitments import commit_prompt, hash_client
-from deaios.gateway.chat import NONCE_HEADER
 from deaios.gateway.retries import identify
+from deaios.gateway.telling import NONCE_HEADER
 from deaios.market.chat import read_chat_body
 from deaios.market.opening import Opening
 from deaios.node.simulation import model

@@ -30,10 +30,11 @@ from deaios.ledger.descriptor import NetworkDescriptor
 from deaios.ledger.structs import Level, Params
 from deaios.market.buyer.client import Buyer
 from deaios.market.buyer.client.settings import BuyerSettings
-from deaios.market.chat import context_of, read_chat_body
+from deaios.market.chat import read_chat_body
 from deaios.market.client import LedgerChain
 from deaios.market.directory.client import Directory
 from deaios.market.ports import Generate, Piece, SellerChain
+from deaios.market.question import context_of
 from deaios.market.seller.service import Seller, SellerSettings
 from deaios.node.member import Member
 from deaios.node.network import Trade, terms_of

@@ -418,6 +418,12 @@ class Buyer:
         """Whether a purchase is still open, and its opening once there is a receipt; None where it never began."""
         return await self._store.fetch_outcome(request_digest)
 
+    async def find_purchases(self, order: Order) -> tuple[bool, list[Opening]]:
+        """What became of an order that may have been bought before a restart: is one open, and all openings."""
+        digest = hash_struct(build_ask(order, self.address))
+        open_papers, openings = await self._store.find_openings(digest)
+        return any(decode_papers(papers).request.ask_digest == digest for papers in open_papers), openings
+
     async def fetch_proof(self, opening: Opening, timeout_s: float) -> BatchProof:
         """Where on chain the receipt is: asks the provider, else rebuilds the proof from the stored batch.
 

@@ -1,0 +1,83 @@
+"""What an answer carries beside its text, in the words of the doors: usage, how it ended, and its proofs.
+
+Pure. Counts come from receipts alone.
+"""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from deaios.alignment.answer import encode_part
+from deaios.gateway import openai_wire as wire
+from deaios.gateway.answer import Answer, Piece, Wanted
+from deaios.gateway.errors import InternalFault
+from deaios.gateway.purchasing import ServedModel
+from deaios.ledger.structs import FinishReason
+from deaios.market.opening import Opening
+from deaios.primitives.encoding import Json, encode_hex
+
+_FINISH = {
+    FinishReason.STOP_TOKEN: "stop",
+    FinishReason.STOP_STRING: "stop",
+    FinishReason.LENGTH: "length",
+}
+
+
+def opening_of(answer: Answer) -> Opening:
+    """The papers of an answer that was served."""
+    if answer.opening is None:
+        raise InternalFault("an answer without papers")
+    return answer.opening
+
+
+def text_of(answer: Answer) -> str:
+    """All that was released."""
+    return "".join(piece.text for piece in answer.pieces)
+
+
+def finish_of(opening: Opening) -> str:
+    """`stop` or `length`."""
+    return _FINISH[FinishReason(opening.receipt.finish_reason)]
+
+
+def usage_of(openings: Sequence[Opening]) -> wire.Usage:
+    """What was paid for, summed over the purchases of a request."""
+    receipts = [opening.receipt for opening in openings]
+    prompt = sum(receipt.prompt_tokens for receipt in receipts)
+    completion = sum(receipt.completion_tokens for receipt in receipts)
+    cached = wire.PromptDetails(sum(receipt.cached_tokens for receipt in receipts))
+    return wire.Usage(prompt, completion, prompt + completion, cached)
+
+
+def fingerprint_of(model: ServedModel) -> str:
+    """The record pins weights, tokenizer and template, so it is the backend configuration."""
+    return "fp_" + model.record_id[:8].hex()
+
+
+def logprobs_of(wanted: Wanted, pieces: Sequence[Piece]) -> wire.ChoiceLogprobs | None:
+    """The entries of the tokens that these pieces show."""
+    if wanted.question.top_logprobs is None:
+        return None
+    return wire.ChoiceLogprobs([msgspec.Raw(entry) for piece in pieces for entry in piece.logprobs])
+
+
+def build_proof(network_id: bytes, answers: Sequence[Answer]) -> wire.Proof | wire.Proofs:
+    """What a user needs to check the answers of one request without the gateway."""
+    network, bought = encode_hex(network_id), [_bought(answer) for answer in answers]
+    if len(bought) > 1:
+        return wire.Proofs(network, bought)
+    one = bought[0]
+    return wire.Proof(network, one.client_nonce, one.opening, one.provider, one.part)
+
+
+def _bought(answer: Answer) -> wire.Bought:
+    wanted, opening = answer.wanted, opening_of(answer)
+    part: dict[str, Json] | msgspec.UnsetType = msgspec.UNSET
+    if not wanted.part.is_plain_chat:
+        part = encode_part(wanted.part)
+    return wire.Bought(
+        client_nonce=encode_hex(wanted.client_nonce),
+        opening=opening.encode_json(),
+        provider=encode_hex(opening.request.provider),
+        part=part,
+    )

@@ -1,0 +1,182 @@
+"""What one purchase is for: a prompt, how to sample after it, and who may serve; and which part of a request it is.
+
+Pure. Every door of the gateway reads its bodies into questions, and a verifier reads them again: nothing of a question
+comes from elsewhere. A prompt is a conversation, which the model's template renders, or it is raw: text or token ids as
+they are, in which no text becomes a special token. It knows no price.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from deaios.compute.commitments import Context, RawContext, encode_context, encode_raw_context, hash_client, hash_part
+from deaios.compute.tokenizer import Tokenizer
+from deaios.ledger.structs import TOP_K_OFF, TOP_P_OFF, AuditPolicy, Level, Params
+from deaios.market.fields import InvalidParameter
+from deaios.primitives.hashing import ZERO32
+from deaios.primitives.keys import Address
+
+SEED_BITS = 64
+TOP_K_MAX = 1 << 20
+"""Above every vocabulary known; a larger value would mean the same as no limit."""
+CHOICES_MAX = 32
+"""Purchases that one request makes: its prompts times `n`."""
+TEMPERATURE_MILLI_DEFAULT = 1000
+MAX_TOKENS_DEFAULT = 256
+MIN_LEVEL_DEFAULT = Level.SEEDED
+AUDIT_POLICY_DEFAULT = AuditPolicy.BUYER_ONLY
+
+Render = Callable[[Sequence[Mapping[str, str]]], tuple[int, ...]]
+
+
+class Api(StrEnum):
+    """The doors that sell tokens: how a body is to be read."""
+
+    CHAT = "chat"
+    COMPLETIONS = "completions"
+    RESPONSES = "responses"
+    MESSAGES = "messages"
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn; the role is `system`, `user` or `assistant`."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Everything that is asked for.
+
+    `max_tokens` is None where the body left it open; `top_logprobs` is None where no log probabilities are wanted,
+    otherwise the number of alternatives per token. `provider` restricts who may serve. `raw` is the prompt where there
+    is no conversation. `n` answers are wanted, each a purchase of its own. `prompt_name` and `limit_name` are what the
+    body calls the prompt and the bound of its answer.
+    """
+
+    model: str
+    messages: tuple[Message, ...] = ()
+    raw: str | tuple[int, ...] | None = None
+    n: int = 1
+    temperature_milli: int = TEMPERATURE_MILLI_DEFAULT
+    top_p_milli: int = TOP_P_OFF
+    top_k: int = TOP_K_OFF
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+    stream: bool = False
+    include_usage: bool = False
+    top_logprobs: int | None = None
+    min_level: int = MIN_LEVEL_DEFAULT
+    audit_policy: int = AUDIT_POLICY_DEFAULT
+    provider: Address | None = None
+    prompt_name: str = "messages"
+    limit_name: str = "max_tokens"
+
+    def message_objects(self) -> list[dict[str, str]]:
+        """The messages as plain objects, the form that templates and the context take."""
+        return [{"role": message.role, "content": message.content} for message in self.messages]
+
+    def prompt_ids(self, render: Render, tokenizer: Tokenizer) -> tuple[int, ...]:
+        """The token ids that are bought.
+
+        Args:
+            render: the model's chat template with its tokenizer.
+            tokenizer: the model's; raw text is encoded plainly.
+
+        Raises:
+            Invalid: the template refuses the messages, or an id is not in the vocabulary.
+        """
+        if self.raw is None:
+            return render(self.message_objects())
+        if isinstance(self.raw, str):
+            return tokenizer.encode_plain(self.raw)
+        highest = max(self.raw, default=0)
+        if highest >= tokenizer.vocabulary_size:
+            raise InvalidParameter(
+                "prompt", f"token {highest} is outside the vocabulary of {tokenizer.vocabulary_size}"
+            )
+        return self.raw
+
+    def context(self, template_hash: bytes, tokenizer_hash: bytes) -> bytes:
+        """What the prompt is made of as canonical JSON, which the ask binds by a salted hash.
+
+        Args:
+            template_hash: 32 bytes, from the model record; it renders conversations.
+            tokenizer_hash: the same; it encodes raw text.
+        """
+        if self.raw is None:
+            return context_of(self, template_hash)
+        return encode_raw_context(RawContext(self.raw, tokenizer_hash))
+
+    def params(self, context_tokens: int, prompt_tokens: int) -> Params:
+        """The sampling parameters that are signed, given the room that the prompt leaves.
+
+        Args:
+            context_tokens: the model record's context.
+            prompt_tokens: ids of the rendered prompt.
+
+        Raises:
+            InvalidParameter: prompt and output do not fit the context.
+        """
+        room = context_tokens - prompt_tokens
+        wanted = 1 if self.max_tokens is None else self.max_tokens
+        if wanted > room:
+            raise InvalidParameter(
+                self.prompt_name if self.max_tokens is None or room < 1 else self.limit_name,
+                f"the prompt has {prompt_tokens} tokens and at least {wanted} are wanted, "
+                f"but the context holds {context_tokens}",
+                "context_length_exceeded",
+            )
+        return Params(
+            temperature_milli=self.temperature_milli,
+            top_k=self.top_k,
+            top_p_milli=self.top_p_milli,
+            max_tokens=min(MAX_TOKENS_DEFAULT, room) if self.max_tokens is None else self.max_tokens,
+            stop_ids=(),
+            stop_strings=self.stop,
+            mask_hash=ZERO32,
+        )
+
+
+def context_of(question: Question, template_hash: bytes, now: str = "") -> bytes:
+    """The context of a conversation as canonical JSON.
+
+    Args:
+        question: a conversation.
+        template_hash: 32 bytes, from the model record.
+        now: the text that the template shows as the current date; empty where it shows none.
+    """
+    return encode_context(Context(tuple(question.message_objects()), now, template_hash))
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Which purchase of which request, where that is not the one answer of a chat completion.
+
+    Attributes:
+        api: by which door the body came.
+        index: of the choice; with n answers to each of several prompts, prompts come first.
+        history: turns before those of the body, which the body names and does not hold.
+    """
+
+    api: Api
+    index: int = 0
+    history: tuple[Message, ...] = ()
+
+    @property
+    def is_plain_chat(self) -> bool:
+        """The one answer of a chat completion, for which papers name no part."""
+        return self == Part(Api.CHAT)
+
+
+PLAIN_CHAT = Part(Api.CHAT)
+
+
+def hash_request(part: Part, client_nonce: bytes, body: bytes) -> bytes:
+    """The ask's client digest: binds the exact body, the door that it came by and which answer to it this is."""
+    if part.is_plain_chat:
+        return hash_client(client_nonce, body)
+    return hash_part(client_nonce, body, part.api, part.index)

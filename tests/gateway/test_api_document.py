@@ -1,0 +1,48 @@
+"""Every example of docs/api.md, run by a shell against the real server."""
+
+import asyncio
+import json
+import os
+import re
+from pathlib import Path
+
+from deaios.market.question import Api
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "api.md"
+BLOCKS = re.findall(r"```sh\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
+MARK = "----"
+
+
+async def test_every_example_runs(start_gateway, tmp_path):
+    async with start_gateway(alias="smollm2-135m-instruct") as world:
+        script = f"\necho {MARK}\n".join(BLOCKS)
+        process = await asyncio.create_subprocess_exec(
+            "bash",
+            "-euo",
+            "pipefail",
+            "-c",
+            script,
+            cwd=tmp_path,
+            env={"PATH": os.environ["PATH"], "GATEWAY": world.url, "KEY": world.key},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        async with asyncio.timeout(60):
+            said, complaint = await process.communicate()
+        assert process.returncode == 0, complaint.decode()
+        chat, completions, responses, messages, batches, rest = said.decode().split(f"{MARK}\n")
+        assert len(json.loads(chat)["choices"]) == 2
+        assert len(json.loads(completions)["choices"]) == 2
+        assert "event: response.completed" in responses
+        assert '"deleted":true' in responses
+        assert "event: message_stop" in messages
+        assert '"input_tokens"' in messages
+        assert json.loads(batches)["response"]["status_code"] == 200
+        assert '"object":"usage"' in rest
+        apis = [order.part.api for order in world.buyer.orders]
+        assert {api: apis.count(api) for api in Api} == {
+            Api.CHAT: 3,
+            Api.COMPLETIONS: 2,
+            Api.RESPONSES: 2,
+            Api.MESSAGES: 1,
+        }
