@@ -10,7 +10,7 @@ import sys
 
 from soak.searches import Budget, Finding
 
-SEARCHES = ("simulation", "chain", "contracts", "doors", "fuzz", "detection", "da", "live")
+SEARCHES = ("simulation", "chain", "contracts", "doors", "fuzz", "detection", "da", "networks", "live")
 """Modules of this folder, each with `search(budget) -> str`: what was tried, in words."""
 
 

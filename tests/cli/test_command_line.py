@@ -27,13 +27,17 @@ def test_help_names_every_command(tmp_path: Path) -> None:
 
 
 BLOB_COMMANDS = ("put", "get", "status", "sample", "prove", "verify", "challenge")
-LEAVES = [(name,) for name in COMMANDS if name != "blob"] + [("blob", name) for name in BLOB_COMMANDS]
+NETWORK_COMMANDS = ("add", "list", "remove", "reclaim", "send")
+GROUPS = {"blob": BLOB_COMMANDS, "network": NETWORK_COMMANDS}
+LEAVES = [(name,) for name in COMMANDS if name not in GROUPS]
+LEAVES += [(group, name) for group, names in GROUPS.items() for name in names]
 
 
-def test_a_group_names_its_commands(tmp_path: Path) -> None:
-    said = run("blob", "--help", home=tmp_path)
+@pytest.mark.parametrize("group", GROUPS)
+def test_a_group_names_its_commands(tmp_path: Path, group: str) -> None:
+    said = run(group, "--help", home=tmp_path)
     assert said.returncode == 0
-    assert all(f"  {name} " in said.stdout for name in BLOB_COMMANDS)
+    assert all(f"  {name} " in said.stdout for name in GROUPS[group])
 
 
 @pytest.mark.parametrize("names", LEAVES, ids=" ".join)

@@ -12,6 +12,7 @@ _COMMANDS = {
     "down": "deaios.cli.network",
     "join": "deaios.cli.network",
     "status": "deaios.cli.network",
+    "network": "deaios.cli.networks",
     "ask": "deaios.cli.answers",
     "verify": "deaios.cli.answers",
     "put": "deaios.cli.files",
@@ -22,14 +23,16 @@ _COMMANDS = {
     "store": "deaios.cli.roles",
     "audit": "deaios.cli.roles",
     "attest": "deaios.cli.roles",
+    "validate": "deaios.cli.roles",
+    "relay": "deaios.cli.roles",
     "connect": "deaios.cli.guide",
     "doctor": "deaios.cli.guide",
     "demo": "deaios.cli.demo",
 }
 _GROUPS = (
-    ("Run a network", ("up", "down", "join", "status", "demo")),
+    ("Run a network", ("up", "down", "join", "status", "network", "demo")),
     ("Ask and check", ("ask", "verify")),
-    ("Earn", ("provide", "store", "attest", "audit")),
+    ("Earn", ("provide", "store", "attest", "audit", "validate", "relay")),
     ("Files and money", ("put", "get", "blob", "wallet")),
     ("Help", ("connect", "doctor")),
 )

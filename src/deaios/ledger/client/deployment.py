@@ -4,7 +4,7 @@ Deployment is resumable: addresses follow from the deployer's nonces, so the cha
 second run goes on from there. The deployer's key must send nothing else until the last contract stands.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from deaios.ledger.abi import Value
 from deaios.ledger.artifacts import load_artifact
@@ -13,6 +13,7 @@ from deaios.ledger.client.sender import Sender
 from deaios.ledger.records import CODE_BYTES_MAX, InvalidAnswer, read_data
 from deaios.ledger.settings import NetworkSettings
 from deaios.ledger.suite import CONTRACT_OF_FIELD, Step, SuiteAddresses, build_arguments, plan_suite
+from deaios.ledger.valset import build_root_id
 from deaios.primitives.encoding import encode_hex
 from deaios.primitives.errors import ConfigError, Invalid
 from deaios.primitives.keys import Address
@@ -20,8 +21,8 @@ from deaios.primitives.keys import Address
 Progress = Callable[[str, Address], None]
 """Told the name and address of each contract that stands."""
 
-UNREADABLE = frozenset({("Credit", "holder"), ("Credit", "supply")})
-"""Constructor parameters that cannot be read back: the supply may be burned and spread since."""
+UNREADABLE = frozenset({("Credit", "holder"), ("Credit", "supply"), ("Bridge", "hubBridge")})
+"""Constructor parameters that cannot be read back: the supply may be burned and spread since; the hub has no hub."""
 
 
 class InvalidDeployment(Invalid):
@@ -52,18 +53,30 @@ async def deploy_suite(
         InvalidDeployment: another contract is at a planned address.
     """
     plan = plan_suite(sender.address, first_nonce, settings, holder or sender.address)
+    await deploy_steps(sender, rpc, plan.steps, progress)
+    await verify_suite(rpc, plan.addresses, settings)
+    return plan.addresses
+
+
+async def deploy_steps(sender: Sender, rpc: Rpc, steps: Sequence[Step], progress: Progress | None = None) -> None:
+    """Deploy what is missing of a plan; safe to repeat with the same plan.
+
+    Raises:
+        ConfigError: the deployer's nonce does not fit the plan, so its addresses cannot be had any more.
+        InvalidDeployment: another contract is at a planned address.
+    """
     nonce = await rpc.get_nonce(sender.address)
-    if nonce < first_nonce:
-        raise ConfigError(f"deployer {encode_hex(sender.address)} has nonce {nonce}, the plan begins at {first_nonce}")
-    for step in plan.steps:
+    if nonce < steps[0].nonce:
+        raise ConfigError(
+            f"deployer {encode_hex(sender.address)} has nonce {nonce}, the plan begins at {steps[0].nonce}"
+        )
+    for step in steps:
         if step.nonce < nonce:
             await _check_step(rpc, step, sender.address)
         else:
             await _deploy_step(sender, rpc, step)
         if progress is not None:
             progress(step.contract, step.address)
-    await verify_suite(rpc, plan.addresses, settings)
-    return plan.addresses
 
 
 async def _check_step(rpc: Rpc, step: Step, deployer: Address) -> None:
@@ -103,7 +116,7 @@ async def verify_suite(rpc: Rpc, addresses: SuiteAddresses, settings: NetworkSet
         if code != load_artifact(name).runtime:
             what = "is not this program's version of it" if code else "does not exist"
             raise InvalidDeployment(f"{name} at {encode_hex(address)} {what}")
-    questions = _list_parameters(addresses, settings)
+    questions = _list_parameters(addresses, settings, await rpc.chain_id())
     address_of = {CONTRACT_OF_FIELD[field]: address for field, address in by_field.items()}
     calls = [
         (address_of[name], load_artifact(name).abi.get_function(view).encode_call(arguments))
@@ -117,10 +130,16 @@ async def verify_suite(rpc: Rpc, addresses: SuiteAddresses, settings: NetworkSet
 
 
 def _list_parameters(
-    addresses: SuiteAddresses, settings: NetworkSettings
+    addresses: SuiteAddresses, settings: NetworkSettings, chain_id: int
 ) -> list[tuple[str, str, tuple[Value, ...], Value]]:
     """(contract, view, arguments, expected value) for every constructor parameter that can be read back."""
     questions: list[tuple[str, str, tuple[Value, ...], Value]] = []
+    own = {
+        ("Outbox", "network"): build_root_id(chain_id),
+        ("Inbox", "network"): build_root_id(chain_id),
+        ("Inbox", "rootChainId"): chain_id,
+        ("Bridge", "hub"): build_root_id(chain_id),
+    }
     for name, values in build_arguments(addresses, settings, addresses.credit).items():
         for parameter, value in zip(load_artifact(name).abi.constructor_names, values, strict=True):
             if (name, parameter) in UNREADABLE:
@@ -130,7 +149,7 @@ def _list_parameters(
             elif parameter == "minimums":
                 questions += [(name, "minPower", (service,), least) for service, least in value]
             else:
-                questions.append((name, parameter, (), value))
+                questions.append((name, parameter, (), own.get((name, parameter), value)))
     return questions
 
 
