@@ -19,6 +19,7 @@ SEARCHES = (
     "fuzz",
     "detection",
     "da",
+    "networks",
     "live",
     "foreign",
 )

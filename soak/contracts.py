@@ -1,6 +1,7 @@
 """Any order of calls over the contract suite beside its model, for as long as the budget allows.
 
-The machine is that of `make test` (tests/contracts/contracts_machine.py), with longer runs and fresh seeds.
+The machines are those of `make test` (contracts_machine.py and contracts_registry.py in tests/contracts), with longer
+runs and fresh seeds.
 """
 
 import importlib.util
@@ -17,7 +18,14 @@ import hypothesis
 from soak.searches import Budget, Finding
 
 TESTS = Path(__file__).resolve().parents[1] / "tests" / "contracts"
-HELPERS = ("contracts_world", "contracts_model", "contracts_machine")
+HELPERS = (
+    "contracts_world",
+    "contracts_lies",
+    "contracts_model",
+    "contracts_stakes",
+    "contracts_machine",
+    "contracts_registry",
+)
 """In the order in which they import each other."""
 EXAMPLES = 10
 """Runs of one seed: few, so that a finding is repeated within a minute."""
@@ -36,11 +44,11 @@ def search(budget: Budget) -> str:
     deadline_s, seed, runs, seen = budget.deadline_s(), budget.seed, 0, Counter()
     while runs == 0 or time.monotonic() < deadline_s:
         try:
-            seen += run_seed(seed, helpers[0], helpers[-1])
+            seen += run_seed(seed, helpers[0], *helpers[-2:])
         except Exception as error:
             what = f"contracts: {type(error).__name__}: {error}\n" + "\n".join(getattr(error, "__notes__", ()))
             raise Finding(what, f"python -m soak contracts --seed {seed} --seconds 1 --rounds 1") from error
-        runs += EXAMPLES
+        runs += 2 * EXAMPLES
         seed += SEED_STRIDE
     happened = ", ".join(
         f"{name} {count}" for name, count in sorted(seen.items()) if " " in name and "refused" not in name
@@ -48,16 +56,21 @@ def search(budget: Budget) -> str:
     return f"contracts: {runs} runs, {seen.total()} calls and events; {happened}"
 
 
-def run_seed(seed: int, suite: ModuleType, machines: ModuleType) -> Counter:
-    """Run the machine on a suite of its own; what happened."""
+def run_seed(seed: int, suite: ModuleType, machines: ModuleType, registry: ModuleType) -> Counter:
+    """Run both machines on a suite of their own; what happened."""
     with boa.env.anchor():
 
         class SeededSuite(machines.Suite):
             world = suite.World()
             seen: ClassVar = Counter()
 
+        class SeededRegistry(registry.Registry):
+            world = SeededSuite.world
+            seen: ClassVar = Counter()
+
         machines.run_machine(hypothesis.seed(seed)(SeededSuite), EXAMPLES, STEPS, keep=False)
-        return SeededSuite.seen
+        registry.run_registry(hypothesis.seed(seed)(SeededRegistry), EXAMPLES, STEPS, keep=False)
+        return SeededSuite.seen + SeededRegistry.seen
 
 
 def load_helper(name: str) -> ModuleType:

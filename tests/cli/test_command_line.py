@@ -29,7 +29,8 @@ def test_help_names_every_command(tmp_path: Path) -> None:
 BLOB_COMMANDS = ("put", "get", "status", "sample", "prove", "verify", "challenge")
 CHAIN_COMMANDS = ("follow", "export", "import", "check", "status")
 KEY_COMMANDS = ("create", "list", "limit", "revoke")
-GROUPS = {"blob": BLOB_COMMANDS, "chain": CHAIN_COMMANDS, "key": KEY_COMMANDS}
+NETWORK_COMMANDS = ("add", "list", "remove", "reclaim", "send")
+GROUPS = {"blob": BLOB_COMMANDS, "chain": CHAIN_COMMANDS, "key": KEY_COMMANDS, "network": NETWORK_COMMANDS}
 LEAVES: list[tuple[str, ...]] = [(name,) for name in COMMANDS if name not in GROUPS]
 LEAVES += [(group, name) for group, names in GROUPS.items() for name in names]
 

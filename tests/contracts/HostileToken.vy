@@ -10,7 +10,7 @@ struct Call:
     payload: Bytes[8192]
 
 
-CALLS_MAX: constant(uint256) = 64
+CALLS_MAX: constant(uint256) = 96
 
 totalSupply: public(uint256)
 balanceOf: public(HashMap[address, uint256])

@@ -26,16 +26,30 @@ def load_module(path: Path) -> ModuleType:
     return module
 
 
-for _helper in ("contracts_world", "contracts_calls", "contracts_gas", "contracts_model", "contracts_machine"):
+HELPERS = (
+    "contracts_world",
+    "networks_world",
+    "contracts_lies",
+    "contracts_calls",
+    "contracts_gas",
+    "contracts_model",
+    "contracts_stakes",
+    "contracts_machine",
+    "contracts_registry",
+)
+for _helper in HELPERS:
     load_module(HERE / f"{_helper}.py")
 
 from contracts_world import DeploymentReverted, World, deploy  # noqa: E402 - loaded by its path just above
+from networks_world import make_abroad  # noqa: E402 - likewise
 
 
 @pytest.fixture(scope="session")
 def deployed() -> World:
-    """One suite for all tests; each test's changes are undone."""
-    return World()
+    """One suite for all tests, and networks beside it; each test's changes are undone."""
+    suite = World()
+    suite.abroad = make_abroad()
+    return suite
 
 
 @pytest.fixture

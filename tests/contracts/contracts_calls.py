@@ -8,15 +8,23 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from contracts_lies import CHAIN_ID, SALT, Chains
 from contracts_world import (
     ACQUIT,
     ANSWER_SECONDS,
     AUDIT,
     COMPUTE,
+    CONSENSUS,
     DA,
+    EVIDENCE_SECONDS,
     GUILTY,
+    JAIL_SECONDS,
+    NETWORK_EPOCH_SECONDS,
+    NOBODY,
     ROUND_SECONDS,
     STORAGE,
+    TRUST_SECONDS,
+    UNBONDING,
     ZERO32,
     Blob,
     World,
@@ -25,6 +33,7 @@ from contracts_world import (
     struct_tuple,
 )
 from eth_abi import encode
+from networks_world import message_tuple, sign_by
 
 from deaios.ledger import structs
 from deaios.ledger.eip712 import hash_struct, sign_struct
@@ -44,6 +53,12 @@ CONTRACT_NAMES = {
     "disputes": "Disputes",
     "forks": "Forks",
     "availability": "DataAvailability",
+    "networks": "Networks",
+    "equivocation": "Equivocation",
+    "outbox": "Outbox",
+    "inbox": "Inbox",
+    "bridge": "Bridge",
+    "mirror": "ValsetMirror",
 }
 
 PEOPLE = (
@@ -57,9 +72,11 @@ PEOPLE = (
     "juror",
     "spectator",
     "holder",
+    "validator",
+    "backer",
     "stranger",
 )
-CONTRACTS = ("beacon", "channels", "disputes", "forks", "availability")
+CONTRACTS = ("beacon", "channels", "disputes", "forks", "availability", "networks", "equivocation", "inbox")
 EVERYONE = frozenset(PEOPLE + CONTRACTS)
 AMOUNT = 5
 PAYLOAD = bytes(range(1, 256)) * 1176
@@ -72,15 +89,23 @@ class Scene:
     def __init__(self, world: World) -> None:
         self.world = world
         identities, catalogue = (deploy(name, sender=world.stranger.text) for name in ("IdentityRegistry", "Catalogue"))
-        self.contracts = {
-            name: getattr(world, name)
-            for name in ("credit", "receipts", "channels", "staking", "beacon", "disputes", "forks", "availability")
-        } | {"identities": identities, "catalogue": catalogue}
+        self.abroad = world.abroad
+        root, self.island = self.abroad.root, self.abroad.further[0]
+        names = ("credit", "receipts", "staking", *(name for name in CONTRACTS if name != "inbox"))
+        self.contracts = {name: getattr(world, name) for name in names} | {
+            "identities": identities,
+            "catalogue": catalogue,
+            "outbox": root.outbox,
+            "inbox": root.inbox,
+            "bridge": root.bridge,
+            "mirror": self.island.mirror,
+        }
         for name in ("deployer", "faucet", "provider", "buyer", "accuser", "stranger"):
             setattr(self, name, getattr(world, name))
-        self.signer, self.cashier = make_actor("signer"), make_actor("cashier")
+        self.signer, self.cashier, self.backer = (make_actor(name) for name in ("signer", "cashier", "backer"))
         self.juror, self.spectator = world.auditors[:2]
-        self.holder = world.holders[0]
+        self.holder, self.validator = world.holders[0], world.validators[0]
+        self.chains = Chains(world)
         self.config = world.make_config(
             payer_authorizer=self.signer.address, receiver_authorizer=self.cashier.address, salt=b"\x0a" * 32
         )
@@ -88,7 +113,7 @@ class Scene:
         self.channel_id = world.channel_id(self.config)
         for role in sorted(EVERYONE):
             world.credit.transfer(self.address(role), 10 * CREDIT, sender=world.faucet.text)
-            for spender in (world.staking, world.disputes, world.forks, world.availability):
+            for spender in (world.staking, world.disputes, world.forks, world.availability, world.networks):
                 world.credit.approve(spender.address, 2**256 - 1, sender=self.address(role))
 
     def address(self, role: str) -> str:
@@ -99,8 +124,8 @@ class Scene:
         staking, found = self.world.staking, {}
         for role in sorted(EVERYONE - {"faucet"}):
             text = self.address(role)
-            staked = staking.stakeOf(text) + staking.unbondingOf(text)[0]
-            found[role] = self.world.credit.balanceOf(text) + staked
+            stakes = [staking.accountOf(operator, text)[:2] for operator in {text, self.validator.text}]
+            found[role] = self.world.credit.balanceOf(text) + sum(map(sum, stakes))
         return found
 
     # What must be there before a call
@@ -352,7 +377,8 @@ def beacon_unanswered(scene: Scene) -> tuple[int]:
 
 
 def allowance_for_accuser(scene: Scene) -> tuple[Any, ...]:
-    for contract in (scene.world.staking, scene.world.disputes, scene.world.forks, scene.world.availability):
+    world = scene.world
+    for contract in (world.staking, world.disputes, world.forks, world.availability, world.networks):
         scene.world.approve(scene.buyer, contract, 0)
     scene.world.credit.approve(scene.accuser.text, AMOUNT, sender=scene.buyer.text)
     return (scene.buyer.text, scene.spectator.text, AMOUNT)
@@ -368,6 +394,132 @@ def receipt_for_challenge(scene: Scene) -> tuple[Any, ...]:
     scene.challenged()
     receipt = scene.world.make_receipt(scene.config, charged_cumulative=AMOUNT)[2]
     return (scene.channel_id, scene.world.tuple_of(receipt), scene.sign(receipt))
+
+
+def delegated(scene: Scene) -> tuple[Any, ...]:
+    scene.world.staking.delegate(scene.validator.text, CREDIT, sender=scene.backer.text)
+    return (scene.validator.text, AMOUNT)
+
+
+def undelegated(scene: Scene) -> tuple[Any, ...]:
+    scene.world.staking.undelegate(*delegated(scene), sender=scene.backer.text)
+    scene.world.wait(UNBONDING)
+    return (scene.validator.text,)
+
+
+def jailed(scene: Scene) -> tuple[Any, ...]:
+    scene.world.staking.jail(CONSENSUS, scene.validator.text, sender=scene.world.equivocation.address)
+    scene.world.wait(JAIL_SECONDS)
+    return (CONSENSUS,)
+
+
+def founded(scene: Scene) -> tuple[bytes]:
+    return (scene.chains.add("a"),)
+
+
+def retired(scene: Scene) -> tuple[bytes]:
+    (network,) = founded(scene)
+    scene.world.networks.retire(network, sender=scene.stranger.text)
+    scene.world.wait(TRUST_SECONDS + EVIDENCE_SECONDS)
+    return (network,)
+
+
+def assigned(scene: Scene) -> tuple[Any, ...]:
+    (network,), key = founded(scene), make_actor("a key")
+    return (network, key.text, scene.chains.consent(key, network, scene.validator))
+
+
+def epoch_over(scene: Scene) -> tuple[bytes]:
+    network, _ = scene.chains.populate("a")
+    scene.world.wait(NETWORK_EPOCH_SECONDS)
+    return (network,)
+
+
+def lie_committed(scene: Scene, kind: str) -> tuple[Any, ...]:
+    """Evidence that the accuser committed to."""
+    chains = scene.chains
+    network, keys = chains.populate("a")
+    if kind == "valset":
+        lie = structs.ValsetUpdate(network, 2, 1, ZERO32)
+        digests = hash_struct(lie), ZERO32
+        arguments = (struct_tuple(lie), sign_struct(keys[0].key, chains.domain, lie), SALT)
+    elif kind == "headers":
+        a, b = chains.header("a"), chains.header("a", timestamp=1001)
+        digests = hash_struct(a), hash_struct(b)
+        arguments = chains.headers_arguments(network, a, b, keys[0])
+    else:
+        a, b = (chains.checkpoint(network, ZERO32, root=bytes([number]) * 32) for number in (1, 2))
+        digests = hash_struct(a), hash_struct(b)
+        signatures = [sign_struct(keys[0].key, chains.domain, item) for item in (a, b)]
+        arguments = (struct_tuple(a), signatures[0], struct_tuple(b), signatures[1], SALT)
+    chains.commit(*digests)
+    scene.world.wait(1)
+    return arguments
+
+
+def burned(scene: Scene) -> tuple[Any, ...]:
+    scene.world.credit.burn(CREDIT, sender=scene.faucet.text)
+    return (scene.stranger.text, AMOUNT)
+
+
+def purse_abroad(scene: Scene) -> None:
+    root = scene.abroad.root
+    root.credit.transfer(scene.buyer.text, CREDIT, sender=scene.abroad.holder.text)
+    root.credit.approve(root.bridge.address, CREDIT, sender=scene.buyer.text)
+
+
+def sent_abroad(scene: Scene) -> tuple[Any, ...]:
+    purse_abroad(scene)
+    return (scene.island.id, scene.buyer.text, AMOUNT)
+
+
+def came_back(scene: Scene) -> tuple[bytes, list[bytes]]:
+    """A transfer to the island and back, whose last message waits; root and path."""
+    root, island = scene.abroad.root, scene.island
+    for place in (root, island):
+        # What another row's outbox said is undone, and so is the memory of it.
+        place.trees.clear()
+        place.messages.clear()
+    purse_abroad(scene)
+    root.send_credit(island, scene.buyer, scene.buyer, CREDIT)
+    island.deliver(root, 0, island.accept(root))
+    island.send_credit(root, scene.buyer, scene.spectator, AMOUNT)
+    tree = island.trees[root.id]
+    return tree.root(1), list(tree.prove(0, 1))
+
+
+def checkpoint_signed(scene: Scene) -> tuple[Any, ...]:
+    top, _ = came_back(scene)
+    island = scene.island
+    checkpoint = structs.Checkpoint(island.id, scene.abroad.root.id, 1, top)
+    return struct_tuple(checkpoint), island.words, *sign_by(island.actors, (0, 1, 2), scene.abroad.domain, checkpoint)
+
+
+def message_accepted(scene: Scene) -> tuple[Any, ...]:
+    top, path = came_back(scene)
+    root = scene.abroad.root
+    root.accept(scene.island, places=(0, 1, 2))
+    return message_tuple(scene.island.messages[root.id][0]), top, path
+
+
+def message_heard(scene: Scene) -> tuple[Any, ...]:
+    came_back(scene)
+    message = scene.island.messages[scene.abroad.root.id][0]
+    return scene.island.id, scene.island.bridge.address, 0, message.payload
+
+
+def bridge_named(scene: Scene) -> tuple[Any, ...]:
+    scene.abroad.registry.add(b"\x0b" * 32, scene.buyer.text)
+    return b"\x0b" * 32, scene.spectator.text
+
+
+def update_signed(scene: Scene) -> tuple[Any, ...]:
+    island = scene.island
+    update = island.make_update(2)
+    return struct_tuple(update), island.words, *sign_by(island.actors, (0, 1, 2), scene.abroad.domain, update)
+
+
+NOT_COMMITTED = ("equivocation: evidence was not committed",)
 
 
 def row_shown(scene: Scene) -> tuple[Any, ...]:
@@ -477,10 +629,27 @@ ROWS = (
     Row(
         "staking.beginUnbond/1",
         lambda scene: (1,),
-        some("provider", "juror", "spectator", "holder"),
+        some("provider", "juror", "spectator", "holder", "validator"),
         ("staking: amount exceeds the stake",),
     ),
     Row("staking.withdraw/0", unbonded, some("provider"), ("staking: nothing is unbonding",)),
+    Row("staking.delegate/2", lambda scene: (scene.validator.text, AMOUNT)),
+    Row(
+        "staking.undelegate/2",
+        delegated,
+        some("validator", "backer"),
+        ("staking: amount exceeds the stake",),
+    ),
+    Row("staking.withdrawFrom/1", undelegated, some("backer"), ("staking: nothing is unbonding",)),
+    Row("staking.reward/2", lambda scene: (scene.validator.text, AMOUNT)),
+    Row("staking.setCommission/1", lambda scene: (500,)),
+    Row(
+        "staking.jail/2",
+        lambda scene: (CONSENSUS, scene.validator.text),
+        some("equivocation"),
+        NOT_JUDGE,
+    ),
+    Row("staking.unjail/1", jailed, some("validator"), ("staking: operator is not jailed",)),
     Row(
         "staking.slash/3",
         lambda it: (COMPUTE, it.provider.text, 1),
@@ -491,6 +660,13 @@ ROWS = (
     Row("staking.slash/3", lambda it: (AUDIT, it.juror.text, 1), some("disputes", "beacon"), NOT_JUDGE, case="audit"),
     Row("staking.slash/3", lambda it: (DA, it.holder.text, 1), some("availability"), NOT_JUDGE, case="da"),
     Row("staking.slash/3", lambda it: (STORAGE, it.provider.text, 1), some("deployer"), NOT_JUDGE, case="storage"),
+    Row(
+        "staking.slash/3",
+        lambda it: (CONSENSUS, it.validator.text, 1),
+        some("equivocation"),
+        NOT_JUDGE,
+        case="consensus",
+    ),
     Row("beacon.request/0", lambda scene: ()),
     Row(
         "beacon.commit/2",
@@ -568,4 +744,33 @@ ROWS = (
     Row("availability.settle/1", lambda it: it.certificates(16), case="16"),
     Row("availability.settle/1", every_seat_caught, costs=some("availability"), case="nobody earned it"),
     Row("availability.withdraw/0", fees_earned, some("holder"), ("availability: nothing is earned",)),
+    Row("networks.add/5", lambda it: (it.chains.genesis("b"), CHAIN_ID, NOBODY, ZERO32, [AUDIT])),
+    Row("networks.retire/1", founded, some("stranger"), ("networks: caller is not the founder",)),
+    Row("networks.reclaim/1", retired, costs=some("networks")),
+    Row("networks.join/3", assigned, some("validator"), ("networks: the key did not sign",)),
+    Row(
+        "networks.leave/1",
+        lambda it: (it.chains.populate("a")[0],),
+        some("validator"),
+        ("networks: operator has no key here",),
+    ),
+    Row("networks.beginEpoch/1", epoch_over),
+    Row(
+        "networks.bury/1",
+        lambda it: (it.chains.populate("a")[1][0].text,),
+        some("equivocation"),
+        ("networks: caller is not the judge of keys",),
+    ),
+    Row("equivocation.commitEvidence/1", lambda scene: (b"\x01" * 32,)),
+    Row("equivocation.proveHeaders/6", lambda it: lie_committed(it, "headers"), some("accuser"), NOT_COMMITTED),
+    Row("equivocation.proveCheckpoints/5", lambda it: lie_committed(it, "checkpoints"), some("accuser"), NOT_COMMITTED),
+    Row("equivocation.proveValset/3", lambda it: lie_committed(it, "valset"), some("accuser"), NOT_COMMITTED),
+    Row("credit.mint/2", burned, some("deployer"), ("credit: caller is not the bridge",)),
+    Row("outbox.send/3", lambda it: (it.island.id, it.spectator.text, PAYLOAD[:96])),
+    Row("inbox.accept/4", checkpoint_signed),
+    Row("inbox.deliver/3", message_accepted),
+    Row("bridge.connect/2", bridge_named, some("buyer"), ("bridge: caller did not found the network",)),
+    Row("bridge.send/3", sent_abroad, some("buyer"), ("credit: allowance is too small",)),
+    Row("bridge.receiveMessage/4", message_heard, some("inbox"), ("bridge: caller is not the inbox",)),
+    Row("mirror.update/4", update_signed),
 )

@@ -11,8 +11,10 @@ from typing import Any
 
 import boa
 from contracts_calls import CONTRACT_NAMES, ROWS, Row, Scene
-from contracts_world import World
+from contracts_world import World, struct_tuple
+from networks_world import NetworksWorld, make_abroad, sign_by
 
+from deaios.ledger.structs import Checkpoint
 from deaios.primitives.units import CREDIT
 
 SNAPSHOT = Path(__file__).resolve().parents[2] / "docs" / "spec" / "gas.json"
@@ -23,6 +25,8 @@ GENESIS_TIME = 1_800_000_000
 COMMITTEES = (4, 16, 32)
 """Members of unequal stake that share 64 seats."""
 COMMITTEE_SEATS, COMMITTEE_STAKE = 64, 20 * CREDIT
+VALSETS = (4, 16, 100)
+"""Validators of equal power."""
 LARGEST_COMMITTEE = 256
 """Seats, and members of unequal stake: what apportioning can cost at most."""
 PRECOMPILES = range(1, 10)
@@ -33,7 +37,9 @@ def measure() -> dict[str, int]:
     with boa.swap_env(boa.Env()):
         # Deadlines stand in signatures and call data, whose zero bytes are cheaper.
         boa.env.evm.patch.timestamp = GENESIS_TIME
-        scene = Scene(World())
+        suite = World()
+        suite.abroad = make_abroad()
+        scene = Scene(suite)
         state, patch = boa.env.evm.vm.state, boa.env.evm.patch
         state.persist()
         root, time, block = state.state_root, patch.timestamp, patch.block_number
@@ -46,7 +52,7 @@ def measure() -> dict[str, int]:
             scene.world.counter = 0
             found[name_of(row)] = measure_row(scene, row, state)
         state._account_db = state.get_account_db_class()(state._db, root)
-        return found | measure_committees(state)
+        return found | measure_committees(state) | measure_valsets(state)
 
 
 def measure_committees(state: Any) -> dict[str, int]:
@@ -62,6 +68,24 @@ def measure_committees(state: Any) -> dict[str, int]:
         found[name] = measure_call(world.availability, "certify", arguments, world.buyer.text, state)
     largest = make_committee(LARGEST_COMMITTEE, LARGEST_COMMITTEE)
     found[f"DataAvailability.beginEpoch/0 ({LARGEST_COMMITTEE} members)"] = measure_begin(largest, state)
+    return found
+
+
+def measure_valsets(state: Any) -> dict[str, int]:
+    """Updates and checkpoints of sets of several sizes, signed by the fewest that are a quorum."""
+    found = {}
+    for count in VALSETS:
+        network = NetworksWorld([1] * count).further[0]
+        world, places = network.world, range(2 * count // 3 + 1)
+        world.root.say(network, world.stranger.text, b"x")
+        checkpoint = Checkpoint(world.root.id, network.id, 1, world.root.trees[network.id].root(1))
+        for contract, name, struct in (
+            (network.inbox, "accept", checkpoint),
+            (network.mirror, "update", network.make_update(2)),
+        ):
+            arguments = (struct_tuple(struct), network.words, *sign_by(network.actors, places, world.domain, struct))
+            label = {"accept": "Inbox.accept/4", "update": "ValsetMirror.update/4"}[name]
+            found[f"{label} ({count} validators)"] = measure_call(contract, name, arguments, world.stranger.text, state)
     return found
 
 

@@ -12,6 +12,7 @@ from typing import ClassVar
 import boa
 from boa.contracts.base_evm_contract import BoaError
 from contracts_model import Channel, Dispute, Model, Operator, Promise
+from contracts_stakes import OTHER_CAP_BPS, PROVIDERS_AND_AUDITORS, Stakes, amounts, people
 from contracts_world import (
     ACQUIT,
     AUDIT,
@@ -23,6 +24,7 @@ from contracts_world import (
     EPOCH_SECONDS,
     FORK_PENALTY,
     GUILTY,
+    PAYOUT_SECONDS,
     ROW_PENALTY,
     STORAGE,
     UNBONDING,
@@ -62,15 +64,10 @@ JURIES = (
 )
 DRAIN_STEPS_MAX = 40
 """Longest path of a dispute: four juries, each after a beacon round of four attempts, and both ends."""
-OTHER_CAP_BPS = 5000
-amounts = st.integers(1, 3 * CREDIT) | st.sampled_from([1, 2, CREDIT, 10 * CREDIT, 60 * CREDIT])
 channels = st.integers(0, 2)
-people = st.integers(0, 10)
-PROVIDERS, PROVIDERS_AND_AUDITORS = 2, 7
-"""Where the auditors and the holders of rows begin among the operators."""
 
 
-class Suite(RuleBasedStateMachine):
+class Suite(Stakes, RuleBasedStateMachine):
     """Buyer, two providers, accuser, five auditors, four holders of rows, a second judge and a poker."""
 
     world = None
@@ -84,9 +81,10 @@ class Suite(RuleBasedStateMachine):
         world = self.world
         world.counter = 0
         self.other, self.poker, self.judge = world.stranger, world.faucet, world.deployer
+        self.backers = (world.accuser, self.poker, self.other)
         world.join(self.other, COMPUTE, 100 * CREDIT, OTHER_CAP_BPS)
         world.staking.optIn(STORAGE, 2500, sender=self.other.text)
-        self.operators = [world.provider, self.other, *world.auditors, *world.holders]
+        self.operators = [world.provider, self.other, *world.auditors, *world.holders, *world.validators]
         for actor in (world.accuser, self.poker, *self.operators):
             for contract in (world.disputes, world.forks, world.staking, world.availability):
                 world.approve(actor, contract)
@@ -115,6 +113,7 @@ class Suite(RuleBasedStateMachine):
         balances |= {address: world.credit.balanceOf(address) for address in at.values()}
         model = self.model = Model(balances, at, (COMPUTE, AUDIT))
         model.claim_bond, model.fork_penalty, model.beacon_penalty = CLAIM_BOND, FORK_PENALTY, BEACON_PENALTY
+        model.payout_s, model.payout_max, model.clock = PAYOUT_SECONDS, world.payout_max, lambda: self.world.now
         model.row_bond, model.row_penalty = CHALLENGE_BOND, ROW_PENALTY
         for name in ("bond", "appeal_bond", "slash_floor", "juror_fee", "juror_penalty"):
             setattr(model, name, getattr(world.settings, name))
@@ -124,12 +123,8 @@ class Suite(RuleBasedStateMachine):
             stake = world.staking.stakeOf(operator.text)
             service = self.service_of(who)
             caps = {COMPUTE: OTHER_CAP_BPS, STORAGE: 2500} if operator is self.other else {service: 10_000}
-            model.operators[operator.text] = Operator(stake, caps=caps, staked_ever=stake)
-
-    def service_of(self, who):
-        if who < PROVIDERS:
-            return COMPUTE
-        return AUDIT if who < PROVIDERS_AND_AUDITORS else DA
+            mine = model.operators[operator.text] = Operator(operator.text, caps=caps, staked_ever=stake)
+            mine.active.put(operator.text, stake)
 
     def teardown(self):
         if not hasattr(self, "anchor"):
@@ -217,54 +212,6 @@ class Suite(RuleBasedStateMachine):
             self.call(self.world.channels.refund, terms, amount, sender=receiver, expected=True)
         self.seen["refund after a claim"] += self.model.channels[which].claimed > 0
         self.model.refund(which, amount)
-
-    # Stake
-
-    @rule(who=people, amount=amounts)
-    def stake(self, who, amount):
-        operator = self.operators[who]
-        expected = self.model.balances[operator.text] >= amount
-        if self.call(self.world.staking.stake, amount, sender=operator, expected=expected):
-            self.model.stake(operator.text, amount)
-
-    @rule(who=people, amount=amounts)
-    def unbond(self, who, amount):
-        operator = self.operators[who]
-        expected = amount <= self.model.operators[operator.text].stake
-        if self.call(self.world.staking.beginUnbond, amount, sender=operator, expected=expected):
-            self.model.unbond(operator.text, amount, self.world.now + UNBONDING)
-
-    @rule(who=people)
-    def withdraw(self, who):
-        operator = self.operators[who]
-        expected = self.model.can_withdraw(operator.text, self.world.now)
-        if self.call(self.world.staking.withdraw, sender=operator, expected=expected):
-            self.model.withdraw(operator.text)
-
-    @rule(who=people)
-    def leave_or_return(self, who):
-        operator, staking = self.operators[who], self.world.staking
-        service = self.service_of(who)
-        cap = OTHER_CAP_BPS if operator is self.other else 10_000
-        if self.call(staking.optOut, service, sender=operator):
-            self.model.leave(operator.text, service, self.world.now + UNBONDING)
-        expected = self.model.can_complete_leaving(operator.text, service, self.world.now)
-        if self.call(staking.completeOptOut, service, operator.text, sender=self.poker, expected=expected):
-            self.model.complete_leaving(operator.text, service)
-        if self.call(staking.optIn, service, cap, sender=operator):
-            self.model.operators[operator.text].caps[service] = cap
-
-    @rule(amount=amounts)
-    def slash_elsewhere(self, amount):
-        """Another service takes from its own slice of the second provider."""
-        other = self.other.text
-        self.call(self.world.staking.slash, STORAGE, other, amount, sender=self.judge, expected=True)
-        self.model.slash(STORAGE, other, amount, self.judge.text)
-
-    @rule(who=people)
-    def evict(self, who):
-        service = self.service_of(who)
-        self.call(self.world.staking.evict, service, self.operators[who].text, sender=self.poker)
 
     # Purchases, proofs, challenges
 
@@ -638,25 +585,6 @@ class Suite(RuleBasedStateMachine):
         assert found == model.balances
         assert sum(found.values()) == credit.totalSupply() == model.supply
         assert {name: found[model.at[name]] for name in model.at} == model.owed()
-
-    @invariant()
-    def stakes_and_slices_are_the_model_s(self):
-        if not hasattr(self, "model"):
-            return
-        """Slices are read again where anything of an operator's changed: they cost most of the time."""
-        staking = self.world.staking
-        for operator in self.operators:
-            mine = self.model.operators[operator.text]
-            unbonding, release = staking.unbondingOf(operator.text)
-            assert (staking.stakeOf(operator.text), unbonding, release) == (mine.stake, mine.unbonding, mine.release)
-            assert mine.lost_ever + mine.withdrawn_ever + mine.total == mine.staked_ever
-            if self.sliced.get(operator.text) == repr(mine):
-                continue
-            self.sliced[operator.text] = repr(mine)
-            services = (COMPUTE, STORAGE) if operator is self.other else (AUDIT, COMPUTE, DA)
-            slices = [staking.sliceOf(service, operator.text) for service in services]
-            assert slices == [mine.slice_of(service) for service in services]
-            assert sum(slices) <= mine.total
 
     @invariant()
     def channels_are_the_model_s(self):

@@ -5,10 +5,15 @@ Phases and time come from the caller; a method is called when the contract let t
 beforehand whether it should.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 BPS = 10_000
 FEE_MULTIPLE = 1000
+SHARE_SCALE = 10**9
+"""Shares of a pot that nobody holds; one unit of money that nobody put in stands behind them."""
+OWN_MULTIPLE = 20
+"""Of an operator's active stake, at most so many times its own counts."""
 ACQUIT, GUILTY, NO_QUORUM = 1, 2, 3
 
 
@@ -30,10 +35,47 @@ class Channel:
 
 
 @dataclass
+class Pot:
+    """Money that many hold shares of, rounded in the pot's favour."""
+
+    money: int = 0
+    shares: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def all_shares(self) -> int:
+        return sum(self.shares.values()) + SHARE_SCALE
+
+    def worth(self, who: str) -> int:
+        return self.shares.get(who, 0) * (self.money + 1) // self.all_shares
+
+    def shares_for(self, amount: int) -> int:
+        return amount * self.all_shares // (self.money + 1)
+
+    def put(self, who: str, amount: int) -> None:
+        self.shares[who] = self.shares.get(who, 0) + self.shares_for(amount)
+        self.money += amount
+
+    def take(self, who: str, amount: int) -> None:
+        everything = amount == self.worth(who)
+        burned = self.shares[who] if everything else -(-amount * self.all_shares // (self.money + 1))
+        self.shares[who] -= burned
+        self.money -= amount
+
+    def lose(self, amount: int) -> None:
+        self.money -= amount
+        if self.money == 0:
+            self.shares.clear()
+
+
+@dataclass
 class Operator:
-    stake: int = 0
-    unbonding: int = 0
-    release: int = 0
+    name: str
+    active: Pot = field(default_factory=Pot)
+    pending: Pot = field(default_factory=Pot)
+    releases: dict[str, int] = field(default_factory=dict)
+    commission_bps: int = 0
+    next_commission: tuple[int, int] | None = None
+    jailed_until: dict[bytes, int] = field(default_factory=dict)
     caps: dict[bytes, int] = field(default_factory=dict)
     leaving_at: dict[bytes, int] = field(default_factory=dict)
     slashed: dict[bytes, int] = field(default_factory=dict)
@@ -42,8 +84,28 @@ class Operator:
     withdrawn_ever: int = 0
 
     @property
+    def stake(self) -> int:
+        return self.active.money
+
+    @property
+    def unbonding(self) -> int:
+        return self.pending.money
+
+    @property
     def total(self) -> int:
         return self.stake + self.unbonding
+
+    def commission(self, now: int) -> int:
+        if self.next_commission is not None and now >= self.next_commission[1]:
+            return self.next_commission[0]
+        return self.commission_bps
+
+    def weight(self, service: bytes) -> int:
+        """Power of a seated member, before the service's minimum."""
+        if service in self.jailed_until or self.total == 0:
+            return 0
+        counted = min(self.stake, OWN_MULTIPLE * self.active.worth(self.name))
+        return self.slice_of(service) * counted // self.total
 
     def slice_of(self, service: bytes) -> int:
         mine = self.slashed.get(service, 0)
@@ -104,6 +166,8 @@ class Model:
         self.proven: set[tuple[str, str, object]] = set()
         self.promises: dict[int, Promise] = {}
         self.earned_by_rows: dict[str, int] = {}
+        self.paid_out: dict[bytes, tuple[int, int]] = {}
+        self.clock: Callable[[], int] = lambda: 0
 
     def move(self, payer: str, to: str, amount: int) -> None:
         assert 0 <= amount <= self.balances[payer]
@@ -131,6 +195,7 @@ class Model:
 
     # Amounts that the suite was deployed with; set by who makes the model.
 
+    payout_s, payout_max = 1, 0
     claim_bond = fork_penalty = beacon_penalty = row_bond = row_penalty = 0
     bond = appeal_bond = slash_floor = juror_fee = juror_penalty = 0
 
@@ -188,29 +253,57 @@ class Model:
 
     # Stake
 
-    def stake(self, who: str, amount: int) -> None:
-        operator = self.operators[who]
-        self.move(who, self.at["staking"], amount)
-        operator.stake += amount
+    def can_delegate(self, whom: str, holder: str, amount: int) -> bool:
+        own = self.operators[whom].active.worth(whom)
+        if self.operators[whom].active.shares_for(amount) == 0:
+            return False
+        return self.balances[holder] >= amount and (own > 0 or holder == whom)
+
+    def stake(self, whom: str, holder: str, amount: int) -> None:
+        operator = self.operators[whom]
+        self.move(holder, self.at["staking"], amount)
+        operator.active.put(holder, amount)
         operator.staked_ever += amount
 
-    def unbond(self, who: str, amount: int, release: int) -> None:
-        operator = self.operators[who]
-        operator.stake -= amount
-        operator.unbonding += amount
-        operator.release = release
+    def can_reward(self, whom: str, payer: str, amount: int) -> bool:
+        return self.balances[payer] >= amount and sum(self.operators[whom].active.shares.values()) > 0
 
-    def can_withdraw(self, who: str, now: int) -> bool:
-        operator = self.operators[who]
-        return operator.unbonding > 0 and now >= operator.release
+    def reward(self, whom: str, payer: str, amount: int, now: int) -> None:
+        operator = self.operators[whom]
+        self.move(payer, self.at["staking"], amount)
+        commission = amount * operator.commission(now) // BPS
+        operator.active.money += amount - commission
+        operator.active.put(whom, commission)
+        operator.staked_ever += amount
 
-    def withdraw(self, who: str) -> None:
+    def set_commission(self, who: str, bps: int, now: int, wait: int) -> None:
         operator = self.operators[who]
-        total = operator.total
-        operator.slashed = {service: amount * operator.stake // total for service, amount in operator.slashed.items()}
-        operator.withdrawn_ever += operator.unbonding
-        self.move(self.at["staking"], who, operator.unbonding)
-        operator.unbonding = operator.release = 0
+        operator.commission_bps = current = operator.commission(now)
+        operator.next_commission = None
+        if bps <= current:
+            operator.commission_bps = bps
+        else:
+            operator.next_commission = (bps, now + wait)
+
+    def unbond(self, whom: str, holder: str, amount: int, release: int) -> None:
+        operator = self.operators[whom]
+        operator.active.take(holder, amount)
+        operator.pending.put(holder, amount)
+        operator.releases[holder] = release
+
+    def can_withdraw(self, whom: str, holder: str, now: int) -> bool:
+        operator = self.operators[whom]
+        return operator.pending.shares.get(holder, 0) > 0 and now >= operator.releases[holder]
+
+    def withdraw(self, whom: str, holder: str) -> None:
+        operator = self.operators[whom]
+        total, amount = operator.total, operator.pending.worth(holder)
+        left = total - amount
+        operator.slashed = {service: lost * left // total for service, lost in operator.slashed.items()}
+        operator.withdrawn_ever += amount
+        operator.pending.take(holder, amount)
+        operator.releases[holder] = 0
+        self.move(self.at["staking"], holder, amount)
 
     def leave(self, who: str, service: bytes, until: int) -> None:
         self.operators[who].leaving_at[service] = until
@@ -220,19 +313,32 @@ class Model:
 
     def complete_leaving(self, who: str, service: bytes) -> None:
         operator = self.operators[who]
-        for entries in (operator.caps, operator.leaving_at, operator.slashed):
+        for entries in (operator.caps, operator.leaving_at, operator.slashed, operator.jailed_until):
             entries.pop(service, None)
 
+    def payout_left(self, service: bytes) -> int:
+        """What a service's judges can be paid now: `payout_max`, and less for what they were paid of late."""
+        spent, at = self.paid_out.get(service, (0, 0))
+        worn_off = min(self.clock() - at, self.payout_s) * self.payout_max // self.payout_s
+        return self.payout_max - max(0, spent - worn_off)
+
     def slash(self, service: bytes, who: str, amount: int, judge: str) -> int:
+        """What the judge is paid."""
         operator = self.operators[who]
         taken = min(amount, operator.slice_of(service))
-        from_stake = min(taken, operator.stake)
-        operator.stake -= from_stake
-        operator.unbonding -= taken - from_stake
+        if taken == 0:
+            return 0
+        from_unbonding = taken * operator.unbonding // operator.total
+        operator.active.lose(taken - from_unbonding)
+        operator.pending.lose(from_unbonding)
         operator.slashed[service] = operator.slashed.get(service, 0) + taken
         operator.lost_ever += taken
-        self.move(self.at["staking"], judge, taken)
-        return taken
+        left = self.payout_left(service)
+        paid = min(taken, left)
+        self.paid_out[service] = (self.payout_max - left + paid, self.clock())
+        self.move(self.at["staking"], judge, paid)
+        self.burn(self.at["staking"], taken - paid)
+        return paid
 
     def slash_and_burn(self, service: bytes, who: str, amount: int, judge: str) -> None:
         self.burn(judge, self.slash(service, who, amount, judge))
@@ -241,7 +347,8 @@ class Model:
 
     def can_punish(self, provider: str, kind: str, subject: object) -> bool:
         fresh = (provider, kind, subject) not in self.proven
-        return fresh and self.operators[provider].slice_of(self.compute) > 0
+        at_stake = min(self.operators[provider].slice_of(self.compute), self.payout_left(self.compute))
+        return fresh and at_stake > 0
 
     def punish(self, provider: str, kind: str, subject: object, prover: str) -> None:
         self.proven.add((provider, kind, subject))

@@ -29,8 +29,16 @@ COMPUTE = keccak256(b"compute")
 AUDIT = keccak256(b"audit")
 STORAGE = keccak256(b"storage")
 DA = keccak256(b"da")
+CONSENSUS = keccak256(b"consensus")
 SUPPLY = 1_000_000 * CREDIT
 UNBONDING = 3600
+JAIL_SECONDS = 600
+PAYOUT_SECONDS, PAYOUT_MAX = 1000, 10_000 * CREDIT
+VALIDATOR_STAKES = (100 * CREDIT, 60 * CREDIT, 40 * CREDIT)
+VALIDATOR_MIN = 20 * CREDIT
+NETWORK_EPOCH_SECONDS, TRUST_SECONDS, EVIDENCE_SECONDS = 100, 1000, 500
+NETWORK_BOND = 7 * CREDIT
+SLASH_BPS = 5000
 CLAIM_SECONDS = 60
 CLAIM_BOND = CREDIT
 FORK_PENALTY = 20 * CREDIT
@@ -47,6 +55,7 @@ FEE_BASE, FEE_GIB_DAY = 100, 100 * CREDIT
 ROUND_SECONDS = 4 * (BEACON_COMMIT + BEACON_REVEAL)
 """Longest beacon round."""
 ZERO32 = bytes(32)
+NOBODY = "0x" + "00" * 20
 ACQUIT, GUILTY, NO_QUORUM = 1, 2, 3
 
 
@@ -169,42 +178,52 @@ class World:
         supply: int = SUPPLY,
         holder_stakes: Sequence[int] = HOLDER_STAKES,
         seats: int = SEATS,
+        payout_max: int = PAYOUT_MAX,
     ) -> None:
         self.seats = seats
+        self.payout_max = payout_max
         self.settings = settings or Settings()
         self.deployer, self.faucet = make_actor("deployer"), make_actor("faucet")
         self.provider, self.buyer, self.accuser = make_actor("provider"), make_actor("buyer"), make_actor("accuser")
         self.stranger = make_actor("stranger")
         self.auditors = [make_actor(f"auditor{i}") for i in range(auditors)]
         self.holders = [make_actor(f"holder{i}") for i in range(len(holder_stakes))]
+        self.validators = [make_actor(f"validator{i}") for i in range(len(VALIDATOR_STAKES))]
         self.chain_id = boa.env.evm.patch.chain_id
         self.counter = 0
         self.credit = token or self._deploy_credit(supply)
         self._deploy()
-        for actor in (self.provider, self.buyer, self.accuser, self.stranger, *self.auditors, *self.holders):
+        people = (self.provider, self.buyer, self.accuser, self.stranger)
+        for actor in (*people, *self.auditors, *self.holders, *self.validators):
             self.credit.transfer(actor.text, 1000 * CREDIT, sender=self.faucet.text)
         self.join(self.provider, COMPUTE, PROVIDER_STAKE)
         for auditor in self.auditors:
             self.join(auditor, AUDIT, AUDITOR_STAKE)
         for holder, stake in zip(self.holders, holder_stakes, strict=True):
             self.join(holder, DA, stake)
-        people = (self.faucet, self.provider, self.buyer, self.accuser, self.stranger)
-        self.everyone = [*people, *self.auditors, *self.holders]
+        for validator, stake in zip(self.validators, VALIDATOR_STAKES, strict=True):
+            self.join(validator, CONSENSUS, stake)
+        self.everyone = [self.faucet, *people, *self.auditors, *self.holders, *self.validators]
 
     def _deploy_credit(self, supply: int) -> Any:
         names = ("DeAIOS Credit", "CREDIT", "1")
-        return deploy("Credit", *names, self.faucet.text, supply, sender=self.deployer.text)
+        # The deployer stands for a bridge, so that somebody can mint.
+        bridge = self.deployer.text
+        return deploy("Credit", *names, self.faucet.text, supply, bridge, supply, sender=self.deployer.text)
 
     def _deploy(self) -> None:
         sender = self.deployer.text
         nonce = boa.env.evm.vm.state.get_nonce(self.deployer.address)
-        beacon, disputes, forks, availability = (create_address(self.deployer.address, nonce + i) for i in (3, 4, 5, 6))
+        addresses = (create_address(self.deployer.address, nonce + i) for i in range(3, 9))
+        beacon, disputes, forks, availability, networks, equivocation = addresses
         self.receipts = deploy("Receipts", sender=sender)
         self.channels = deploy("Channels", self.credit.address, 60, 3600, sender=sender)
         judges = [(COMPUTE, disputes), (COMPUTE, forks), (AUDIT, disputes), (AUDIT, beacon), (STORAGE, sender)]
-        judges.append((DA, availability))
+        judges += [(DA, availability), (CONSENSUS, equivocation)]
         minimums = [(COMPUTE, PROVIDER_STAKE), (AUDIT, AUDITOR_MIN), (STORAGE, CREDIT), (DA, HOLDER_MIN)]
-        self.staking = deploy("SharedStaking", self.credit.address, UNBONDING, judges, minimums, sender=sender)
+        minimums.append((CONSENSUS, VALIDATOR_MIN))
+        windows = (UNBONDING, JAIL_SECONDS, PAYOUT_SECONDS, self.payout_max)
+        self.staking = deploy("SharedStaking", self.credit.address, *windows, judges, minimums, sender=sender)
         self.beacon = deploy(
             "Beacon", self.staking.address, BEACON_COMMIT, BEACON_REVEAL, BEACON_PENALTY, sender=sender
         )
@@ -230,6 +249,10 @@ class World:
             sender=sender,
         )
         self.availability = deploy("DataAvailability", *self.availability_arguments(), sender=sender)
+        windows = (NETWORK_EPOCH_SECONDS, TRUST_SECONDS, EVIDENCE_SECONDS)
+        both = (self.credit.address, self.staking.address)
+        self.networks = deploy("Networks", *both, equivocation, *windows, NETWORK_BOND, sender=sender)
+        self.equivocation = deploy("Equivocation", *both, networks, SLASH_BPS, sender=sender)
 
     def availability_arguments(self, **changes: Any) -> tuple[Any, ...]:
         """Constructor arguments of DataAvailability, some of them changed."""
@@ -485,7 +508,7 @@ class World:
     def total_held(self) -> int:
         """All money anyone holds; equal to the total supply."""
         contracts = (self.channels, self.staking, self.beacon, self.disputes, self.forks, self.availability)
-        return sum(self.balance(holder) for holder in (*self.everyone, *contracts))
+        return sum(self.balance(holder) for holder in (*self.everyone, *contracts, self.networks, self.equivocation))
 
 
 def secret_of(auditor: Actor) -> bytes:

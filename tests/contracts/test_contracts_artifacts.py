@@ -16,15 +16,21 @@ LEDGER = Path(deaios.ledger.__file__).parent
 TOOL = Path(__file__).parents[2] / "tools" / "compile-contracts"
 NAMES = (
     "Beacon",
+    "Bridge",
     "Catalogue",
     "Channels",
     "Credit",
     "DataAvailability",
     "Disputes",
+    "Equivocation",
     "Forks",
     "IdentityRegistry",
+    "Inbox",
+    "Networks",
+    "Outbox",
     "Receipts",
     "SharedStaking",
+    "ValsetMirror",
 )
 
 

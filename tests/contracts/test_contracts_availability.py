@@ -45,6 +45,8 @@ from deaios.primitives.units import CREDIT
 
 GRACE = 600
 POWER_MAX = 2**96 - 1
+PAYOUTS = (1, 1, POWER_MAX)
+"""Jail and payouts of a SharedStaking that nothing here reaches."""
 QUORUM = 8
 powers = st.integers(1, 6) | st.integers(1, POWER_MAX) | st.just(POWER_MAX)
 
@@ -183,7 +185,7 @@ def deploy_judged(world, deploy_contract, token=None):
     nonce = boa.env.evm.vm.state.get_nonce(world.stranger.address)
     judge = create_address(world.stranger.address, nonce + 1)
     credit = token or world.credit.address
-    return deploy_contract("SharedStaking", credit, UNBONDING, [(DA, judge)], [(DA, 1)]).address
+    return deploy_contract("SharedStaking", credit, UNBONDING, *PAYOUTS, [(DA, judge)], [(DA, 1)]).address
 
 
 def test_deployment_checks_its_judge_token_and_the_time_that_stake_stays(world, deploy_contract, deployment_reverts):
@@ -354,7 +356,7 @@ def test_the_grace_ends(make_world, deploy_contract):
     world = make_world()
     nonce = boa.env.evm.vm.state.get_nonce(world.stranger.address)
     judge = create_address(world.stranger.address, nonce + 1)
-    staking = deploy_contract("SharedStaking", world.credit.address, 10**5, [(DA, judge)], [(DA, 1)])
+    staking = deploy_contract("SharedStaking", world.credit.address, 10**5, *PAYOUTS, [(DA, judge)], [(DA, 1)])
     arguments = world.availability_arguments(staking=staking.address, epoch=1000)
     world.staking, world.availability = staking, deploy("DataAvailability", *arguments, sender=world.stranger.text)
     world.join(world.holders[0], DA, CREDIT)

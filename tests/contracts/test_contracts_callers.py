@@ -13,6 +13,9 @@ from boa.contracts.base_evm_contract import BoaError
 from contracts_calls import CONTRACT_NAMES, EVERYONE, ROWS, Scene
 from contracts_world import ARTIFACTS
 
+PREFIXES = "credit|identity|channels|staking|beacon|disputes|forks|availability|networks|equivocation|inbox|bridge"
+"""With what each contract's errors begin."""
+
 
 def test_every_function_that_can_change_anything_has_a_row():
     found = set()
@@ -50,9 +53,7 @@ def test_who_may_call(scene, row):
 def reason_of(error: BoaError) -> str:
     """What the contract said; a refusal without a text gives the whole trace, which no row expects."""
     trace = str(error.stack_trace.last_frame)
-    found = re.search(
-        r"""((?:credit|identity|channels|staking|beacon|disputes|forks|availability): .*?)(?:\\x00|'\(|"\()""", trace
-    )
+    found = re.search(rf"""((?:{PREFIXES}): .*?)(?:\\x00|'\(|"\()""", trace)
     return found.group(1) if found else trace
 
 

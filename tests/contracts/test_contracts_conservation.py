@@ -199,3 +199,59 @@ def test_rows_are_promised_doubted_shown_and_paid(machine):
             "fee burned": 1,
         }.items():
             assert (name, machine.seen[name]) == (name, count)
+
+
+def test_stake_that_others_added_is_shared_lost_and_taken_back(make_world):
+    """Rewards, commissions, slashes that nobody is paid for, a pot slashed to nothing, and everybody's way out."""
+
+    class SuiteWithLittleToPay(Suite):
+        seen: ClassVar = Counter()
+        world = make_world(payout_max=4 * CREDIT)
+
+    with Walk(SuiteWithLittleToPay) as walk:
+        for backer, amount in enumerate((7 * CREDIT, 11, CREDIT // 3)):
+            walk.delegate(1, backer, amount)
+        walk.set_commission(1, 10_001)
+        walk.set_commission(1, 3333)
+        walk.reward(1, 10 * CREDIT + 1)
+        walk.undelegate(1, 0, 2 * CREDIT, everything=False)
+        walk.undelegate(1, 0, 100 * CREDIT, everything=False)
+        walk.slash_elsewhere(3 * CREDIT)
+        walk.slash_elsewhere(5 * CREDIT)
+        walk.wait(3600)
+        walk.reward(1, 7)
+        walk.withdraw_from(1, 0)
+        walk.withdraw_from(1, 1)
+        walk.set_commission(1, 0)
+        walk.reward(1, CREDIT)
+        walk.jail_or_unjail_elsewhere()
+        walk.jail_or_unjail_elsewhere()
+        walk.wait(900)
+        walk.jail_or_unjail_elsewhere()
+        walk.delegate(0, 0, 10 * CREDIT)
+        walk.unbond(0, 50 * CREDIT)
+        walk.undelegate(0, 0, 4 * CREDIT, everything=False)
+        walk.delegate(0, 1, 1)
+        walk.buy(0, CREDIT)
+        walk.prove_pair(*walk.machine.receipts[0], "counter", honest=False)
+        for backer in range(3):
+            walk.undelegate(1, backer, 0, everything=True)
+        walk.wait(3600)
+        for backer in range(3):
+            for operator in (0, 1):
+                walk.withdraw_from(operator, backer)
+        walk.withdraw(0)
+        for name, count in {
+            "delegate": 4,
+            "delegate refused": 1,
+            "undelegate refused": 1,
+            "setCommission refused": 1,
+            "reward": 3,
+            "slash that nobody is paid": 1,
+            "jail": 1,
+            "unjail": 1,
+            "unjail refused": 2,
+            "withdrawFrom": 5,
+            "proveDoubleCounter": 1,
+        }.items():
+            assert (name, walk.machine.seen[name]) == (name, count)

@@ -7,7 +7,10 @@ import boa
 import pytest
 from contracts_calls import ROWS
 from contracts_gas import SNAPSHOT, TOLERANCE, measure, name_of
+from contracts_lies import Chains
+from contracts_world import CONSENSUS, NOBODY, VALIDATOR_MIN, make_actor
 
+from deaios.ledger.eip712 import hash_struct
 from deaios.primitives.hashing import keccak256
 from deaios.primitives.units import CREDIT
 
@@ -54,6 +57,35 @@ def test_a_full_committee_fits_into_blocks(make_world, world):
     meter("draw", big.disputes.draw, dispute_id, sender=big.stranger)
     big.wait(90)
     meter("tally", big.disputes.tally, dispute_id, sender=big.stranger)
+    assert {name: used for name, used in meter.used.items() if used > GAS_MAX} == {}
+
+
+@pytest.mark.slow
+def test_a_full_network_fits_into_blocks(world):
+    """A hundred validators: frozen in one call; who comes later takes the place of the weakest, or finds none."""
+    chains, meter = Chains(world), Meter()
+    network, actors = chains.add("full"), [make_actor(f"validator {number} of many") for number in range(101)]
+    for number, actor in enumerate(actors):
+        world.credit.transfer(actor.text, 100 * CREDIT, sender=world.faucet.text)
+        world.join(actor, CONSENSUS, VALIDATOR_MIN + (number + 50) % 100 + 1)
+    keys = [make_actor(f"key {number} of many") for number in range(102)]
+    for actor, key in zip(actors[:100], keys, strict=False):
+        chains.join(network, actor, key)
+    world.staking.beginUnbond(50, sender=actors[100].text)
+    with boa.reverts("networks: no validator is weaker"):
+        chains.join(network, actors[100], keys[100])
+    last = chains.consent(keys[101], network, world.validators[2])
+    meter("join a full network", world.networks.join, network, keys[101].text, last, sender=world.validators[2])
+    weakest = actors[50]
+    assert world.networks.keyOf(network, weakest.text) == NOBODY
+    assert world.networks.assignmentOf(keys[50].text)[2] == world.now
+    assert len(world.networks.operatorsOf(network)) == 100
+    meter("begin the epoch of a full network", world.networks.beginEpoch, network, sender=world.buyer)
+    assert len(chains.validators(network)) == 100
+    chains.commit(hash_struct(chains.header("full")), hash_struct(chains.header("full", timestamp=1)))
+    world.wait(1)
+    proof = chains.headers_arguments(network, chains.header("full"), chains.header("full", timestamp=1), keys[101])
+    meter("prove a lie in a full network", world.equivocation.proveHeaders, *proof, sender=chains.prover)
     assert {name: used for name, used in meter.used.items() if used > GAS_MAX} == {}
 
 

@@ -14,11 +14,13 @@ import boa
 import pytest
 import vyper
 from contracts_calls import EVERYONE, ROWS, Scene
+from contracts_lies import CHAIN_ID, Chains
 from contracts_world import (
     ACQUIT,
     ANSWER_SECONDS,
     CHALLENGE_BOND,
     GUILTY,
+    NOBODY,
     ROUND_SECONDS,
     STORAGE,
     SUPPLY,
@@ -31,12 +33,12 @@ from vyper.compiler.input_bundle import FilesystemInputBundle
 from vyper.compiler.settings import Settings
 
 from deaios.ledger import structs
-from deaios.ledger.eip712 import sign_struct
+from deaios.ledger.eip712 import hash_struct, sign_struct
 from deaios.primitives.hashing import keccak256
 from deaios.primitives.merkle import build_root, prove_leaf
 from deaios.primitives.units import CREDIT
 
-CONTRACTS = ("channels", "staking", "beacon", "disputes", "forks", "availability")
+CONTRACTS = ("channels", "staking", "beacon", "disputes", "forks", "availability", "networks", "equivocation")
 ROOT, MANIFEST, SALT = b"\x07" * 32, b"\x09" * 32, b"\x08" * 32
 
 
@@ -62,10 +64,13 @@ class Heist:
         self.me = address_of(self.token)
         world = self.world = World(token=self.token)
         self.token.transfer(self.token.address, 1000 * CREDIT, sender=world.faucet.text)
-        for spender in (world.staking, world.disputes, world.forks, world.availability):
+        for spender in (world.staking, world.disputes, world.forks, world.availability, world.networks):
             self.act(self.token, "approve", spender.address, 2**256 - 1)
         self.fill_channels()
+        self.found_network()
         self.fill_staking()
+        self.chains = Chains(world)
+        self.network, self.keys = self.chains.populate("a")
         self.fill_availability()
         self.purchase = world.make_receipt(self.honest, CREDIT // 100)
 
@@ -89,8 +94,19 @@ class Heist:
             if config is not self.honest:
                 self.act(world.channels, "initiateWithdraw", terms, 2 * CREDIT)
 
+    def network_arguments(self, salt):
+        return (SALT, CHAIN_ID, NOBODY, salt, [])
+
+    def found_network(self):
+        """One that the thief gave up, and whose bond comes back once the stake has unbonded."""
+        self.act(self.world.networks, "add", *self.network_arguments(ROOT))
+        self.mine_of_old = bytes(self.world.networks.networkAt(0))
+        self.act(self.world.networks, "retire", self.mine_of_old)
+
     def fill_staking(self):
         world = self.world
+        self.act(world.staking, "delegate", world.validators[0].text, 20 * CREDIT)
+        self.act(world.staking, "undelegate", world.validators[0].text, 5 * CREDIT)
         self.act(world.staking, "stake", 100 * CREDIT)
         self.act(world.staking, "optIn", STORAGE, 10_000)
         self.act(world.staking, "beginUnbond", 40 * CREDIT)
@@ -124,8 +140,15 @@ class Heist:
         ]
 
     def staking_calls(self):
-        me = self.token.address
+        me, other = self.token.address, self.world.validators[0].text
         return [
+            ("delegate", other, CREDIT),
+            ("undelegate", other, CREDIT),
+            ("withdrawFrom", other),
+            ("reward", me, CREDIT),
+            ("setCommission", 7),
+            ("jail", STORAGE, me),
+            ("unjail", STORAGE),
             ("withdraw",),
             ("stake", CREDIT),
             ("beginUnbond", CREDIT),
@@ -168,6 +191,46 @@ class Heist:
             ("withdraw",),
         ]
 
+    def network_calls(self):
+        key = self.keys[0].text
+        return [
+            ("add", *self.network_arguments(SALT)),
+            ("retire", self.mine_of_old),
+            ("reclaim", self.mine_of_old),
+            ("join", self.network, key, b"\0" * 65),
+            ("leave", self.network),
+            ("beginEpoch", self.network),
+            ("bury", key),
+        ]
+
+    def lies(self):
+        """Arguments of each proof, with what they must be committed under."""
+        chains, key = self.chains, self.keys[0]
+        headers = [chains.header("a", timestamp=time) for time in (1, 2)]
+        checkpoints = [chains.checkpoint(self.network, ZERO32, root=bytes([n]) * 32) for n in (1, 2)]
+        update = structs.ValsetUpdate(self.network, 9, 1, ZERO32)
+        signed = [sign_struct(key.key, chains.domain, item) for item in (*checkpoints, update)]
+        a, b = (self.world.tuple_of(item) for item in checkpoints)
+        return {
+            "proveHeaders": (headers, (*chains.headers_arguments(self.network, *headers, key)[:-1], SALT)),
+            "proveCheckpoints": (checkpoints, (a, signed[0], b, signed[1], SALT)),
+            "proveValset": ([update], (self.world.tuple_of(update), signed[2], SALT)),
+        }
+
+    def commit_lies(self):
+        for items, _ in self.lies().values():
+            digests = [hash_struct(item) for item in items]
+            second = digests[1] if len(digests) > 1 else ZERO32
+            self.act(
+                self.world.equivocation,
+                "commitEvidence",
+                keccak256(self.me.rjust(32, b"\0") + digests[0] + second + SALT),
+            )
+        self.world.wait(1)
+
+    def equivocation_calls(self):
+        return [("commitEvidence", SALT), *((name, *arguments) for name, (_, arguments) in self.lies().items())]
+
     def certifiable(self):
         return (*self.blob_too.tuples, self.world.sign_rows(self.blob_too))
 
@@ -182,6 +245,8 @@ class Heist:
             "disputes": self.dispute_calls,
             "forks": self.fork_calls,
             "availability": self.availability_calls,
+            "networks": self.network_calls,
+            "equivocation": self.equivocation_calls,
         }
         contract = getattr(self.world, name)
         views = {
@@ -191,6 +256,8 @@ class Heist:
             "disputes": ("phaseOf", 1),
             "forks": ("challengeOf", SALT),
             "availability": ("committeeOf", 1),
+            "networks": ("networkOf", self.network),
+            "equivocation": ("slashBps",),
         }
         # Views and public getters too: nobody reads a state that is half written.
         tried = [*made[name](), views[name], ("token",)]
@@ -270,8 +337,9 @@ class Heist:
         world, me = self.world, self.token.address
         channels = [world.channels.channels(world.channel_id(it)) for it in (self.honest, self.mine, self.mine_too)]
         earned = [world.channels.receivers(who, me) for who in (world.provider.text, me)]
-        operators = (me, world.provider.text, *(actor.text for actor in (*world.auditors, *world.holders)))
-        stakes = [world.staking.stakeOf(who) + world.staking.unbondingOf(who)[0] for who in operators]
+        members = (*world.auditors, *world.holders, *world.validators)
+        stakes = [sum(world.staking.potsOf(who)) for who in (me, world.provider.text, *(it.text for it in members))]
+        networks = [world.networks.networkOf(world.networks.networkAt(n)) for n in range(world.networks.networkCount())]
         disputes = [world.dispute(n) for n in range(1, world.disputes.disputeCount() + 1)]
         open_disputes = [item.bond + item.appealBond for item in disputes if item.stage != 4]
         challenged = world.forks.challengeOf(world.channel_id(self.honest))[3] > 0
@@ -283,6 +351,8 @@ class Heist:
             "disputes": sum(open_disputes),
             "forks": CREDIT * challenged,
             "availability": self.owed_for_rows(),
+            "networks": sum(network.bond for network in networks),
+            "equivocation": 0,
         }
 
     def owed_for_rows(self):
@@ -362,6 +432,15 @@ MOVES = (
     ),
     thief("staking", "stake", arguments=lambda it: (CREDIT,)),
     thief("staking", "withdraw"),
+    thief("staking", "delegate", arguments=lambda it: (it.world.validators[0].text, CREDIT)),
+    thief("staking", "withdrawFrom", arguments=lambda it: (it.world.validators[0].text,)),
+    thief("staking", "reward", arguments=lambda it: (it.token.address, CREDIT)),
+    thief("networks", "add", arguments=lambda it: it.network_arguments(SALT)),
+    thief("networks", "reclaim", arguments=lambda it: (it.mine_of_old,)),
+    *(
+        thief("equivocation", name, Heist.commit_lies, lambda it, name=name: it.lies()[name][1])
+        for name in ("proveHeaders", "proveCheckpoints", "proveValset")
+    ),
     Move(
         "staking",
         "slash",

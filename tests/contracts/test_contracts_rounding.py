@@ -29,6 +29,8 @@ from deaios.primitives.units import CREDIT
 STAKE_MAX = 2**96 - 1
 AMOUNT_MAX = 2**128 - 1
 SUPPLY_MAX = 2**256 - 1
+STAKING_WINDOWS = (UNBONDING, UNBONDING, 1, STAKE_MAX)
+"""Unbonding, jail, and payouts without a bound that anything here reaches."""
 BOND_MAX = 2**96 - 1
 SLICES = (1, 2, 3, 9, 10, 11, 20, 21, 1_000_003, STAKE_MAX)
 """What is left to slash: around the first units of each part, odd, and all that the contract can hold."""
@@ -49,7 +51,7 @@ AMOUNTS = {
 
 def make_rich_world(amounts):
     """A suite whose provider has staked all that fits, over a token of the largest supply."""
-    world = World(replace(Settings(), **amounts), supply=SUPPLY_MAX)
+    world = World(replace(Settings(), **amounts), supply=SUPPLY_MAX, payout_max=STAKE_MAX)
     for actor in (world.provider, world.accuser):
         world.credit.transfer(actor.text, 2**130, sender=world.faucet.text)
         for contract in (world.staking, world.disputes):
@@ -207,7 +209,7 @@ extremes = st.integers(1, 12) | st.integers(1, STAKE_MAX) | st.sampled_from([STA
 @pytest.fixture(scope="module")
 def rich():
     """A token of the largest supply, all of it with one holder; titanoboa's plugin undoes each test's changes."""
-    return World(supply=SUPPLY_MAX)
+    return World(supply=SUPPLY_MAX, payout_max=STAKE_MAX)
 
 
 @given(
@@ -224,7 +226,8 @@ def test_slices_of_any_stake_never_exceed_it(rich, deploy_contract, start, caps,
     with boa.env.anchor():
         token = rich.credit
         named = list(zip(names, judges, strict=True))
-        staking = deploy_contract("SharedStaking", token.address, UNBONDING, named, [(name, 1) for name in names])
+        minimums = [(name, 1) for name in names]
+        staking = deploy_contract("SharedStaking", token.address, *STAKING_WINDOWS, named, minimums)
         token.approve(staking.address, SUPPLY_MAX, sender=who)
         staking.stake(start, sender=who)
         joined = []
@@ -239,7 +242,7 @@ def test_slices_of_any_stake_never_exceed_it(rich, deploy_contract, start, caps,
         taken = returned = 0
         for step, amount in steps:
             slices = {name: staking.sliceOf(name, who) for name in names}
-            stake, (unbonding, _) = staking.stakeOf(who), staking.unbondingOf(who)
+            (stake, unbonding, _), before = staking.accountOf(who, who), sum(staking.potsOf(who))
             if step.startswith("slash"):
                 mine = names[int(step[-1])]
                 got = staking.slash(mine, who, amount, sender=dict(named)[mine])
@@ -254,8 +257,8 @@ def test_slices_of_any_stake_never_exceed_it(rich, deploy_contract, start, caps,
                 staking.withdraw(sender=who)
                 returned += unbonding
                 for name in joined:
-                    assert abs(staking.sliceOf(name, who) - slices[name] * stake // (stake + unbonding)) <= 2
-            total = staking.stakeOf(who) + staking.unbondingOf(who)[0]
+                    assert abs(staking.sliceOf(name, who) - slices[name] * (before - unbonding) // before) <= 2
+            total = sum(staking.potsOf(who))
             assert taken + returned + total == start
             assert token.balanceOf(staking.address) == total
             assert sum(staking.sliceOf(name, who) for name in names) <= total
@@ -264,7 +267,7 @@ def test_slices_of_any_stake_never_exceed_it(rich, deploy_contract, start, caps,
 
 
 def test_a_unit_too_much_stake_is_refused(rich, deploy_contract):
-    staking = deploy_contract("SharedStaking", rich.credit.address, UNBONDING, [], [(ZERO32, 1)])
+    staking = deploy_contract("SharedStaking", rich.credit.address, *STAKING_WINDOWS, [], [(ZERO32, 1)])
     who = rich.faucet.text
     rich.credit.approve(staking.address, SUPPLY_MAX, sender=who)
     for amount in (STAKE_MAX + 1, SUPPLY_MAX):

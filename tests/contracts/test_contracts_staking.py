@@ -41,7 +41,13 @@ def test_slices_and_powers_follow_the_caps(world, operator):
     assert staking.sliceOf(AUDIT, operator.text) == 0
     assert staking.members(STORAGE) == [operator.text]
     assert staking.roster(COMPUTE) == [(world.provider.text, 50 * CREDIT), (operator.text, 50 * CREDIT)]
-    assert [bytes(service) for service in staking.services()] == [COMPUTE, AUDIT, STORAGE, keccak256(b"da")]
+    assert [bytes(service) for service in staking.services()] == [
+        COMPUTE,
+        AUDIT,
+        STORAGE,
+        keccak256(b"da"),
+        keccak256(b"consensus"),
+    ]
 
 
 def test_caps_only_rise_and_never_exceed_the_stake(world, operator):
@@ -119,11 +125,13 @@ def test_a_second_unbonding_restarts_the_wait(world, operator):
     assert world.staking.stakeOf(operator.text) == 90 * CREDIT - 1
 
 
-def test_a_slash_takes_active_stake_first(world, operator, judge):
+def test_a_slash_takes_from_active_and_unbonding_stake_alike(world, operator, judge):
     world.staking.beginUnbond(90 * CREDIT, sender=operator.text)
+    power = world.staking.power(STORAGE, operator.text)
     assert slash(world, STORAGE, operator, 12 * CREDIT, judge) == 12 * CREDIT
-    assert world.staking.stakeOf(operator.text) == 0
-    assert world.staking.unbondingOf(operator.text)[0] == 88 * CREDIT
+    assert tuple(world.staking.potsOf(operator.text)) == (8_800_000, 79_200_000)
+    assert world.staking.unbondingOf(operator.text)[0] == 79_200_000
+    assert (power, world.staking.power(STORAGE, operator.text)) == (2_500_000, 1_300_000)
 
 
 def test_leaving_takes_as_long_as_unbonding(world, operator, judge):
@@ -172,19 +180,25 @@ def test_a_member_below_the_minimum_can_be_evicted_and_come_back(world):
 
 
 def test_deployment_refuses_unsound_services(world, deploy_contract, deployment_reverts):
-    token, judge = world.credit.address, world.buyer.text
-    cases = {
-        "staking: unbonding time is zero": (token, 0, [], []),
-        "staking: token is zero": ("0x" + "00" * 20, 1, [], []),
-        "staking: service is named twice": (token, 1, [], [(AUDIT, 1), (AUDIT, 2)]),
-        "staking: minimum power is zero": (token, 1, [], [(AUDIT, 0)]),
-        "staking: judge of an unknown service": (token, 1, [(AUDIT, judge)], []),
-        "staking: judge is named twice": (token, 1, [(AUDIT, judge)] * 2, [(AUDIT, 1)]),
-        "staking: judge is zero": (token, 1, [(AUDIT, "0x" + "00" * 20)], [(AUDIT, 1)]),
-    }
-    for message, arguments in cases.items():
+    token, judge, nobody = world.credit.address, world.buyer.text, "0x" + "00" * 20
+    windows = (10, 10, 10, 10)
+    cases = (
+        ("staking: unbonding time is zero", token, (0, 1, 1, 1), [], []),
+        ("staking: token is zero", nobody, windows, [], []),
+        ("staking: jail time out of range", token, (10, 0, 1, 1), [], []),
+        ("staking: jail time out of range", token, (10, 11, 1, 1), [], []),
+        ("staking: payout out of range", token, (10, 10, 0, 1), [], []),
+        ("staking: payout out of range", token, (10, 10, 2, 1), [], []),
+        ("staking: payout out of range", token, (10, 10, 1, 2**96), [], []),
+        ("staking: service is named twice", token, windows, [], [(AUDIT, 1), (AUDIT, 2)]),
+        ("staking: minimum power is zero", token, windows, [], [(AUDIT, 0)]),
+        ("staking: judge of an unknown service", token, windows, [(AUDIT, judge)], []),
+        ("staking: judge is named twice", token, windows, [(AUDIT, judge)] * 2, [(AUDIT, 1)]),
+        ("staking: judge is zero", token, windows, [(AUDIT, nobody)], [(AUDIT, 1)]),
+    )
+    for message, money, times, judges, minimums in cases:
         with deployment_reverts(message):
-            deploy_contract("SharedStaking", *arguments)
+            deploy_contract("SharedStaking", money, *times, judges, minimums)
 
 
 @given(
@@ -203,7 +217,7 @@ def test_no_service_takes_from_the_slice_of_another(deployed, deploy_contract, c
         staking = deploy_contract(
             "SharedStaking",
             world.credit.address,
-            UNBONDING,
+            *(UNBONDING, UNBONDING, 1, 10**15),
             [(name, judge.text) for name, judge in zip(names, judges, strict=True)],
             [(name, 1) for name in names],
         )
@@ -214,6 +228,7 @@ def test_no_service_takes_from_the_slice_of_another(deployed, deploy_contract, c
             staking.optIn(name, cap, sender=who)
         for step, amount in steps:
             slices = [staking.sliceOf(name, who) for name in names]
+            powers = [staking.power(name, who) for name in names]
             total = staking.stakeOf(who) + staking.unbondingOf(who)[0]
             if step.startswith("slash"):
                 mine = int(step[-1])
@@ -221,6 +236,8 @@ def test_no_service_takes_from_the_slice_of_another(deployed, deploy_contract, c
                 assert taken == min(amount, slices[mine])
                 assert staking.sliceOf(names[mine], who) == slices[mine] - taken
                 assert staking.sliceOf(names[1 - mine], who) == slices[1 - mine]
+                assert staking.power(names[mine], who) <= powers[mine]
+                assert abs(staking.power(names[1 - mine], who) - powers[1 - mine]) <= 1
             elif step == "stake":
                 staking.stake(min(amount, 10**8), sender=who)
                 for name, before in zip(names, slices, strict=True):

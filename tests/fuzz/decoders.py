@@ -20,7 +20,19 @@ from fuzz_target import Skipped, Target, as_json, as_text, as_typed
 from deaios.alignment import answer, documents, evidence
 from deaios.chain import blocks, genesis, journal_text, overrides, rpc
 from deaios.compute import commitments, gguf_file, records, template, tokenizer
-from deaios.ledger import abi, artifacts, committee, descriptor, eip712, rlp, selection, settings, structs, transactions
+from deaios.ledger import (
+    abi,
+    artifacts,
+    committee,
+    descriptor,
+    eip712,
+    networks,
+    rlp,
+    selection,
+    settings,
+    structs,
+    transactions,
+)
 from deaios.ledger import records as chain_records
 from deaios.ledger.client import rpc as rpc_client
 from deaios.ledger.suite import SuiteAddresses
@@ -271,6 +283,13 @@ def _ledger_targets() -> list[Target]:
             lambda value: b"".join(_word(one.seats, one.first_seat, one.address) for one in value.members),
         ),
         Target(
+            "validators",
+            lambda data: networks.decode_validators(_words(data)),
+            ("ledger.networks.decode_validators",),
+            ((7 << 160 | 1).to_bytes(32) + (9 << 160 | 2).to_bytes(32),),
+            lambda value: b"".join(word.to_bytes(32) for word in networks.encode_validators(value)),
+        ),
+        Target(
             "block",
             lambda data: chain_records.read_block(as_json(data)),
             ("ledger.records.read_block",),
@@ -303,7 +322,7 @@ def _word(seats: int, first: int, address: bytes = b"\x22" * 20) -> bytes:
 
 
 def _descriptor(key: keys.PrivateKey) -> bytes:
-    contracts = SuiteAddresses(*(keys.Address(bytes([index + 1]) * 20) for index in range(10)))
+    contracts = SuiteAddresses(*(keys.Address(bytes([index + 1]) * 20) for index in range(15)))
     made = descriptor.NetworkDescriptor(
         network_id=b"\x99" * 32,
         chain_id=20261123,

@@ -27,7 +27,7 @@ from deaios.primitives.keys import Address, PrivateKey
 
 KEY = PrivateKey(b"\x11" * 32)
 OTHER = PrivateKey(b"\x12" * 32)
-ADDRESSES = SuiteAddresses(*(Address(bytes([i + 1]) * 20) for i in range(10)))
+ADDRESSES = SuiteAddresses(*(Address(bytes([i + 1]) * 20) for i in range(15)))
 DESCRIPTOR = NetworkDescriptor(
     network_id=b"\x99" * 32,
     chain_id=20261123,
@@ -54,7 +54,7 @@ def sign_anyway(document: dict[str, Any], key: PrivateKey = KEY) -> bytes:
 
 def test_frozen_digest() -> None:
     digest = compute_descriptor_digest(DESCRIPTOR)
-    assert digest.hex() == "dddb422885a091818342293b14e239495f58e8bbb4634a5589c64d6b207c5b5d"
+    assert digest.hex() == "cb7038c2f0beb01aab3e528abd008ac144d3664d4125d484fa27a8f0671432c8"
 
 
 def test_round_trip() -> None:

@@ -74,7 +74,8 @@ def test_not_settings(value: Any) -> None:
 
 @pytest.mark.parametrize("settings", [LOCAL, DEFAULT])
 def test_stake_outlasts_every_dispute(settings: NetworkSettings) -> None:
-    brief = replace(settings, da_epoch_s=1, da_term_max_s=1, da_answer_s=1)
+    brief = replace(settings, da_epoch_s=1, da_term_max_s=1, da_answer_s=1, jail_s=1, network_epoch_s=1)
+    brief = replace(brief, network_trust_s=2, evidence_s=1)
     needed = brief.opening_retention_s + brief.dispute_s_max
     assert replace(brief, unbonding_s=needed + 1).unbonding_s == needed + 1
     with pytest.raises(InvalidSettings, match=f"must exceed {needed}, the time to find"):
@@ -84,11 +85,34 @@ def test_stake_outlasts_every_dispute(settings: NetworkSettings) -> None:
 @pytest.mark.parametrize("settings", [LOCAL, DEFAULT])
 def test_stake_outlasts_every_promise_of_rows(settings: NetworkSettings) -> None:
     assert settings.promise_s_max < settings.unbonding_s
-    quick = replace(settings, opening_retention_s=1)
+    quick = replace(settings, opening_retention_s=1, jail_s=1, network_epoch_s=1, network_trust_s=2, evidence_s=1)
     needed = quick.promise_s_max
     assert replace(quick, unbonding_s=needed + 1).unbonding_s == needed + 1
     with pytest.raises(InvalidSettings, match=f"must exceed {needed}, the time for which"):
         replace(quick, unbonding_s=needed)
+
+
+@pytest.mark.parametrize("settings", [LOCAL, DEFAULT])
+def test_stake_outlasts_trust_evidence_disputes_and_appeals(settings: NetworkSettings) -> None:
+    brief = replace(settings, da_epoch_s=1, da_term_max_s=1, da_answer_s=1, jail_s=1, opening_retention_s=1)
+    needed = brief.network_trust_s + brief.evidence_s + brief.dispute_s_max
+    assert replace(brief, unbonding_s=needed + 1).unbonding_s == needed + 1
+    with pytest.raises(InvalidSettings, match=f"must exceed {needed}, the time to believe"):
+        replace(brief, unbonding_s=needed)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"network_epoch_s": LOCAL.network_trust_s}, "reaches network_trust_s"),
+        ({"jail_s": LOCAL.unbonding_s + 1}, "exceeds unbonding_s"),
+        ({"slash_payout_max": LOCAL.slash_payout_s - 1}, "less than one unit a second"),
+        ({"equivocation_slash_bps": 10_001}, "1 to 10000 allowed"),
+    ],
+)
+def test_networks_and_slashes_in_bounds(change: dict[str, int], reason: str) -> None:
+    with pytest.raises(InvalidSettings, match=reason):
+        replace(LOCAL, **change)
 
 
 @pytest.mark.parametrize("seats", [2, 257])

@@ -62,6 +62,9 @@ BUDGETS = {
         "deaios.alignment": "judges nobody",
         "deaios.market.seller": "sells nothing",
     },
+    ("deaios.node.roles.further", PROCESS): MODELS | ENGINES | TRADE | CODING | {"deaios.storage": "keeps no rows"},
+    ("deaios.node.roles.validator", PROCESS): MODELS | ENGINES | TRADE | CHAIN | CODING,
+    ("deaios.node.roles.relayer", PROCESS): MODELS | ENGINES | TRADE | CHAIN | CODING,
     ("deaios.node.local",): {
         "deaios.gateway": "only starts processes",
         "deaios.alignment.auditor": "only starts processes",

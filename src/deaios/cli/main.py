@@ -13,6 +13,7 @@ _COMMANDS = {
     "join": "deaios.cli.network",
     "status": "deaios.cli.network",
     "chain": "deaios.cli.chain",
+    "network": "deaios.cli.networks",
     "ask": "deaios.cli.answers",
     "verify": "deaios.cli.answers",
     "put": "deaios.cli.files",
@@ -24,14 +25,16 @@ _COMMANDS = {
     "store": "deaios.cli.roles",
     "audit": "deaios.cli.roles",
     "attest": "deaios.cli.roles",
+    "validate": "deaios.cli.roles",
+    "relay": "deaios.cli.roles",
     "connect": "deaios.cli.guide",
     "doctor": "deaios.cli.guide",
     "demo": "deaios.cli.demo",
 }
 _GROUPS = (
-    ("Run a network", ("up", "down", "join", "status", "chain", "demo")),
+    ("Run a network", ("up", "down", "join", "status", "chain", "network", "demo")),
     ("Ask and check", ("ask", "verify")),
-    ("Earn", ("provide", "store", "attest", "audit")),
+    ("Earn", ("provide", "store", "attest", "audit", "validate", "relay")),
     ("Files and money", ("put", "get", "blob", "wallet", "key")),
     ("Help", ("connect", "doctor")),
 )

@@ -1,4 +1,4 @@
-"""`provide`, `store`, `attest`, `audit`: earn in a network that this folder has joined."""
+"""`provide`, `store`, `attest`, `audit`, `validate`, `relay`: earn in a network that this folder has joined."""
 
 import click
 
@@ -58,3 +58,27 @@ async def attest(folder: StateFolder, as_json: bool, port: int) -> None:
 async def audit(folder: StateFolder, as_json: bool) -> None:
     """Buy as users do, re-execute, dispute what is wrong, and sit on juries."""
     await _serve(folder, RoleSpec("auditor-1", "auditor"), as_json=as_json)
+
+
+@click.command()
+@common
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="TCP port; picked once and kept otherwise.")
+@run_async
+async def validate(folder: StateFolder, as_json: bool, port: int) -> None:
+    """Validate the further networks: stake once, sign what you see.
+
+    Joins each network with a key of its own. Every promise is on disk before it is signed. Never run one key in two
+    folders: two signatures for one thing cost half the stake.
+    """
+    await _serve(folder, RoleSpec("validator-1", "validator", port), as_json=as_json)
+
+
+@click.command()
+@common
+@run_async
+async def relay(folder: StateFolder, as_json: bool) -> None:
+    """Carry validator sets and messages between networks.
+
+    Pays gas on each, and needs nobody's trust.
+    """
+    await _serve(folder, RoleSpec("relayer-1", "relayer"), as_json=as_json)

@@ -24,8 +24,15 @@ NAMES = (
     "Disputes",
     "Forks",
     "DataAvailability",
+    "Networks",
+    "Equivocation",
+    "Outbox",
+    "Inbox",
+    "Bridge",
 )
 """Every contract of the suite, in order of deployment."""
+FURTHER_NAMES = ("Credit", "ValsetMirror", "Outbox", "Inbox", "Bridge", "Channels")
+"""Every contract of a further network, in order of deployment."""
 
 
 class InvalidArtifact(Invalid):
@@ -47,9 +54,9 @@ class Artifact:
     runtime: bytes
 
 
-@lru_cache(maxsize=len(NAMES))
+@lru_cache(maxsize=len(NAMES) + len(FURTHER_NAMES))
 def load_artifact(name: str) -> Artifact:
-    """One contract of `NAMES`.
+    """One contract of `NAMES` or `FURTHER_NAMES`.
 
     Raises:
         InvalidArtifact: it is not installed, or damaged.

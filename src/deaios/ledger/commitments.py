@@ -20,6 +20,12 @@ def commit_evidence(accuser: Address, evidence_root: bytes, salt: bytes) -> byte
     return keccak256(encode_values(("address", "bytes32", "bytes32"), (accuser, evidence_root, salt)))
 
 
+def commit_lie(prover: Address, first: bytes, second: bytes, salt: bytes) -> bytes:
+    """What a prover of an equivocation commits to: digests of what was signed; zero for no second."""
+    kinds = ("address", "bytes32", "bytes32", "bytes32")
+    return keccak256(encode_values(kinds, (prover, first, second, salt)))
+
+
 def compute_deposit_nonce(channel_id: bytes, salt: int) -> bytes:
     """EIP-3009 nonce of a deposit: it binds the payer's authorization to one channel (x402 `batch-settlement`)."""
     return keccak256(encode_values(("bytes32", "uint256"), (channel_id, salt)))

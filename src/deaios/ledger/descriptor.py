@@ -7,12 +7,14 @@ the reader meant is for the reader to say.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import cast
 from urllib.parse import urlsplit
 
+from deaios.ledger.further import FurtherAddresses
 from deaios.ledger.settings import NUMBER_MAX, NetworkSettings, decode_settings, encode_settings
 from deaios.ledger.suite import SuiteAddresses
 from deaios.primitives.encoding import Json, decode_hex, encode_canonical_json, encode_hex
@@ -38,6 +40,10 @@ CHAIN_ID_MAX = (1 << 53) - 1
 DECIMALS_MAX = 36
 CONFIRMATIONS_MAX = 1024
 """Deeper than any network settles, and as far back as a node without an archive need not go."""
+NETWORKS_MAX = 32
+SERVICES = ("payments", "compute", "storage", "da", "audit")
+"""What can be bound to a further network; what is bound to none is on the root."""
+NETWORK_NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
 _SCHEMES = ("http", "https")
 
 
@@ -54,6 +60,44 @@ class Token:
     symbol: str
     version: str
     decimals: int
+
+
+@dataclass(frozen=True, slots=True)
+class FurtherNetwork:
+    """A network behind the same stake.
+
+    Attributes:
+        name: for people, unique in a descriptor.
+        id: what it is called on the root and in every signature.
+        rpc_urls: Ethereum JSON-RPC of its chain, best first.
+        contracts: where they are.
+        services: those of `SERVICES` that are bound to it.
+        confirmations: blocks that must hold something before validators believe it.
+        faucet_url: gives its native coin, if anything does.
+    """
+
+    name: str
+    id: bytes
+    chain_id: int
+    rpc_urls: tuple[str, ...]
+    contracts: FurtherAddresses
+    services: tuple[str, ...] = ()
+    confirmations: int = 1
+    faucet_url: str | None = None
+
+    def __post_init__(self) -> None:
+        if not NETWORK_NAME.fullmatch(self.name):
+            raise InvalidDescriptor(f"network name {self.name[:80]!r} is not {NETWORK_NAME.pattern}")
+        if len(self.id) != 32 or not 0 < self.chain_id <= CHAIN_ID_MAX:
+            raise InvalidDescriptor(f"network {self.name} has no id of 32 bytes, or chain id {self.chain_id}")
+        if not 0 < self.confirmations <= CONFIRMATIONS_MAX:
+            raise InvalidDescriptor(f"{self.confirmations} confirmations, 1 to {CONFIRMATIONS_MAX} allowed")
+        if len(set(self.services)) != len(self.services) or not set(self.services) <= set(SERVICES):
+            raise InvalidDescriptor(f"services {', '.join(self.services)}; known are {', '.join(SERVICES)}, once each")
+        if not 0 < len(self.rpc_urls) <= URLS_MAX:
+            raise InvalidDescriptor(f"network {self.name} names {len(self.rpc_urls)} RPC URLs, 1 to {URLS_MAX} allowed")
+        for url in (*self.rpc_urls, *(() if self.faucet_url is None else (self.faucet_url,))):
+            _validate_url(url)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +127,7 @@ class NetworkDescriptor:
     storage_urls: tuple[str, ...] = ()
     confirmations: int = 1
     first_block: int = 0
+    networks: tuple[FurtherNetwork, ...] = ()
     version: int = VERSION
 
     def __post_init__(self) -> None:
@@ -103,6 +148,7 @@ class NetworkDescriptor:
         for text in (self.token.name, self.token.symbol, self.token.version):
             if not 0 < len(text) <= TEXT_CHARACTERS_MAX or not text.isprintable():
                 raise InvalidDescriptor(f"token text {text!r} is not 1 to {TEXT_CHARACTERS_MAX} printable characters")
+        self._validate_networks()
         for urls in (
             self.rpc_urls,
             self.gateways,
@@ -113,6 +159,21 @@ class NetworkDescriptor:
                 raise InvalidDescriptor(f"{len(urls)} URLs exceed {URLS_MAX}")
             for url in urls:
                 _validate_url(url)
+
+    def _validate_networks(self) -> None:
+        if len(self.networks) > NETWORKS_MAX:
+            raise InvalidDescriptor(f"{len(self.networks)} further networks exceed {NETWORKS_MAX}")
+        for what, items in (
+            ("name", [network.name for network in self.networks]),
+            ("id", [network.id for network in self.networks]),
+            ("service", [service for network in self.networks for service in network.services]),
+        ):
+            if len(set(items)) != len(items):
+                raise InvalidDescriptor(f"a {what} belongs to two further networks")
+
+    def get_network(self, name: str) -> FurtherNetwork | None:
+        """A further network by its name."""
+        return next((network for network in self.networks if network.name == name), None)
 
 
 def _validate_url(url: str) -> None:
@@ -149,7 +210,21 @@ def encode_fields(descriptor: NetworkDescriptor) -> dict[str, Json]:
         "faucetUrl": descriptor.faucet_url,
         "gateways": list(descriptor.gateways),
         "storageUrls": list(descriptor.storage_urls),
+        "networks": [_encode_network(network) for network in descriptor.networks],
         **{key: value for key, value in _list_optional(descriptor) if value != _OPTIONAL[key]},
+    }
+
+
+def _encode_network(network: FurtherNetwork) -> Json:
+    return {
+        "name": network.name,
+        "id": encode_hex(network.id),
+        "chainId": network.chain_id,
+        "rpcUrls": list(network.rpc_urls),
+        "contracts": {name: encode_hex(address) for name, address in network.contracts.by_field().items()},
+        "services": list(network.services),
+        "confirmations": network.confirmations,
+        "faucetUrl": network.faucet_url,
     }
 
 
@@ -191,11 +266,29 @@ def decode_fields(value: object) -> NetworkDescriptor:
             storage_urls=_read_texts(items["storageUrls"], "storageUrls"),
             confirmations=_read_int(items["confirmations"], "confirmations"),
             first_block=_read_int(items["firstBlock"], "firstBlock"),
+            networks=tuple(_decode_network(item) for item in _read_list(items["networks"], NETWORKS_MAX, "networks")),
         )
     except InvalidDescriptor:
         raise
     except Invalid as error:
         raise InvalidDescriptor(f"descriptor: {error}") from error
+
+
+def _decode_network(value: object) -> FurtherNetwork:
+    items = _read_object(value, _NETWORK_KEYS, "network")
+    names = tuple(field.name for field in fields(FurtherAddresses))
+    contracts = _read_object(items["contracts"], names, "contracts")
+    faucet_url = items["faucetUrl"]
+    return FurtherNetwork(
+        name=_read_text(items["name"]),
+        id=decode_hex(_read_text(items["id"]), 32),
+        chain_id=_read_int(items["chainId"], "chainId"),
+        rpc_urls=_read_texts(items["rpcUrls"], "rpcUrls"),
+        contracts=FurtherAddresses(*(parse_address(_read_text(contracts[name])) for name in names)),
+        services=_read_texts(items["services"], "services"),
+        confirmations=_read_int(items["confirmations"], "confirmations"),
+        faucet_url=None if faucet_url is None else _read_text(faucet_url),
+    )
 
 
 _KEYS = (
@@ -211,7 +304,9 @@ _KEYS = (
     "faucetUrl",
     "gateways",
     "storageUrls",
+    "networks",
 )
+_NETWORK_KEYS = ("name", "id", "chainId", "rpcUrls", "contracts", "services", "confirmations", "faucetUrl")
 
 _OPTIONAL: Mapping[str, int] = MappingProxyType({"confirmations": 1, "firstBlock": 0})
 """With what they are where they are left out."""
@@ -296,7 +391,11 @@ def _read_text(value: object) -> str:
     return value
 
 
+def _read_list(value: object, length_max: int, where: str) -> list[object]:
+    if not isinstance(value, list) or len(value) > length_max:
+        raise InvalidDescriptor(f"{where} is not a list of at most {length_max}")
+    return value
+
+
 def _read_texts(value: object, where: str) -> tuple[str, ...]:
-    if not isinstance(value, list) or len(value) > URLS_MAX:
-        raise InvalidDescriptor(f"{where} is not a list of at most {URLS_MAX}")
-    return tuple(_read_text(item) for item in value)
+    return tuple(_read_text(item) for item in _read_list(value, URLS_MAX, where))

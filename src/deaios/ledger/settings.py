@@ -1,7 +1,8 @@
 """Every window, delay and amount of a network, with one set for a local network and one for real ones.
 
 A `NetworkSettings` that exists is consistent: stake stays slashable for longer than an audit, a dispute and its appeal
-can take, and longer than rows are promised and can be asked for. The same values go into the contracts' constructors
+can take, longer than rows are promised and can be asked for, and longer than a network believes its validators and
+their lies can be shown. The same values go into the contracts' constructors
 and into the signed descriptor. Table with reasons: docs/spec/windows.md.
 """
 
@@ -29,7 +30,8 @@ SEATS_MIN, SEATS_MAX = 3, 256
 EPOCH_GRACE_S = 600
 """How long the DataAvailability contract still takes certificates of the epoch before."""
 
-_NUMBER_ENDINGS = ("_s", "_blocks", "_size")
+BPS = 10_000
+_NUMBER_ENDINGS = ("_s", "_blocks", "_size", "_bps")
 
 
 class InvalidSettings(Invalid):
@@ -38,7 +40,7 @@ class InvalidSettings(Invalid):
 
 @dataclass(frozen=True, slots=True)
 class NetworkSettings:
-    """Windows in seconds (`_s`) or blocks, counts (`_size`), and amounts in the token's smallest unit."""
+    """Windows in seconds (`_s`) or blocks, counts (`_size`), basis points (`_bps`), and amounts in the token's unit."""
 
     credit_supply: int
     unbonding_s: int
@@ -71,6 +73,15 @@ class NetworkSettings:
     da_penalty: int
     da_fee_base: int
     da_fee_gib_day: int
+    consensus_stake_min: int
+    network_epoch_s: int
+    network_trust_s: int
+    evidence_s: int
+    network_bond: int
+    equivocation_slash_bps: int
+    jail_s: int
+    slash_payout_s: int
+    slash_payout_max: int
     opening_retention_s: int
     request_blocks: int
     batch_blocks: int
@@ -97,13 +108,32 @@ class NetworkSettings:
             raise InvalidSettings(
                 f"unbonding_s is {self.unbonding_s}; it must exceed {needed}, the time to find, judge and appeal"
             )
-
+        self._check_networks()
         if not SEATS_MIN <= self.da_seats_size <= SEATS_MAX:
             raise InvalidSettings(f"da_seats_size is {self.da_seats_size}, {SEATS_MIN} to {SEATS_MAX} allowed")
         if self.unbonding_s <= self.promise_s_max:
             raise InvalidSettings(
                 f"unbonding_s is {self.unbonding_s}; it must exceed {self.promise_s_max}, the time for which a member "
                 "of a committee answers for its rows"
+            )
+
+    def _check_networks(self) -> None:
+        needed = self.network_trust_s + self.evidence_s + self.dispute_s_max
+        if self.unbonding_s <= needed:
+            raise InvalidSettings(
+                f"unbonding_s is {self.unbonding_s}; it must exceed {needed}, the time to believe validators, to show "
+                "that they lied, to judge and to appeal"
+            )
+        if self.network_epoch_s >= self.network_trust_s:
+            raise InvalidSettings(
+                f"network_epoch_s {self.network_epoch_s} reaches network_trust_s {self.network_trust_s}"
+            )
+        if self.jail_s > self.unbonding_s:
+            raise InvalidSettings(f"jail_s {self.jail_s} exceeds unbonding_s {self.unbonding_s}")
+        if self.slash_payout_max < self.slash_payout_s:
+            raise InvalidSettings(
+                f"slash_payout_max {self.slash_payout_max} is below slash_payout_s {self.slash_payout_s}: less than "
+                "one unit a second"
             )
 
     @property
@@ -128,6 +158,8 @@ class NetworkSettings:
 
 
 def _limit_of(name: str) -> int:
+    if name.endswith("_bps"):
+        return BPS
     return NUMBER_MAX if name.endswith(_NUMBER_ENDINGS) else (1 << AMOUNT_BITS) - 1
 
 
@@ -201,6 +233,15 @@ LOCAL = NetworkSettings(
     da_penalty=10 * CREDIT,
     da_fee_base=100,
     da_fee_gib_day=CREDIT // 100,
+    consensus_stake_min=50 * CREDIT,
+    network_epoch_s=60,
+    network_trust_s=21_600,
+    evidence_s=21_600,
+    network_bond=10 * CREDIT,
+    equivocation_slash_bps=5000,
+    jail_s=600,
+    slash_payout_s=3600,
+    slash_payout_max=5000 * CREDIT,
     opening_retention_s=1800,
     request_blocks=10_000,
     batch_blocks=10_000,
@@ -243,6 +284,15 @@ DEFAULT = NetworkSettings(
     da_penalty=100 * CREDIT,
     da_fee_base=1000,
     da_fee_gib_day=CREDIT // 100,
+    consensus_stake_min=5000 * CREDIT,
+    network_epoch_s=86_400,
+    network_trust_s=7 * 86_400,
+    evidence_s=7 * 86_400,
+    network_bond=1000 * CREDIT,
+    equivocation_slash_bps=5000,
+    jail_s=3 * 86_400,
+    slash_payout_s=86_400,
+    slash_payout_max=50_000 * CREDIT,
     opening_retention_s=7 * 86_400,
     request_blocks=300,
     batch_blocks=7200,

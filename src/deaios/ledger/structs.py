@@ -23,6 +23,7 @@ Uint256 = Annotated[int, "uint256"]
 PROTOCOL_NAME = "DeAIOS"
 PROTOCOL_VERSION = "1"
 HEADER_NAME = "DeAIOS Header"
+NETWORKS_NAME = "DeAIOS Networks"
 CHANNELS_NAME = "x402 Batch Settlement"
 
 GREEDY = 0
@@ -224,6 +225,52 @@ class Header:
 
 
 @eip712_struct
+class KeyAssignment:
+    """A key's consent to be an operator's key of one network; signed once, by that key."""
+
+    network: Bytes32
+    operator: AddressField
+
+
+@eip712_struct
+class ValsetUpdate:
+    """What the root says about a network's validators in an epoch; `validators_hash` as in `ledger.networks`.
+
+    The root has the true one, so that a single signature under another one is a proven lie.
+    """
+
+    network: Bytes32
+    epoch: Uint64
+    begun_at: Uint64
+    validators_hash: Bytes32
+
+
+@eip712_struct
+class Checkpoint:
+    """What the first `count` messages from one network to another are; `root` as in `ledger.messages`.
+
+    There is one root for every count, so that validators need not agree where to cut.
+    """
+
+    source: Bytes32
+    destination: Bytes32
+    count: Uint64
+    root: Bytes32
+
+
+@eip712_struct
+class Message:
+    """What a contract of one network says to one of another; nobody signs it, its struct hash is a leaf."""
+
+    source: Bytes32
+    destination: Bytes32
+    nonce: Uint64
+    sender: AddressField
+    target: AddressField
+    payload: Annotated[bytes, "bytes"]
+
+
+@eip712_struct
 class ChannelConfig:
     """x402 `batch-settlement`: a payment channel's terms. Its typed-data digest is the channel id."""
 
@@ -278,6 +325,11 @@ def availability_domain(chain_id: int, availability: Address) -> Domain:
 def header_domain(chain_id: int) -> Domain:
     """Domain of block headers; it names no contract, because headers exist before contracts do."""
     return Domain(HEADER_NAME, PROTOCOL_VERSION, chain_id)
+
+
+def networks_domain(root_chain_id: int, networks: Address) -> Domain:
+    """Domain of key assignments, validator sets and checkpoints on every chain: the registry on the root."""
+    return Domain(NETWORKS_NAME, PROTOCOL_VERSION, root_chain_id, networks)
 
 
 def channels_domain(chain_id: int, channels: Address) -> Domain:

@@ -27,7 +27,10 @@ COMPUTE = keccak256(b"compute")
 AUDIT = keccak256(b"audit")
 STORAGE = keccak256(b"storage")
 DATA_AVAILABILITY = keccak256(b"da")
+CONSENSUS = keccak256(b"consensus")
 """Service ids of SharedStaking."""
+OWN_ID = bytes(32)
+"""Stands for the root's id in constructors there: its chain id."""
 
 
 class InvalidSuite(Invalid):
@@ -48,6 +51,11 @@ class SuiteAddresses:
     disputes: Address
     forks: Address
     availability: Address
+    networks: Address
+    equivocation: Address
+    outbox: Address
+    inbox: Address
+    bridge: Address
 
     def __post_init__(self) -> None:
         addresses = list(self.by_field().values())
@@ -153,11 +161,13 @@ def build_arguments(
         (AUDIT, addresses.disputes),
         (AUDIT, addresses.beacon),
         (DATA_AVAILABILITY, addresses.availability),
+        (CONSENSUS, addresses.equivocation),
     )
     minimums = (
         (COMPUTE, settings.compute_stake_min),
         (AUDIT, settings.audit_stake_min),
         (DATA_AVAILABILITY, settings.da_stake_min),
+        (CONSENSUS, settings.consensus_stake_min),
     )
     jury = (
         settings.jury_size,
@@ -173,12 +183,28 @@ def build_arguments(
     )
     token, staking = addresses.credit, addresses.staking
     return {
-        "Credit": (CREDIT_NAME, CREDIT_SYMBOL, CREDIT_VERSION, holder, settings.credit_supply),
+        "Credit": (
+            CREDIT_NAME,
+            CREDIT_SYMBOL,
+            CREDIT_VERSION,
+            holder,
+            settings.credit_supply,
+            addresses.bridge,
+            settings.credit_supply,
+        ),
         "IdentityRegistry": (),
         "Catalogue": (),
         "Receipts": (),
         "Channels": (token, settings.withdraw_delay_min_s, settings.withdraw_delay_max_s),
-        "SharedStaking": (token, settings.unbonding_s, judges, minimums),
+        "SharedStaking": (
+            token,
+            settings.unbonding_s,
+            settings.jail_s,
+            settings.slash_payout_s,
+            settings.slash_payout_max,
+            judges,
+            minimums,
+        ),
         "Beacon": (staking, settings.beacon_commit_s, settings.beacon_reveal_s, settings.beacon_penalty),
         "Disputes": (token, staking, addresses.beacon, addresses.channels, jury),
         "Forks": (
@@ -204,4 +230,17 @@ def build_arguments(
             settings.da_fee_base,
             settings.da_fee_gib_day,
         ),
+        "Networks": (
+            token,
+            staking,
+            addresses.equivocation,
+            settings.network_epoch_s,
+            settings.network_trust_s,
+            settings.evidence_s,
+            settings.network_bond,
+        ),
+        "Equivocation": (token, staking, addresses.networks, settings.equivocation_slash_bps),
+        "Outbox": (OWN_ID,),
+        "Inbox": (OWN_ID, addresses.networks, 0, addresses.networks),
+        "Bridge": (token, addresses.outbox, addresses.inbox, addresses.networks, OWN_ID, ZERO_ADDRESS),
     }

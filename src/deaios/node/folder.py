@@ -27,7 +27,9 @@ from deaios.ledger.descriptor import NetworkDescriptor, decode_descriptor
 from deaios.primitives.errors import ConfigError, Invalid, Refused
 from deaios.runtime.disk import PRIVATE, write_atomic
 
-RoleKind = Literal["chain", "operator", "storage", "da", "provider", "auditor", "gateway"]
+RoleKind = Literal[
+    "chain", "operator", "storage", "da", "provider", "auditor", "gateway", "further", "validator", "relayer"
+]
 RoleState = Literal["starting", "running", "restarting", "stopped", "failed"]
 
 

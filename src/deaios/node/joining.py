@@ -1,17 +1,20 @@
 """Joining a network by its descriptor: a file or a URL is all that a second machine needs."""
 
+import contextlib
 from pathlib import Path
 
 import msgspec
 
+from deaios.ledger.client.contracts import Contracts
 from deaios.ledger.client.deployment import fetch_network_id, verify_suite
 from deaios.ledger.client.rpc import Rpc
 from deaios.ledger.descriptor import DESCRIPTOR_BYTES_MAX, NetworkDescriptor, decode_descriptor
 from deaios.node.folder import StateFolder
+from deaios.node.further import validate_further
 from deaios.node.keystore import Keystore
 from deaios.node.member import open_member, open_rpc
 from deaios.primitives.encoding import encode_hex
-from deaios.primitives.errors import ConfigError, Invalid
+from deaios.primitives.errors import ConfigError, Invalid, Unavailable
 from deaios.runtime.client import HttpClient
 from deaios.runtime.dice import SystemDice
 
@@ -63,6 +66,10 @@ async def validate_network(descriptor: NetworkDescriptor, rpc: Rpc) -> None:
             f"{encode_hex(descriptor.network_id)} with chain id {descriptor.chain_id}"
         )
     await verify_suite(rpc, descriptor.contracts, descriptor.windows)
+    registry = Contracts(rpc, descriptor.contracts).networks
+    for network in descriptor.networks:
+        with contextlib.suppress(Unavailable):  # one that stands still keeps nobody from joining the others
+            await validate_further(descriptor, network, registry)
 
 
 async def join_network(folder: StateFolder, source: str, password: str | None = None) -> Joined:

@@ -22,6 +22,7 @@ from deaios.node.keystore import Keystore
 from deaios.node.session import open_keystore
 from deaios.node.status import Status, read_status
 from deaios.node.supervisor import Supervisor, UnavailableRole
+from deaios.primitives.errors import ConfigError, Unavailable
 from deaios.runtime.clock import SystemClock
 from deaios.runtime.logs import configure_logs
 
@@ -32,6 +33,10 @@ CHEATER = "provider-cheat"
 STOP_WAIT_S = 90.0
 OFFICE_PORT = 8546
 """Preferred by the operator of a network on a foreign chain: a port that no outgoing connection is given by chance."""
+ROLES_POLL_S = 1.0
+"""Between looks for roles that a command added or took away."""
+FURTHER_KINDS = ("further", "validator", "relayer")
+"""Roles of further networks: `deaios network` adds and removes them, also while the network runs."""
 Report = Callable[[str], None]
 
 
@@ -78,6 +83,8 @@ class LocalNetwork:
         self._report = report
         self._clock = SystemClock()
         self._stop = asyncio.Event()
+        self._is_whole = False
+        """Is this the folder's network, and not a single role of it?"""
         self.supervisor = Supervisor(folder, self._clock, limits=config.supervisor)
 
     @asynccontextmanager
@@ -92,6 +99,7 @@ class LocalNetwork:
             configure_logs("supervisor", self.folder.log("supervisor"), self.config.log_level)
             try:
                 await self.unless_stopped(self._start(with_cheater=with_cheater))
+                self._is_whole = True
                 yield
             finally:
                 await self.supervisor.stop()
@@ -99,18 +107,54 @@ class LocalNetwork:
     async def wait_until_stopped(self) -> None:
         """Return on SIGINT, SIGTERM or `deaios down`; a role that fails for good is reported, the others go on."""
         told: set[str] = set()
-        while not self._stop.is_set():
-            tasks = [asyncio.create_task(self._stop.wait()), asyncio.create_task(self.supervisor.failure.wait())]
+        # One task for the whole time: what it starts must not be cut short by news of another role.
+        work: Coroutine[Any, Any, object] = self.follow_roles() if self._is_whole else self._stop.wait()
+        following = asyncio.create_task(work)
+        try:
+            while not self._stop.is_set():
+                await self._wait_for_news(following)
+                self._report_failures(told)
+        finally:
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
+
+    async def _wait_for_news(self, following: "asyncio.Task[object]") -> None:
+        tasks = [asyncio.create_task(self._stop.wait()), asyncio.create_task(self.supervisor.failure.wait())]
+        try:
+            await asyncio.wait([following, *tasks], return_when=asyncio.FIRST_COMPLETED)
+            if following.done():
+                following.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _report_failures(self, told: set[str]) -> None:
+        self.supervisor.failure.clear()
+        for name in self.supervisor.failures.keys() - told:
+            told.add(name)
+            self._report(self._explain_failure(name))
+
+    async def follow_roles(self) -> None:
+        """Start and stop roles of further networks as the folder's list of roles says."""
+        while True:
             try:
-                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
-            self.supervisor.failure.clear()
-            for name in self.supervisor.failures.keys() - told:
-                told.add(name)
-                self._report(self._explain_failure(name))
+                await self._fit_roles()
+            except (Unavailable, ConfigError) as error:
+                self._report(f"roles of further networks are as they were: {error}")
+            await self._clock.sleep(ROLES_POLL_S)
+
+    async def _fit_roles(self) -> None:
+        wanted = {role.name: role for role in self.folder.load_roles() if role.kind in FURTHER_KINDS}
+        running = {name for name, kind in self.supervisor.kinds.items() if kind in FURTHER_KINDS}
+        for name, role in wanted.items():
+            if name not in running:
+                self._report(f"starting {name}")
+                await self.supervisor.start(role)
+        gone = sorted(running - wanted.keys())
+        if gone:
+            self._report(f"stopping {', '.join(gone)}")
+            await self.supervisor.stop(*gone)
 
     def _explain_failure(self, name: str) -> str:
         return f"{name} failed: {self.supervisor.failures[name]}; see {self.folder.log(name)}"
@@ -150,7 +194,8 @@ class LocalNetwork:
         keystore = open_keystore(self.folder)
         foreign = await self._find_foreign(keystore)
         roles = plan_roles(self.config, with_cheater=with_cheater, is_abroad=foreign is not None)
-        self.folder.save_roles(roles)
+        further = tuple(role for role in self.folder.load_roles() if role.kind in FURTHER_KINDS)
+        self.folder.save_roles((*roles, *further))
         kinds = ("storage", "da", "provider", "auditor")
         by_kind = {kind: [role for role in roles if role.kind == kind] for kind in kinds}
         self._report(f"starting the {roles[0].name} and the storage nodes")
@@ -167,7 +212,7 @@ class LocalNetwork:
         ground = Ground(self.chain_url, office_url, foreign, self.config.chain)
         await found_network(self.folder, keystore, ground, urls, len(members), self._report)
         self._report("starting data availability, providers, auditors and the gateway")
-        rest = (*members, *by_kind["provider"], *by_kind["auditor"], roles[-1])
+        rest = (*members, *by_kind["provider"], *by_kind["auditor"], roles[-1], *further)
         for role in rest:
             await self.supervisor.start(role)
         if members:

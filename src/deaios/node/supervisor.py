@@ -73,6 +73,11 @@ class Supervisor:
         """Roles that failed for good, with the reason."""
         return {name: child.failed for name, child in self._children.items() if child.failed}
 
+    @property
+    def kinds(self) -> dict[str, str]:
+        """Kinds of all roles that were started and not stopped, by name."""
+        return {name: child.spec.kind for name, child in self._children.items()}
+
     async def start(self, spec: RoleSpec) -> None:
         """Start a role and go on watching it; does not wait until it is ready."""
         child = _Child(spec)

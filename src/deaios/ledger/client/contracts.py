@@ -2,12 +2,15 @@
 
 from deaios.ledger.client.availability import DataAvailability
 from deaios.ledger.client.beacon import Beacon
+from deaios.ledger.client.bridge import Bridge
 from deaios.ledger.client.catalogue import Catalogue
 from deaios.ledger.client.channels import Channels
 from deaios.ledger.client.credit import Credit
 from deaios.ledger.client.disputes import Disputes
 from deaios.ledger.client.forks import Forks
 from deaios.ledger.client.identities import IdentityRegistry
+from deaios.ledger.client.messages import Inbox, Outbox
+from deaios.ledger.client.networks import Equivocation, Networks
 from deaios.ledger.client.receipts import Receipts
 from deaios.ledger.client.rpc import Rpc
 from deaios.ledger.client.staking import SharedStaking
@@ -34,6 +37,11 @@ class Contracts:
         self.disputes = Disputes(rpc, addresses.disputes)
         self.forks = Forks(rpc, addresses.forks)
         self.availability = DataAvailability(rpc, addresses.availability)
+        self.networks = Networks(rpc, addresses.networks)
+        self.equivocation = Equivocation(rpc, addresses.equivocation)
+        self.outbox = Outbox(rpc, addresses.outbox)
+        self.inbox = Inbox(rpc, addresses.inbox)
+        self.bridge = Bridge(rpc, addresses.bridge)
 
     @property
     def settled(self) -> "Contracts":

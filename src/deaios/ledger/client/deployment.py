@@ -6,7 +6,7 @@ owner's workshop creates (`ledger.suite`): addresses then depend on owner and sa
 does, and must send nothing else until the last contract stands.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from deaios.ledger.abi import Value
 from deaios.ledger.artifacts import load_artifact
@@ -27,6 +27,7 @@ from deaios.ledger.suite import (
     compute_workshop_address,
     plan_suite,
 )
+from deaios.ledger.valset import build_root_id
 from deaios.primitives.encoding import encode_hex
 from deaios.primitives.errors import ConfigError, Invalid
 from deaios.primitives.keys import Address
@@ -38,8 +39,8 @@ SETTLE_S = 900.0
 """How long the contracts may take until no reorganisation takes them back; the chain has stopped after this."""
 SETTLE_POLL_S = 0.5
 
-UNREADABLE = frozenset({("Credit", "holder"), ("Credit", "supply")})
-"""Constructor parameters that cannot be read back: the supply may be burned and spread since."""
+UNREADABLE = frozenset({("Credit", "holder"), ("Credit", "supply"), ("Bridge", "hubBridge")})
+"""Constructor parameters that cannot be read back: the supply may be burned and spread since; the hub has no hub."""
 
 
 class InvalidDeployment(Invalid):
@@ -71,10 +72,7 @@ async def deploy_suite(
     """
     plan = plan_suite(sender.address, first_nonce, settings, holder or sender.address)
     await _wait_quiet(sender, rpc)
-    nonce = await rpc.get_nonce(sender.address)
-    if nonce < first_nonce:
-        raise ConfigError(f"deployer {encode_hex(sender.address)} has nonce {nonce}, the plan begins at {first_nonce}")
-    return await _carry_out(sender, rpc, plan, nonce, settings, progress)
+    return await _carry_out(sender, rpc, plan, settings, progress)
 
 
 async def has_create2_proxy(rpc: Rpc) -> bool:
@@ -106,26 +104,46 @@ async def deploy_suite_by_workshop(
             f"the code at {encode_hex(workshop)} is not the workshop of {encode_hex(sender.address)}"
         )
     plan = plan_suite(workshop, WORKSHOP_FIRST_NONCE, settings, sender.address)
-    return await _carry_out(sender, rpc, plan, await rpc.get_nonce(workshop), settings, progress)
+    return await _carry_out(sender, rpc, plan, settings, progress)
 
 
 async def _carry_out(
-    sender: Sender, rpc: Rpc, plan: SuitePlan, nonce: int, settings: NetworkSettings, progress: Progress | None
+    sender: Sender, rpc: Rpc, plan: SuitePlan, settings: NetworkSettings, progress: Progress | None
 ) -> SuiteAddresses:
-    """Deploy the steps from a nonce on, and wait until all of them are settled.
-
-    Each waits for one block only: its sender's nonces keep the order, also where a block is taken back meanwhile.
-    """
-    for step in plan.steps:
-        if step.nonce < nonce:
-            await _check_step(rpc, step, plan.deployer)
-        else:
-            await _deploy_step(sender, rpc, plan, step)
-        if progress is not None:
-            progress(step.contract, step.address)
+    await deploy_steps(sender, rpc, plan.deployer, plan.steps, progress)
     await _wait_settled(rpc, plan.addresses)
     await verify_suite(rpc.settled, plan.addresses, settings)
     return plan.addresses
+
+
+async def deploy_steps(
+    sender: Sender, rpc: Rpc, deployer: Address, steps: Sequence[Step], progress: Progress | None = None
+) -> None:
+    """Deploy what is missing of a plan; safe to repeat with the same plan.
+
+    Each step waits for one block only: nonces keep the order, also where a block is taken back meanwhile.
+
+    Args:
+        sender: pays.
+        rpc: the chain.
+        deployer: who creates: the sender itself, or a workshop of its own.
+        steps: in the order of their nonces.
+        progress: told each contract that stands.
+
+    Raises:
+        ConfigError: the deployer's nonce does not fit the plan, so its addresses cannot be had any more.
+        InvalidDeployment: another contract is at a planned address.
+    """
+    nonce = await rpc.get_nonce(deployer)
+    if deployer == sender.address and nonce < steps[0].nonce:
+        raise ConfigError(f"deployer {encode_hex(deployer)} has nonce {nonce}, the plan begins at {steps[0].nonce}")
+    for step in steps:
+        if step.nonce < nonce:
+            await _check_step(rpc, step, deployer)
+        else:
+            await _deploy_step(sender, rpc, deployer, step)
+        if progress is not None:
+            progress(step.contract, step.address)
 
 
 async def _wait_quiet(sender: Sender, rpc: Rpc) -> None:
@@ -164,9 +182,9 @@ async def _check_step(rpc: Rpc, step: Step, deployer: Address) -> None:
         raise InvalidDeployment(f"the code at {encode_hex(step.address)} is not {step.contract}'s")
 
 
-async def _deploy_step(sender: Sender, rpc: Rpc, plan: SuitePlan, step: Step) -> None:
-    by_workshop = plan.deployer != sender.address
-    receipt = await sender.send(plan.deployer if by_workshop else None, step.creation, confirmations=1)
+async def _deploy_step(sender: Sender, rpc: Rpc, deployer: Address, step: Step) -> None:
+    by_workshop = deployer != sender.address
+    receipt = await sender.send(deployer if by_workshop else None, step.creation, confirmations=1)
     if not by_workshop and receipt.contract != step.address:
         found = "nowhere" if receipt.contract is None else encode_hex(receipt.contract)
         raise ConfigError(
@@ -191,7 +209,7 @@ async def verify_suite(rpc: Rpc, addresses: SuiteAddresses, settings: NetworkSet
         if code != load_artifact(name).runtime:
             what = "is not this program's version of it" if code else "does not exist"
             raise InvalidDeployment(f"{name} at {encode_hex(address)} {what}")
-    questions = _list_parameters(addresses, settings)
+    questions = _list_parameters(addresses, settings, await rpc.chain_id())
     address_of = {CONTRACT_OF_FIELD[field]: address for field, address in by_field.items()}
     calls = [
         (address_of[name], load_artifact(name).abi.get_function(view).encode_call(arguments))
@@ -205,10 +223,16 @@ async def verify_suite(rpc: Rpc, addresses: SuiteAddresses, settings: NetworkSet
 
 
 def _list_parameters(
-    addresses: SuiteAddresses, settings: NetworkSettings
+    addresses: SuiteAddresses, settings: NetworkSettings, chain_id: int
 ) -> list[tuple[str, str, tuple[Value, ...], Value]]:
     """(contract, view, arguments, expected value) for every constructor parameter that can be read back."""
     questions: list[tuple[str, str, tuple[Value, ...], Value]] = []
+    own = {
+        ("Outbox", "network"): build_root_id(chain_id),
+        ("Inbox", "network"): build_root_id(chain_id),
+        ("Inbox", "rootChainId"): chain_id,
+        ("Bridge", "hub"): build_root_id(chain_id),
+    }
     for name, values in build_arguments(addresses, settings, addresses.credit).items():
         for parameter, value in zip(load_artifact(name).abi.constructor_names, values, strict=True):
             if (name, parameter) in UNREADABLE:
@@ -218,7 +242,7 @@ def _list_parameters(
             elif parameter == "minimums":
                 questions += [(name, "minPower", (service,), least) for service, least in value]
             else:
-                questions.append((name, parameter, (), value))
+                questions.append((name, parameter, (), own.get((name, parameter), value)))
     return questions
 
 

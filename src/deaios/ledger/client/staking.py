@@ -1,4 +1,4 @@
-"""Client of `SharedStaking`: one stake per operator behind several services."""
+"""Client of `SharedStaking`: one stake per operator, its own and delegated, behind several services."""
 
 from dataclasses import dataclass
 
@@ -13,10 +13,36 @@ CAP_BPS_MAX = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Unbonding:
-    """Stake on its way out; `release` in Unix seconds."""
+    """Own stake on its way out; `release` in Unix seconds."""
 
     amount: int
     release: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pots:
+    """All money behind an operator, its own and its delegators'."""
+
+    stake: int
+    unbonding: int
+
+
+@dataclass(frozen=True, slots=True)
+class StakeAccount:
+    """One holder's part of what is behind an operator; `release` in Unix seconds."""
+
+    stake: int
+    unbonding: int
+    release: int
+
+
+@dataclass(frozen=True, slots=True)
+class Commission:
+    """What an operator keeps of its rewards, in basis points, and what was announced; `next_at` is 0 for nothing."""
+
+    bps: int
+    next_bps: int
+    next_at: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +61,32 @@ class SharedStaking:
         self.address = address
 
     async def stake_of(self, operator: Address) -> int:
-        """Active stake."""
+        """Active stake, the operator's own and what is delegated to it."""
         return int(await self.contract.read_one("stakeOf", operator))
 
     async def unbonding_of(self, operator: Address) -> Unbonding:
-        """Stake on its way out."""
+        """What of an operator's own stake is on its way out."""
         return Unbonding(*await self.contract.read("unbondingOf", operator))
+
+    async def pots_of(self, operator: Address) -> Pots:
+        """All active and unbonding money behind an operator."""
+        return Pots(*await self.contract.read("potsOf", operator))
+
+    async def account_of(self, operator: Address, holder: Address) -> StakeAccount:
+        """A holder's part of it."""
+        return StakeAccount(*await self.contract.read("accountOf", operator, holder))
+
+    async def commission_of(self, operator: Address) -> Commission:
+        """What an operator keeps of its rewards."""
+        return Commission(*await self.contract.read("commissionOf", operator))
+
+    async def jailed_until(self, service: bytes, operator: Address) -> int:
+        """From when on a jailed operator can ask for its power, Unix seconds; 0 for who is not jailed."""
+        return int(await self.contract.read_one("jailedUntil", service, operator))
+
+    async def payout_left(self, service: bytes) -> int:
+        """What a service's judges can be paid now; what is slashed beyond it is burned."""
+        return int(await self.contract.read_one("payoutLeft", service))
 
     async def slice_of(self, service: bytes, operator: Address) -> int:
         """What of an operator's stake can still be slashed for a service."""
@@ -103,5 +149,29 @@ class SharedStaking:
         return await self.contract.send(sender, "beginUnbond", amount)
 
     async def withdraw(self, sender: Sender) -> TransactionReceipt:
-        """Take out what is unbonded."""
+        """Take out what is unbonded of own stake."""
         return await self.contract.send(sender, "withdraw")
+
+    async def delegate(self, sender: Sender, operator: Address, amount: int) -> TransactionReceipt:
+        """Add to an operator's stake; the token's allowance comes first."""
+        return await self.contract.send(sender, "delegate", operator, amount)
+
+    async def undelegate(self, sender: Sender, operator: Address, amount: int) -> TransactionReceipt:
+        """Start to take delegated stake out."""
+        return await self.contract.send(sender, "undelegate", operator, amount)
+
+    async def withdraw_from(self, sender: Sender, operator: Address) -> TransactionReceipt:
+        """Take out what is unbonded of delegated stake."""
+        return await self.contract.send(sender, "withdrawFrom", operator)
+
+    async def reward(self, sender: Sender, operator: Address, amount: int) -> TransactionReceipt:
+        """Give money to all who hold an operator's stake; the token's allowance comes first."""
+        return await self.contract.send(sender, "reward", operator, amount)
+
+    async def set_commission(self, sender: Sender, bps: int) -> TransactionReceipt:
+        """Lower the sender's commission, or announce a higher one, which counts when unbonding could be over."""
+        return await self.contract.send(sender, "setCommission", bps)
+
+    async def unjail(self, sender: Sender, service: bytes) -> TransactionReceipt:
+        """Count again in a service, once the jail time is over."""
+        return await self.contract.send(sender, "unjail", service)

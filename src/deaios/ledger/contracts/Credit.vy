@@ -1,7 +1,8 @@
 #pragma version 0.4.3
 """
 @title Credit: the token a network counts in
-@notice ERC-20 with a fixed supply, EIP-3009, EIP-2612 and EIP-5267. Nobody can mint, pause, freeze or take.
+@notice ERC-20 with EIP-3009, EIP-2612 and EIP-5267. Nobody can pause, freeze or take. Only a bridge that is fixed at
+    deployment can mint, never above the greatest supply; without a bridge nobody can.
 """
 from ethereum.ercs import IERC20
 import signatures
@@ -37,6 +38,10 @@ symbol: public(String[8])
 version: public(String[8])
 decimals: public(constant(uint8)) = 6
 
+# Who may mint; zero for nobody.
+bridge: public(address)
+supplyMax: public(uint256)
+
 totalSupply: public(uint256)
 balanceOf: public(HashMap[address, uint256])
 allowance: public(HashMap[address, HashMap[address, uint256]])
@@ -45,11 +50,22 @@ authorizationState: public(HashMap[address, HashMap[bytes32, bool]])
 
 
 @deploy
-def __init__(name: String[32], symbol: String[8], version: String[8], holder: address, supply: uint256):
+def __init__(
+    name: String[32],
+    symbol: String[8],
+    version: String[8],
+    holder: address,
+    supply: uint256,
+    bridge: address,
+    supplyMax: uint256,
+):
     assert holder != empty(address), "credit: holder is zero"
+    assert supply <= supplyMax, "credit: supply exceeds its greatest"
     self.name = name
     self.symbol = symbol
     self.version = version
+    self.bridge = bridge
+    self.supplyMax = supplyMax
     self.totalSupply = supply
     self.balanceOf[holder] = supply
     log IERC20.Transfer(sender=empty(address), receiver=holder, value=supply)
@@ -96,6 +112,19 @@ def burn(amount: uint256):
     self.balanceOf[msg.sender] = held - amount
     self.totalSupply -= amount
     log IERC20.Transfer(sender=msg.sender, receiver=empty(address), value=amount)
+
+
+@external
+def mint(to: address, amount: uint256):
+    """
+    @notice Make money that was burned on another network; for the bridge.
+    """
+    assert msg.sender == self.bridge, "credit: caller is not the bridge"
+    assert to != empty(address), "credit: receiver is zero"
+    assert amount <= self.supplyMax - self.totalSupply, "credit: supply exceeds its greatest"
+    self.totalSupply += amount
+    self.balanceOf[to] += amount
+    log IERC20.Transfer(sender=empty(address), receiver=to, value=amount)
 
 
 @external

@@ -310,7 +310,8 @@ class Checks:
 def _find_slots(world: World, addresses: SuiteAddresses) -> tuple[list[int], int]:
     """Where Credit keeps balances and supply: found by their founding values."""
     slots = _load_slots(world, addresses.credit)
-    supply_slot = next(place for place in range(SLOTS_SEARCHED) if slots.get(place) == SETTINGS.credit_supply)
+    # The greatest supply has the same value and comes before it.
+    supply_slot = max(place for place in range(SLOTS_SEARCHED) if slots.get(place) == SETTINGS.credit_supply)
     holders = [*NAME_OF, *addresses.by_field().values(), ZERO_ADDRESS]
     neighbour = key_of(NEIGHBOUR).address
     for place in range(SLOTS_SEARCHED):
