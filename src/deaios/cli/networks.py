@@ -6,6 +6,7 @@ import click
 from rich.table import Table
 
 from deaios.cli.terminal import common, console, emit_json, run_async, say
+from deaios.ledger.descriptor import CONFIRMATIONS_MAX
 from deaios.node.folder import StateFolder
 from deaios.primitives.units import CREDIT, CREDIT_DECIMALS, format_credit
 
@@ -28,7 +29,7 @@ def network() -> None:
 @click.option("--service", "services", multiple=True, metavar="NAME", help="Bind a service to it; may be repeated.")
 @click.option(
     "--confirmations",
-    type=click.IntRange(1, 10_000),
+    type=click.IntRange(1, CONFIRMATIONS_MAX),
     default=None,
     help="Blocks before validators believe something; 1 for a chain started here, 12 otherwise.",
 )
