@@ -7,6 +7,7 @@ import random
 import signal
 import sys
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,7 @@ async def test_what_was_found_out_once_stays_and_only_the_url_may_change(
     assert (found.url, found.confirmations, found.chain_id, found.first_nonce) == (anvil, CONFIRMATIONS, 31337, 0)
     assert load_foreign(folder) == found
     assert await choose_foreign(folder, keystore, Wanted(anvil, confirmations=9), CONFIG) == found
-    addresses = SuiteAddresses(*(Address(bytes([i + 1]) * 20) for i in range(10)))
+    addresses = SuiteAddresses(*(Address(bytes([i + 1]) * 20) for i in range(len(fields(SuiteAddresses)))))
     descriptor = NetworkDescriptor(
         network_id=bytes.fromhex(found.network_id[2:]),
         chain_id=found.chain_id,

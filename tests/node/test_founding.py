@@ -76,7 +76,8 @@ def test_a_network_survives_kill_9_at_each_step_of_founding_and_afterwards(tmp_p
         assert second > first, "receipts are numbered on after the crash"
         assert run("verify", str(tmp_path / "first.json"), home=tmp_path)["outcome"] == "verified"
         descriptor = StateFolder(tmp_path).load_descriptor()
-        assert len(set(descriptor.contracts.by_field().values())) == 10
+        addresses = descriptor.contracts.by_field().values()
+        assert len(set(addresses)) == len(addresses)
     finally:
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=120) == 0
