@@ -94,7 +94,7 @@ def _read_answer(value: dict[str, object]) -> Answer:
         raise InvalidAnswer(
             f"version: answer file says {version!r:.80}, this program reads {VERSION} and {PART_VERSION}"
         )
-    _expect_keys("answer file", value, _KEYS if version == VERSION else _KEYS | {"part"})
+    _expect_keys(f"answer file of version {version}", value, _KEYS if version == VERSION else _KEYS | {"part"})
     batch = value["batch"]
     if not isinstance(batch, dict):
         raise InvalidAnswer("batch: expected an object")
