@@ -4,8 +4,9 @@ from decimal import Decimal
 
 import pytest
 
+from deaios.gateway.keys import KEYS_FILE, derive_pepper
 from deaios.gateway.store import InvalidKeyTerms, KeyStore
-from deaios.node.api_keys import GATEWAY, KEYS_FILE, create_key, derive_pepper, limit_key, list_keys, revoke_key
+from deaios.node.api_keys import GATEWAY, create_key, limit_key, list_keys, revoke_key
 from deaios.node.folder import StateFolder
 from deaios.node.session import open_keystore
 from deaios.primitives.errors import ConfigError

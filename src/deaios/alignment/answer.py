@@ -70,7 +70,7 @@ def encode_answer(answer: Answer) -> bytes:
         "batch": {"index": answer.batch_index, "path": [encode_hex(node) for node in answer.path]},
     }
     if has_part:
-        value["part"] = encode_part(answer.part)
+        value["part"] = answer.part.encode_json()
     return json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n"
 
 
@@ -114,12 +114,6 @@ def _read_answer(value: dict[str, object]) -> Answer:
         path=tuple(read_hex(f"batch.path[{place}]", node, 32) for place, node in enumerate(path)),
         part=PLAIN_CHAT if version == VERSION else decode_part(value["part"]),
     )
-
-
-def encode_part(part: Part) -> dict[str, Json]:
-    """A part as JSON."""
-    history: list[Json] = [{"role": turn.role, "content": turn.content} for turn in part.history]
-    return {"api": str(part.api), "index": part.index, "history": history}
 
 
 def decode_part(value: object) -> Part:

@@ -9,9 +9,11 @@ import hmac
 from dataclasses import dataclass
 
 from deaios.market.question import PLAIN_CHAT, Part
-from deaios.primitives.hashing import sha256
+from deaios.primitives.hashing import sha256, tagged_sha256
+from deaios.primitives.keys import PrivateKey
 from deaios.primitives.units import CREDIT
 
+KEYS_FILE = "keys.db"
 KEY_PREFIX = "sk-deaios-"
 KEY_SECRET_SIZE = 32
 KEY_CHARS_MAX = 256
@@ -98,3 +100,8 @@ def derive_from(secret: bytes, seed: int, body: bytes, part: Part) -> Draws:
     return Draws(
         client_nonce, *(hmac.digest(secret, b"deaios/gateway/" + name + b"/1" + base, "sha256") for name in names)
     )
+
+
+def derive_pepper(key: PrivateKey) -> bytes:
+    """The secret that hashes of API keys depend on, from the gateway's own key."""
+    return tagged_sha256("deaios/gateway-pepper/1", key.secret)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import msgspec
 
-from deaios.alignment.answer import encode_part
 from deaios.gateway import openai_wire as wire
 from deaios.gateway.answer import Answer, Piece, Wanted
 from deaios.gateway.errors import InternalFault
@@ -74,7 +73,7 @@ def _bought(answer: Answer) -> wire.Bought:
     wanted, opening = answer.wanted, opening_of(answer)
     part: dict[str, Json] | msgspec.UnsetType = msgspec.UNSET
     if not wanted.part.is_plain_chat:
-        part = encode_part(wanted.part)
+        part = wanted.part.encode_json()
     return wire.Bought(
         client_nonce=encode_hex(wanted.client_nonce),
         opening=opening.encode_json(),

@@ -13,6 +13,7 @@ from deaios.compute.commitments import Context, RawContext, encode_context, enco
 from deaios.compute.tokenizer import Tokenizer
 from deaios.ledger.structs import TOP_K_OFF, TOP_P_OFF, AuditPolicy, Level, Params
 from deaios.market.fields import InvalidParameter
+from deaios.primitives.encoding import Json
 from deaios.primitives.hashing import ZERO32
 from deaios.primitives.keys import Address
 
@@ -170,6 +171,11 @@ class Part:
     def is_plain_chat(self) -> bool:
         """The one answer of a chat completion, for which papers name no part."""
         return self == Part(Api.CHAT)
+
+    def encode_json(self) -> dict[str, Json]:
+        """As answers and answer files carry it."""
+        history: list[Json] = [{"role": turn.role, "content": turn.content} for turn in self.history]
+        return {"api": str(self.api), "index": self.index, "history": history}
 
 
 PLAIN_CHAT = Part(Api.CHAT)

@@ -6,19 +6,16 @@ from decimal import Decimal
 
 import msgspec
 
-from deaios.gateway.keys import KeyRecord
+from deaios.gateway.keys import KEYS_FILE, KeyRecord, derive_pepper
 from deaios.gateway.store import InvalidKeyTerms, KeyStore
 from deaios.node.folder import StateFolder
 from deaios.node.session import open_keystore
 from deaios.primitives.errors import ConfigError
-from deaios.primitives.hashing import tagged_sha256
-from deaios.primitives.keys import PrivateKey
 from deaios.primitives.units import CREDIT_DECIMALS, format_credit
 from deaios.runtime.clock import SystemClock
 from deaios.runtime.dice import SystemDice
 
 GATEWAY = "gateway"
-KEYS_FILE = "keys.db"
 DAY_MS = 24 * 3600 * 1000
 DAYS_MAX = 36_500
 
@@ -37,11 +34,6 @@ class ApiKey(msgspec.Struct, frozen=True):
     requests_per_minute: int | None
     tokens_per_minute: int | None
     key: str | None = None
-
-
-def derive_pepper(key: PrivateKey) -> bytes:
-    """The secret that hashes of API keys depend on, from the gateway's own key."""
-    return tagged_sha256("deaios/gateway-pepper/1", key.secret)
 
 
 def create_key(

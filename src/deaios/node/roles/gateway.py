@@ -4,13 +4,13 @@ import asyncio
 
 from aiohttp import web
 
+from deaios.gateway.keys import KEYS_FILE, derive_pepper
 from deaios.gateway.publishing import BlobNetwork
 from deaios.gateway.purchasing import ServedModel, ServedModels
 from deaios.gateway.records import RecordStore
 from deaios.gateway.service import build_gateway_application
 from deaios.gateway.store import KeyStore
 from deaios.market.buyer.client import Buyer
-from deaios.node.api_keys import KEYS_FILE, derive_pepper
 from deaios.node.context import RoleContext
 from deaios.node.member import Member, build_fees, open_member
 from deaios.node.network import open_blobs, open_default_model, open_trade
