@@ -156,9 +156,13 @@ async def test_the_openai_sdk_completes_and_streams(status: Any) -> None:
             usage = chunk.usage or usage
         assert "".join(pieces)
         assert usage is not None
-        with pytest.raises(openai.BadRequestError):
+        twice = await client.chat.completions.create(
+            model=MODEL, messages=[{"role": "user", "content": "x"}], n=2, max_tokens=4
+        )
+        assert [choice.index for choice in twice.choices] == [0, 1]
+        with pytest.raises(openai.BadRequestError, match="presence_penalty"):
             await client.chat.completions.create(
-                model=MODEL, messages=[{"role": "user", "content": "x"}], n=2, max_tokens=4
+                model=MODEL, messages=[{"role": "user", "content": "x"}], presence_penalty=1, max_tokens=4
             )
     async with openai.AsyncOpenAI(base_url=url, api_key="sk-wrong", max_retries=0) as client:
         with pytest.raises(openai.AuthenticationError):
