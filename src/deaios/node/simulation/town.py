@@ -48,7 +48,7 @@ LIMITS = Limits(block_ms=500, gather_ms=100)
 
 SETTINGS = NetworkSettings(
     credit_supply=1_000_000 * CREDIT,
-    unbonding_s=901,
+    unbonding_s=907,
     compute_stake_min=50 * CREDIT,
     audit_stake_min=20 * CREDIT,
     beacon_commit_s=6,
@@ -58,7 +58,7 @@ SETTINGS = NetworkSettings(
     dispute_open_blocks=100_000,
     verdict_commit_s=12,
     verdict_reveal_s=8,
-    appeal_s=6,
+    appeal_s=12,
     dispute_bond=1 * CREDIT,
     appeal_bond=2 * CREDIT,
     slash_floor=10 * CREDIT,
