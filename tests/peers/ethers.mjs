@@ -64,5 +64,9 @@ found.told = [Number(polled[1]), polledHash[0] === added.hash, Number(told[1]), 
 found.over = Number(await listening.value());
 found.waited = (await socket.waitForTransaction(added.hash)).status;
 console.log(JSON.stringify(found));
+// ethers drops its filters in the background, and calls it an error when it is destroyed meanwhile.
+process.on("unhandledRejection", (error) => {
+  if (!String(error.message).startsWith("provider destroyed")) throw error;
+});
 await socket.destroy();
 provider.destroy();
