@@ -3,13 +3,8 @@
 The operator's key is this role's key. The descriptor is served at `/descriptor` once the network is founded.
 """
 
-import asyncio
-from concurrent.futures import ThreadPoolExecutor
-
-from deaios.chain.genesis import ETHER, Allocation, Genesis
-from deaios.chain.service import ChainService, Limits, Sealing, build_application, spare_collector
+from deaios.chain.service import Limits, Sealing, build_application
 from deaios.chain.service.time_travel import MovedClock
-from deaios.chain.store import holds_chain
 from deaios.ledger.client.contracts import Contracts
 from deaios.ledger.client.deadlines import fetch_deadline
 from deaios.ledger.client.rpc import Rpc
@@ -18,14 +13,11 @@ from deaios.node.config import ChainConfig
 from deaios.node.context import RoleContext
 from deaios.node.folder import StateFolder
 from deaios.node.office import Office
+from deaios.node.own_chain import open_own_chain
 from deaios.node.ports import HOST, keep_port
 from deaios.primitives.errors import ConfigError
-from deaios.primitives.keys import PrivateKey
 from deaios.runtime.http import serve
 from deaios.runtime.logs import get_logger
-
-OPERATOR_ETHER = 1_000_000_000
-THREADS = 4
 
 _log = get_logger("chain")
 
@@ -33,36 +25,20 @@ _log = get_logger("chain")
 async def run(context: RoleContext) -> None:
     """Make blocks, answer JSON-RPC, serve descriptor and faucet until told to stop."""
     key = context.open_key()
-    path = context.data / "chain.db"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    genesis = None if await asyncio.to_thread(holds_chain, path) else _new_genesis(context, key)
     port = keep_port(context.data, context.spec.port)
     moved_clock = MovedClock(context.clock) if context.config.chain.time_travel else None
     if moved_clock is not None:
         _log.warning("TIME TRAVEL IS ON: anybody who reaches this chain may move its time; never keep value on it")
     async with Rpc(f"http://{HOST}:{port}") as rpc:
-        deadlines = _Deadlines(context.folder, rpc)
-        with ThreadPoolExecutor(THREADS, thread_name_prefix="chain") as executor:
-            chain = await ChainService.start(
-                path,
-                key,
-                genesis,
-                executor=executor,
-                clock=moved_clock or context.clock,
-                deadline=deadlines.latest,
-                limits=read_limits(context.config.chain),
-            )
-            spare_collector()
-            try:
-                if moved_clock is not None:
-                    moved_clock.catch_up(chain.head.timestamp)
-                application = build_application(chain, moved_clock)
-                Office(context.folder, key, rpc).add_routes(application)
-                async with serve(application, HOST, port) as url:
-                    context.report_ready(url)
-                    await context.work_until_stopped(chain.run())
-            finally:
-                await chain.close()
+        deadline, limits = _Deadlines(context.folder, rpc).latest, read_limits(context.config.chain)
+        async with open_own_chain(context, key, limits, clock=moved_clock, deadline=deadline) as chain:
+            if moved_clock is not None:
+                moved_clock.catch_up(chain.head.timestamp)
+            application = build_application(chain, moved_clock)
+            Office(context.folder, key, rpc).add_routes(application)
+            async with serve(application, HOST, port) as url:
+                context.report_ready(url)
+                await context.work_until_stopped(chain.run())
 
 
 def read_limits(config: ChainConfig) -> Limits:
@@ -82,15 +58,6 @@ def read_limits(config: ChainConfig) -> Limits:
         sealing=Sealing(config.sealing),
         keep_blocks=config.keep_blocks,
         slots_max=config.state_slots_max,
-    )
-
-
-def _new_genesis(context: RoleContext, key: PrivateKey) -> Genesis:
-    return Genesis(
-        seed=context.dice.token_bytes(32),
-        operator=key.address,
-        timestamp=context.clock.now_ms() // 1000,
-        allocations=(Allocation(key.address, OPERATOR_ETHER * ETHER),),
     )
 
 

@@ -4,29 +4,23 @@ The role's key is the operator, and deploys the network's contracts as its first
 native coin to whoever has none. It holds no Credit: that comes over the bridge.
 """
 
-import asyncio
-from concurrent.futures import ThreadPoolExecutor
-
 import msgspec
 from aiohttp import web
 
-from deaios.chain.genesis import ETHER, Allocation, Genesis
-from deaios.chain.service import ChainService, Limits, build_application
-from deaios.chain.store import holds_chain
+from deaios.chain.service import Limits, build_application
 from deaios.ledger.client.rpc import Rpc
 from deaios.ledger.client.sender import Sender
 from deaios.ledger.further import plan_addresses
 from deaios.ledger.settings import LOCAL
 from deaios.node.context import RoleContext
+from deaios.node.own_chain import open_own_chain
 from deaios.node.ports import HOST, keep_port
 from deaios.primitives.encoding import encode_hex
 from deaios.primitives.errors import Refused
-from deaios.primitives.keys import Address, PrivateKey, parse_address
+from deaios.primitives.keys import Address, parse_address
 from deaios.runtime.errors import NotFound, RefusedBusy
 from deaios.runtime.http import json_response, read_json, serve
 
-OPERATOR_ETHER = 1_000_000_000
-THREADS = 4
 GRANTS_AT_ONCE_MAX = 16
 
 
@@ -41,39 +35,16 @@ class _Beneficiary(msgspec.Struct, forbid_unknown_fields=True):
 async def run(context: RoleContext) -> None:
     """Make blocks, answer JSON-RPC and give native coin until told to stop."""
     key = context.open_key()
-    path = context.data / "chain.db"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    genesis = None if await asyncio.to_thread(holds_chain, path) else _new_genesis(context, key)
     port = keep_port(context.data, context.spec.port)
-    async with Rpc(f"http://{HOST}:{port}") as rpc:
-        with ThreadPoolExecutor(THREADS, thread_name_prefix="chain") as executor:
-            chain = await ChainService.start(
-                path,
-                key,
-                genesis,
-                executor=executor,
-                clock=context.clock,
-                limits=Limits(block_ms=context.config.chain.block_interval_ms),
-            )
-            try:
-                sender = Sender(rpc, key, chain.chain_id)
-                application = build_application(chain)
-                application.router.add_post("/faucet", _Giver(rpc, sender, key.address).give)
-                async with serve(application, HOST, port) as url:
-                    context.report_ready(url)
-                    await context.work_until_stopped(chain.run())
-                await sender.close()
-            finally:
-                await chain.close()
-
-
-def _new_genesis(context: RoleContext, key: PrivateKey) -> Genesis:
-    return Genesis(
-        seed=context.dice.token_bytes(32),
-        operator=key.address,
-        timestamp=context.clock.now_ms() // 1000,
-        allocations=(Allocation(key.address, OPERATOR_ETHER * ETHER),),
-    )
+    limits = Limits(block_ms=context.config.chain.block_interval_ms)
+    async with Rpc(f"http://{HOST}:{port}") as rpc, open_own_chain(context, key, limits) as chain:
+        sender = Sender(rpc, key, chain.chain_id)
+        application = build_application(chain)
+        application.router.add_post("/faucet", _Giver(rpc, sender, key.address).give)
+        async with serve(application, HOST, port) as url:
+            context.report_ready(url)
+            await context.work_until_stopped(chain.run())
+        await sender.close()
 
 
 class _Giver:
