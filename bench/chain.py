@@ -132,6 +132,7 @@ class _Node:
             spent = self._server.cpu_s() - before
             receipt = await self.call("eth_getTransactionReceipt", f"0x{keccak256(raws[-1]).hex()}")
             assert receipt["status"] == "0x1", f"{self._server.url}: a transfer failed: {receipt}"
+            assert receipt["logs"], f"{self._server.url}: nothing was transferred: {receipt}"
             return len(raws) / spent
 
         return work

@@ -42,9 +42,8 @@ def sign(key: PrivateKey, nonce: int, to: Address | None, data: bytes, gas: int)
 def build_setup() -> tuple[bytes, ...]:
     """Deploy the token and give every sender its share, all from the operator."""
     artifact = load_artifact("Credit")
-    kinds = ("string", "string", "string", "address", "uint256")
-    values = (CREDIT_NAME, CREDIT_SYMBOL, CREDIT_VERSION, OPERATOR.address, SUPPLY)
-    deploy = sign(OPERATOR, 0, None, artifact.creation + encode_values(kinds, values), DEPLOY_GAS)
+    values = (CREDIT_NAME, CREDIT_SYMBOL, CREDIT_VERSION, OPERATOR.address, SUPPLY, Address(bytes(20)), SUPPLY)
+    deploy = sign(OPERATOR, 0, None, artifact.creation + encode_values(artifact.abi.constructor, values), DEPLOY_GAS)
     shares = (
         sign(OPERATOR, 1 + place, CREDIT, _encode_transfer(user.address, SUPPLY // (2 * SENDERS)), GAS)
         for place, user in enumerate(USERS)

@@ -15,6 +15,7 @@ from deaios.node.roles import chain as role
 from deaios.primitives.errors import DeaiosError
 from deaios.runtime.clock import SystemClock
 from deaios.runtime.dice import SystemDice
+from deaios.runtime.logs import get_logger
 from deaios.runtime.metrics import Metrics
 
 DAY_S = 86_400
@@ -41,8 +42,10 @@ async def running(folder, *, time_travel):
         (folder.root / "run" / "chain.json").unlink()
 
 
-async def test_it_is_off_unless_asked_for_said_when_on_and_kept_over_a_restart(tmp_path):
+async def test_it_is_off_unless_asked_for_said_when_on_and_kept_over_a_restart(tmp_path, monkeypatch):
     folder = StateFolder(tmp_path)
+    # A logger that was used before keeps the configuration of that time.
+    monkeypatch.setattr(role, "_log", get_logger("chain"))
     with capture_logs() as logs:
         async with running(folder, time_travel=False) as rpc:
             with pytest.raises(DeaiosError, match="dev_mine does not exist"):
