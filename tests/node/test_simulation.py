@@ -11,6 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from random import Random
 
 import pytest
+import structlog
 
 from deaios.node.simulation import runs, stories
 from deaios.node.simulation.loop import Process, SimulatedLoop
@@ -28,6 +29,13 @@ KEPT = (
     (164, "trade"),  # a connection broke while its answer was made, and the retry was charged as if nothing had been
 )
 """Histories that failed once; their seeds are replayed as long as they stand for what they found."""
+
+
+@pytest.fixture(autouse=True)
+def heard_again():
+    """Simulations silence the logs of their process; the tests after these want to hear them."""
+    yield
+    structlog.reset_defaults()
 
 
 def run_part(seeds, kind):

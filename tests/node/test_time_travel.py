@@ -7,6 +7,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from deaios.ledger.client.rpc import Rpc
+from deaios.node import own_chain
 from deaios.node.config import ChainConfig, Config
 from deaios.node.context import RoleContext
 from deaios.node.folder import RoleSpec, StateFolder
@@ -15,7 +16,6 @@ from deaios.node.roles import chain as role
 from deaios.primitives.errors import DeaiosError
 from deaios.runtime.clock import SystemClock
 from deaios.runtime.dice import SystemDice
-from deaios.runtime.logs import get_logger
 from deaios.runtime.metrics import Metrics
 
 DAY_S = 86_400
@@ -43,9 +43,9 @@ async def running(folder, *, time_travel):
 
 
 async def test_it_is_off_unless_asked_for_said_when_on_and_kept_over_a_restart(tmp_path, monkeypatch):
+    # It sets the collector of the whole process, which is the tests' here, and finds what they left.
+    monkeypatch.setattr(own_chain, "spare_collector", lambda: None)
     folder = StateFolder(tmp_path)
-    # A logger that was used before keeps the configuration of that time.
-    monkeypatch.setattr(role, "_log", get_logger("chain"))
     with capture_logs() as logs:
         async with running(folder, time_travel=False) as rpc:
             with pytest.raises(DeaiosError, match="dev_mine does not exist"):
