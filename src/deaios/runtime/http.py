@@ -167,7 +167,10 @@ def build_application(
             if not request.get(_PREPARED):
                 response = _render(log, render_error, request, error, request_id)
             else:  # the status line is out: only a cut connection can still say that the answer is not whole
-                log.warning("answer cut", path=_path_of(request), error=repr(error), request_id=request_id)
+                fault = None if isinstance(error, DeaiosError | TimeoutError) else error
+                log.warning(
+                    "answer cut", path=_path_of(request), error=repr(error), request_id=request_id, exc_info=fault
+                )
                 if request.transport is not None:
                     request.transport.abort()
                 raise ConnectionResetError("the answer was cut") from error

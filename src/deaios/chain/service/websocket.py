@@ -50,6 +50,12 @@ def _cut(connection: Connection, reason: str) -> None:
         connection.transport.abort()
 
 
+def _cut_off(connection: Connection, sending: "asyncio.Task[None]") -> None:
+    """Who is told nothing more has to notice; what the fault was, `serve` raises."""
+    if not sending.cancelled() and sending.exception() is not None:
+        _cut(connection, "fault")
+
+
 class WebSockets:
     """All WebSocket connections of one chain."""
 
@@ -82,16 +88,19 @@ class WebSockets:
         self._newsroom.add(peer.line)
         connection.upgrade()
         sending = asyncio.create_task(self._send(peer), name="websocket")
+        sending.add_done_callback(partial(_cut_off, connection))
         try:
             await self._receive(peer)
         finally:
             self._newsroom.remove(peer.line)
             self._peers.pop(peer, None)
             sending.cancel()
-            with contextlib.suppress(asyncio.CancelledError, ConnectionError):
-                await sending
-            # Its timer would keep what a lost peer had sent until the next ping is due.
-            await socket.close(drain=False)
+            try:
+                with contextlib.suppress(asyncio.CancelledError):
+                    await sending
+            finally:
+                # Its timer would keep what a lost peer had sent until the next ping is due.
+                await socket.close(drain=False)
         return socket
 
     async def close(self) -> None:
@@ -118,9 +127,6 @@ class WebSockets:
             peer.connection.wake()
             try:
                 await peer.line.answer(await answer_body(self._methods, body, peer.line))
-            except Exception:
-                _log.exception("internal fault")
-                raise
             finally:
                 peer.connection.finish_message(len(body))
             if not peer.line.has_subscriptions:
@@ -136,7 +142,3 @@ class WebSockets:
         except ConnectionError as error:
             _log.info("client went away", error=repr(error))
             _cut(peer.connection, "went away")
-        except Exception:
-            _log.exception("internal fault")
-            _cut(peer.connection, "fault")
-            raise
