@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,11 +45,11 @@ async def demo(keep: bool, chosen: Path | None, as_json: bool, abroad: "Wanted |
             piece=lambda text: console.print(text, end="", markup=False),
         )
     run = Demo(StateFolder(folder), voice, wanted=abroad)
-    try:
+    with ExitStack() as unfinished:  # whoever stops the demo, by Ctrl-C too, wants to know where its logs are
+        kept = f"the demo did not finish; its folder and logs are kept: {folder}"
+        unfinished.callback(errors.print, kept, style="red")
         await run.run()
-    except BaseException:  # Ctrl-C too: whoever stops the demo wants to know where its logs are
-        errors.print(f"the demo did not finish; its folder and logs are kept: {folder}", style="red")
-        raise
+        unfinished.pop_all()
     if keep or chosen is not None:
         run.summary["folder"] = str(folder)
     else:

@@ -7,6 +7,7 @@ that everybody left is cancelled, at once or after a grace in which an SDK's ret
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from deaios.compute.generation import Generation
@@ -240,11 +241,10 @@ class Answer:
     async def _buy(self, prepared: Prepared) -> None:
         """Purchase, charge or release, end; on no path does money stay set aside."""
         self.prompt_tokens = len(prepared.order.prompt_ids)
-        try:
+        with ExitStack() as undo:
+            undo.callback(self._budgets.release, prepared.reservation)
             amount, error = await self._purchase(prepared)
-        except BaseException:  # cancellation too: reserved money must never stay set aside
-            self._budgets.release(prepared.reservation)
-            raise
+            undo.pop_all()
         self._is_closing = True
         await self._settle(prepared, amount)
         self._end(error)

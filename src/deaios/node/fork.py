@@ -12,6 +12,7 @@ import socket
 import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import msgspec
@@ -115,27 +116,21 @@ class Nursery:
 
     async def _fork(self, request: Request) -> Role:
         connection = await self._ensure()
-        stdin_read, stdin_write = os.pipe()
-        stderr_read, stderr_write = os.pipe()
-        try:
+        with ExitStack() as theirs, ExitStack() as undo:
+            stdin_read, stdin_write = os.pipe()
+            theirs.callback(os.close, stdin_read)
+            # Where whoever asked is gone: without its standard input, a role that was forked ends.
+            undo.callback(os.close, stdin_write)
+            stderr_read, stderr_write = os.pipe()
+            theirs.callback(os.close, stderr_write)
             reader, listening = await _open_reader(stderr_read)
-        except BaseException:  # cancellation too: no descriptor is left behind
-            for descriptor in (stdin_read, stdin_write, stderr_write):
-                os.close(descriptor)
-            raise
-        forked: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._forked.append(forked)
-        try:
+            undo.callback(listening.close)
+            forked: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+            self._forked.append(forked)
             socket.send_fds(connection, [msgspec.json.encode(request)], [stdin_read, stderr_write])
             pid = await forked
-        except BaseException:  # whoever asked is gone: without its standard input, a role that was forked ends
-            os.close(stdin_write)
-            listening.close()
-            raise
-        finally:
-            os.close(stdin_read)
-            os.close(stderr_write)
-        # Nothing is awaited from here on: a role that runs is one that is known.
+            # Nothing is awaited from here on: a role that runs is one that is known.
+            undo.pop_all()
         role = Role(pid, reader, stdin_write)
         self._roles[pid] = role
         if pid in self._early:
@@ -213,14 +208,12 @@ class Nursery:
 
 async def _open_reader(descriptor: int) -> tuple[asyncio.StreamReader, asyncio.ReadTransport]:
     reader = asyncio.StreamReader(limit=LINE_BYTES_MAX)
-    pipe = os.fdopen(descriptor, "rb", 0)
-    try:
+    with ExitStack() as undo:
+        pipe = undo.enter_context(os.fdopen(descriptor, "rb", 0))
         transport, _ = await asyncio.get_running_loop().connect_read_pipe(
             lambda: asyncio.StreamReaderProtocol(reader), pipe
         )
-    except BaseException:  # cancellation too
-        pipe.close()
-        raise
+        undo.pop_all()
     return reader, transport
 
 
