@@ -199,12 +199,12 @@ class BlobClient:
                 done += certificate.length
                 if progress:
                     progress(done, size_bytes)
-        except Exception:  # whatever it was: the others may be paid already, and what has ended is on the bill
-            await asyncio.gather(*flying, return_exceptions=True)
-            raise
-        finally:
+        except asyncio.CancelledError:
             for task in flying:
                 task.cancel()
+            raise
+        finally:
+            # Where one failed, the others may be paid already; waited for, they are on the bill.
             await asyncio.gather(*flying, return_exceptions=True)
         assert profile is not None
         manifest = Manifest(profile, size_bytes, hasher.digest(), tuple(segments))

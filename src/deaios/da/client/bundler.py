@@ -117,7 +117,7 @@ class Bundler:
             async with self._slots:
                 payload = await asyncio.to_thread(encode_bundle, [one.item for one in waiting])
                 dispersed = await self._disperse(payload, max(one.item.expires_at for one in waiting))
-        except BaseException as error:
+        except BaseException as error:  # cancellation too: whoever waits for the bundle hears what became of it
             for one in waiting:
                 if not one.bundled.done():
                     one.bundled.set_exception(error)

@@ -86,7 +86,7 @@ def tell(seed: int, kind: str | None = None) -> Outcome:
             world.add_infrastructure()
             story = _Trade(world) if court is None else _Court(world, *COURTS[court])
             world.run(story.run())
-        except BaseException as error:
+        except BaseException as error:  # whatever a history ends with, its last events belong to it
             error.add_note("\n".join(world.log[-400:]))
             raise
         count_faults(world)

@@ -267,7 +267,7 @@ class Buyer:
         except UnavailableProvider as error:
             purchase.abandon(error)
             raise
-        except BaseException:  # the caller went away; the purchase is cancelled and resolved without it
+        except asyncio.CancelledError:  # the caller went away; the purchase is cancelled and resolved without it
             purchase.abandon(None)
             raise
         if purchase.error is not None and purchase.tokens == 0:
