@@ -163,7 +163,7 @@ def build_application(
         except ConnectionResetError as error:
             log.info("client went away", path=_path_of(request), error=repr(error), request_id=request_id)
             raise
-        except Exception as error:
+        except Exception as error:  # the edge of a request: the stranger gets a typed answer, the log the fault
             if not request.get(_PREPARED):
                 response = _render(log, render_error, request, error, request_id)
             else:  # the status line is out: only a cut connection can still say that the answer is not whole

@@ -52,7 +52,7 @@ def main() -> int:
 def _tell_one(seed: int, kind: str | None) -> int:
     try:
         outcome = tell(seed, kind)
-    except Exception as error:
+    except Exception as error:  # a failing history tells its last events before its traceback
         for note in getattr(error, "__notes__", ()):
             sys.stdout.write(note + "\n")
         error.__notes__ = []
