@@ -86,7 +86,7 @@ async def list_(folder: StateFolder, as_json: bool) -> None:
         return
     table = Table(box=None, pad_edge=False)
     for title in ("network", "state", "validators", "epoch", "credit there", "services", "url"):
-        table.add_column(title)
+        table.add_column(title, overflow="fold")
     for item in found:
         if item.height is None:
             state = "[red]unreachable[/]"
