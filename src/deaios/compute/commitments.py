@@ -64,7 +64,7 @@ def commit_output(ids: Sequence[int], salt: bytes) -> bytes:
 
 def _salted_chunks(ids: Sequence[int], salt: bytes, label: str) -> list[bytes]:
     _validate_salt(salt)
-    if any(isinstance(item, bool) or not 0 <= item < 1 << 32 for item in ids):
+    if ids and (bool in map(type, ids) or min(ids) < 0 or max(ids) >= 1 << 32):
         raise InvalidCommitment(f"{label} holds a token id outside 0 to 2**32 - 1")
     words = np.array(ids, "<u4")
     chunks = (words[start : start + CHUNK_IDS].tobytes() for start in range(0, len(ids), CHUNK_IDS))

@@ -12,9 +12,9 @@ Source: https://eips.ethereum.org/EIPS/eip-712
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from functools import lru_cache
+from functools import cache, lru_cache, partial
 from typing import Annotated, Any, TypeVar, cast, dataclass_transform, get_args, get_origin, get_type_hints
 
 from deaios.primitives.encoding import Json, decode_decimal, decode_hex, encode_decimal, encode_hex
@@ -27,6 +27,8 @@ TEXT_BYTES_MAX = 65536
 JSON_NUMBER_BITS_MAX = 48
 """Wider integers are decimal text in JSON, because a JSON number is safe up to 53 bits only."""
 
+_DIGEST = "_digest"
+"""Where a struct keeps its own digest: no field, so it is neither compared nor copied by `dataclasses.replace`."""
 _UINT = re.compile(r"uint([0-9]+)")
 _BYTES = re.compile(r"bytes([0-9]+)")
 
@@ -67,8 +69,9 @@ def eip712_struct(cls: type[Struct]) -> type[Struct]:
     """Make a class a frozen dataclass that validates its field ranges and knows its EIP-712 type."""
 
     def validate(self: object) -> None:
-        for name, _, kind, nested in _layout(_class_of(self)):
-            _validate_value(f"{type(self).__name__}.{name}", kind, nested, getattr(self, name))
+        for field in _layout(_class_of(self)):
+            if not field.is_valid(getattr(self, field.name)):
+                raise InvalidStruct(_describe_fault(type(self).__name__, field, getattr(self, field.name)))
 
     cls.__post_init__ = validate  # type: ignore[attr-defined] # dataclasses call it after __init__
     return dataclass(frozen=True)(cls)
@@ -78,35 +81,153 @@ def _class_of(struct: object) -> Any:  # Any: mypy does not see that a class is 
     return type(struct)
 
 
-_Layout = tuple[tuple[str, str, str, type | None], ...]
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """What is done with values of one Solidity type, worked out once.
+
+    Attributes:
+        is_valid: is a value in range?
+        encode: 32 bytes of a valid value.
+        to_json: a valid value's one spelling.
+        from_json: the value of a spelling, raising `Invalid`; ranges are checked when the struct is made.
+    """
+
+    is_valid: Callable[[Any], bool]
+    encode: Callable[[Any], bytes]
+    to_json: Callable[[Any], Json]
+    from_json: Callable[[Any], object]
 
 
-@lru_cache(maxsize=256)
-def _layout(cls: type) -> _Layout:
-    """(python name, camelCase name, Solidity type, nested struct class or None) per field, in order."""
+@dataclass(frozen=True, slots=True)
+class _Field(_Kind):
+    """One field of a struct: names in Python and in the type string, Solidity type, class where it is a struct."""
+
+    name: str
+    camel: str
+    kind: str
+    nested: type | None
+
+
+@cache
+def _layout(cls: type) -> tuple[_Field, ...]:
+    """The fields in order."""
     rows = []
     hints = get_type_hints(cls, include_extras=True)
     for field in fields(cls):
         hint = hints[field.name]
         head, *tail = field.name.split("_")
         camel = head + "".join(part.capitalize() for part in tail)
-        if get_origin(hint) is Annotated:
-            rows.append((field.name, camel, str(get_args(hint)[1]), None))
-        else:
-            rows.append((field.name, camel, hint.__name__, hint))
+        nested = None if get_origin(hint) is Annotated else hint
+        solidity = str(get_args(hint)[1]) if nested is None else hint.__name__
+        does = _kind_of(solidity) if nested is None else _kind_of_struct(nested)
+        rows.append(
+            _Field(does.is_valid, does.encode, does.to_json, does.from_json, field.name, camel, solidity, nested)
+        )
     return tuple(rows)
 
 
+def _kind_of_struct(cls: Any) -> _Kind:  # Any: as in _class_of
+    return _Kind(lambda value: isinstance(value, cls), hash_struct, encode_json, partial(decode_json, cls))
+
+
+@cache
+def _kind_of(kind: str) -> _Kind:
+    if kind.endswith("[]"):
+        return _kind_of_array(_kind_of(kind[:-2]))
+    if kind == "string":
+        return _Kind(_is_text, lambda value: keccak256(value.encode()), _same, _same)
+    if match := _UINT.fullmatch(kind):
+        return _kind_of_uint(int(match[1]))
+    size = 20 if kind == "address" else int(match[1]) if (match := _BYTES.fullmatch(kind)) else None
+    encode: Callable[[Any], bytes] = keccak256 if size is None else _pad_left if kind == "address" else _pad_right
+    return _Kind(partial(_is_bytes, size), encode, encode_hex, lambda value: decode_hex(_text(value)))
+
+
+def _kind_of_array(item: _Kind) -> _Kind:
+    def is_valid(value: object) -> bool:
+        return isinstance(value, tuple) and len(value) <= ARRAY_ITEMS_MAX and all(map(item.is_valid, value))
+
+    def from_json(value: object) -> object:
+        if not isinstance(value, list) or len(value) > ARRAY_ITEMS_MAX:
+            raise InvalidStruct(f"it is not a list of at most {ARRAY_ITEMS_MAX} items")
+        return tuple(map(item.from_json, value))
+
+    return _Kind(
+        is_valid,
+        lambda value: keccak256(b"".join(map(item.encode, value))),
+        lambda value: [item.to_json(part) for part in value],
+        from_json,
+    )
+
+
+def _kind_of_uint(bits: int) -> _Kind:
+    limit = 1 << bits
+
+    def is_valid(value: object) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < limit
+
+    def encode(value: int) -> bytes:
+        return value.to_bytes(32)
+
+    if bits <= JSON_NUMBER_BITS_MAX:
+        return _Kind(is_valid, encode, _same, _same)
+    return _Kind(is_valid, encode, encode_decimal, lambda value: decode_decimal(_text(value), bits))
+
+
+def _same(value: Any) -> Any:  # Any: whatever JSON has
+    return value
+
+
+def _pad_left(value: bytes) -> bytes:
+    return value.rjust(32, b"\0")
+
+
+def _pad_right(value: bytes) -> bytes:
+    return value.ljust(32, b"\0")
+
+
+def _is_bytes(size: int | None, value: object) -> bool:
+    return isinstance(value, bytes) and (len(value) <= TEXT_BYTES_MAX if size is None else len(value) == size)
+
+
+def _is_text(value: object) -> bool:
+    if not isinstance(value, str):
+        return False
+    try:
+        return len(value.encode()) <= TEXT_BYTES_MAX
+    except UnicodeEncodeError:
+        return False
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise InvalidStruct("it is not text")
+    return value
+
+
+def _describe_fault(struct: str, field: _Field, value: object) -> str:
+    """What is wrong with the value of a field."""
+    if field.nested is not None:
+        return f"{struct}.{field.name} is not a {field.nested.__name__}"
+    if field.kind.endswith("[]"):
+        return f"{struct}.{field.name} is not a tuple of at most {ARRAY_ITEMS_MAX} {field.kind[:-2]}"
+    if field.kind == "string":
+        return f"{struct}.{field.name} is not valid Unicode text of at most {TEXT_BYTES_MAX} bytes"
+    if field.kind.startswith("uint"):
+        return f"{struct}.{field.name} is {value!r}, not a {field.kind}"
+    return f"{struct}.{field.name} is not {field.kind}"
+
+
 def _own_type(cls: type) -> str:
-    return f"{cls.__name__}(" + ",".join(f"{kind} {camel}" for _, camel, kind, _ in _layout(cls)) + ")"
+    return f"{cls.__name__}(" + ",".join(f"{field.kind} {field.camel}" for field in _layout(cls)) + ")"
 
 
 def _referenced(cls: type) -> dict[str, type]:
     found: dict[str, type] = {}
-    for _, _, _, nested in _layout(cls):
-        if nested is not None:
-            found[nested.__name__] = nested
-            found |= _referenced(nested)
+    for field in _layout(cls):
+        if field.nested is not None:
+            found[field.nested.__name__] = field.nested
+            found |= _referenced(field.nested)
     return found
 
 
@@ -124,51 +245,13 @@ def type_hash(cls: type) -> bytes:
 
 
 def hash_struct(struct: object) -> bytes:
-    """The EIP-712 struct hash: what the protocol calls a digest."""
-    parts = [type_hash(_class_of(struct))]
-    for name, _, kind, nested in _layout(_class_of(struct)):
-        value = getattr(struct, name)
-        parts.append(hash_struct(value) if nested is not None else _encode_value(kind, value))
-    return keccak256(b"".join(parts))
-
-
-def _encode_value(kind: str, value: object) -> bytes:
-    if kind.endswith("[]"):
-        items = cast("tuple[object, ...]", value)  # ranges were checked when the struct was made
-        return keccak256(b"".join(_encode_value(kind[:-2], item) for item in items))
-    if isinstance(value, int):
-        return value.to_bytes(32)
-    if isinstance(value, str):
-        return keccak256(value.encode())
-    assert isinstance(value, bytes)
-    if kind == "bytes":
-        return keccak256(value)
-    return value.rjust(32, b"\0") if kind == "address" else value.ljust(32, b"\0")
-
-
-def _validate_value(where: str, kind: str, nested: type | None, value: object) -> None:
-    if nested is not None:
-        if not isinstance(value, nested):
-            raise InvalidStruct(f"{where} is not a {nested.__name__}")
-    elif kind.endswith("[]"):
-        if not isinstance(value, tuple) or len(value) > ARRAY_ITEMS_MAX:
-            raise InvalidStruct(f"{where} is not a tuple of at most {ARRAY_ITEMS_MAX} items")
-        for item in value:
-            _validate_value(where, kind[:-2], None, item)
-    elif match := _UINT.fullmatch(kind):
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << int(match[1]):
-            raise InvalidStruct(f"{where} is {value!r}, not a {kind}")
-    elif kind == "string":
-        if not isinstance(value, str) or len(value.encode(errors="replace")) > TEXT_BYTES_MAX:
-            raise InvalidStruct(f"{where} is not text of at most {TEXT_BYTES_MAX} bytes")
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise InvalidStruct(f"{where} is not valid Unicode text") from error
-    else:
-        size = 20 if kind == "address" else int(match[1]) if (match := _BYTES.fullmatch(kind)) else None
-        if not isinstance(value, bytes) or len(value) > TEXT_BYTES_MAX or (size is not None and len(value) != size):
-            raise InvalidStruct(f"{where} is not {kind}")
+    """The EIP-712 struct hash: what the protocol calls a digest. A struct never changes, so it is worked out once."""
+    known: bytes | None = struct.__dict__.get(_DIGEST)
+    if known is None:
+        cls = _class_of(struct)
+        parts = [field.encode(getattr(struct, field.name)) for field in _layout(cls)]
+        known = struct.__dict__[_DIGEST] = keccak256(type_hash(cls) + b"".join(parts))
+    return known
 
 
 def hash_typed_data(domain: Domain, struct: object) -> bytes:
@@ -192,25 +275,12 @@ def recover_signer(domain: Domain, struct: object, signature: bytes) -> Address:
 
 def encode_json(struct: object) -> dict[str, Json]:
     """The struct as a JSON object in its one canonical form."""
-    return {
-        camel: encode_json(getattr(struct, name)) if nested is not None else _to_json(kind, getattr(struct, name))
-        for name, camel, kind, nested in _layout(_class_of(struct))
-    }
+    return {field.camel: field.to_json(getattr(struct, field.name)) for field in _layout(_class_of(struct))}
 
 
-def _to_json(kind: str, value: object) -> Json:
-    if kind.endswith("[]"):
-        return [_to_json(kind[:-2], item) for item in cast("tuple[object, ...]", value)]  # checked at construction
-    if isinstance(value, int):
-        return value if _is_json_number(kind) else encode_decimal(value)
-    if isinstance(value, str):
-        return value
-    assert isinstance(value, bytes)
-    return encode_hex(value)
-
-
-def _is_json_number(kind: str) -> bool:
-    return int(kind.removeprefix("uint")) <= JSON_NUMBER_BITS_MAX
+@cache
+def _camel_names(cls: type) -> frozenset[str]:
+    return frozenset(field.camel for field in _layout(cls))
 
 
 def decode_json(cls: type[Struct], value: object) -> Struct:
@@ -221,30 +291,14 @@ def decode_json(cls: type[Struct], value: object) -> Struct:
     """
     if not isinstance(value, Mapping):
         raise InvalidStruct(f"{cls.__name__} is not a JSON object")
-    layout = _layout(cast("Any", cls))  # as in _class_of
-    names = {camel for _, camel, _, _ in layout}
+    names = _camel_names(cast("Any", cls))  # as in _class_of
     if value.keys() != names:
         missing, unknown = sorted(names - value.keys()), sorted(str(key) for key in value.keys() - names)
         raise InvalidStruct(f"{cls.__name__}: missing keys {missing}, unknown keys {unknown}")
-    items = {
-        name: decode_json(nested, value[camel])
-        if nested is not None
-        else _from_json(f"{cls.__name__}.{camel}", kind, value[camel])
-        for name, camel, kind, nested in layout
-    }
+    items = {}
+    for field in _layout(cast("Any", cls)):
+        try:
+            items[field.name] = field.from_json(value[field.camel])
+        except Invalid as error:
+            raise InvalidStruct(f"{cls.__name__}.{field.camel}: {error}") from error
     return cls(**items)
-
-
-def _from_json(where: str, kind: str, value: object) -> object:
-    if kind.endswith("[]"):
-        if not isinstance(value, list) or len(value) > ARRAY_ITEMS_MAX:
-            raise InvalidStruct(f"{where} is not a list of at most {ARRAY_ITEMS_MAX} items")
-        return tuple(_from_json(where, kind[:-2], item) for item in value)
-    if kind == "string" or (kind.startswith("uint") and _is_json_number(kind)):
-        return value
-    if not isinstance(value, str):
-        raise InvalidStruct(f"{where} is not text")
-    try:
-        return decode_decimal(value, int(kind.removeprefix("uint"))) if kind.startswith("uint") else decode_hex(value)
-    except Invalid as error:
-        raise InvalidStruct(f"{where}: {error}") from error

@@ -9,6 +9,7 @@ import sqlite3
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,8 +39,8 @@ class Journal:
         self._connection: sqlite3.Connection | None = None
         # Any: each change has its own result type, and its own future is made with it.
         self._waiting: deque[tuple[Change[Any], asyncio.Future[Any]]] = deque()
-        self._group: list[tuple[Change[Any], asyncio.Future[Any]]] = []
-        self._drainer: asyncio.Task[None] | None = None
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._fault: str | None = None
         self._failed = asyncio.Event()
 
@@ -54,8 +55,7 @@ class Journal:
 
     async def close(self) -> None:
         """Write what waits, then close."""
-        if self._drainer is not None:
-            await asyncio.wait({self._drainer})
+        await self._idle.wait()
         if self._connection is not None:
             await asyncio.get_running_loop().run_in_executor(self._thread, self._connection.close)
             self._connection = None
@@ -74,9 +74,9 @@ class Journal:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
         self._waiting.append((change, future))
-        if self._drainer is None:
-            self._drainer = loop.create_task(self._drain(), name=f"journal {self._path.name}")
-            self._drainer.add_done_callback(self._drained)
+        if self._idle.is_set():
+            self._idle.clear()
+            loop.call_soon(self._begin_group)  # not now, so that writes of one step share one fsync
         return future
 
     async def watch(self) -> None:
@@ -92,33 +92,46 @@ class Journal:
         """Run a query on the journal's thread, after the writes already queued."""
         return await self.write(query)
 
-    async def _drain(self) -> None:
-        loop = asyncio.get_running_loop()
-        while self._waiting:
-            self._group = [self._waiting.popleft() for _ in range(min(GROUP_MAX, len(self._waiting)))]
-            results = await loop.run_in_executor(self._thread, self._apply, [change for change, _ in self._group])
-            for (_, future), result in zip(self._group, results, strict=True):
-                if not future.done():
-                    future.set_result(result)
-            self._group = []
-        # In the same step as the last look at the queue, so that no write falls between two drainers.
-        self._drainer = None
+    def _begin_group(self) -> None:
+        """Hand what waits to the thread. Callbacks, not a task: every purchase passes here several times."""
+        group = [self._waiting.popleft() for _ in range(min(GROUP_MAX, len(self._waiting)))]
+        try:
+            work = asyncio.get_running_loop().run_in_executor(
+                self._thread, self._apply, [change for change, _ in group]
+            )
+        except RuntimeError as error:  # the thread was shut down
+            self._fail(group, error)
+            return
+        work.add_done_callback(partial(self._end_group, group))
+
+    def _end_group(self, group: "list[tuple[Change[Any], asyncio.Future[Any]]]", work: "asyncio.Future[Any]") -> None:
+        if work.cancelled():
+            self._fail(group, asyncio.CancelledError())
+            return
+        error = work.exception()
+        if error is not None:
+            self._fail(group, error)
+            return
+        for (_, future), result in zip(group, work.result(), strict=True):
+            if not future.done():
+                future.set_result(result)
+        if self._waiting:
+            self._begin_group()
+        else:
+            self._idle.set()
 
     def _apply(self, changes: list[Change[Any]]) -> list[Any]:  # Any: as in the queue
         assert self._connection is not None, "journal is used before it is open"
         with transaction(self._connection) as connection:
             return [change(connection) for change in changes]
 
-    def _drained(self, drainer: "asyncio.Task[None]") -> None:
-        error = None if drainer.cancelled() else drainer.exception()
-        if error is None and not drainer.cancelled():
-            return
-        self._drainer = None
+    def _fail(self, group: "list[tuple[Change[Any], asyncio.Future[Any]]]", error: BaseException) -> None:
+        """Tell everybody who waits, and refuse whoever comes; memory and disk may differ from now on."""
         self._fault = repr(error)
         self._failed.set()
-        for _, future in [*self._group, *self._waiting]:
+        for _, future in [*group, *self._waiting]:
             if not future.done():
                 future.set_exception(UnavailableJournal(f"journal {self._path} cannot write: {error!r}"))
                 future.exception()  # whoever stopped waiting never asks, and that is not a fault
-        self._group = []
         self._waiting.clear()
+        self._idle.set()

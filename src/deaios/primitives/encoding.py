@@ -101,17 +101,21 @@ def validate_json_depth(data: bytes, depth_max: int = JSON_DEPTH_MAX) -> None:
 
 
 _PLAIN = frozenset({str, int, bool, type(None)})
-"""A list of nothing else needs no second look: a tokenizer's has a hundred thousand texts."""
+"""What needs no second look: a tokenizer's list has a hundred thousand texts."""
+_TEXT = frozenset({str})
 
 
 def _refuse_floats(value: object) -> None:
-    if isinstance(value, float):
-        raise InvalidEncoding("canonical JSON has no floats; use integers of a named unit")
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            if not isinstance(key, str):
-                raise InvalidEncoding(f"JSON key is not text: {key!r}")
-            _refuse_floats(item)
-    elif isinstance(value, list | tuple) and not _PLAIN.issuperset(map(type, value)):
-        for item in value:
-            _refuse_floats(item)
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, float):
+            raise InvalidEncoding("canonical JSON has no floats; use integers of a named unit")
+        if isinstance(item, Mapping):
+            if not _TEXT.issuperset(map(type, item)):
+                odd = [key for key in item if not isinstance(key, str)]
+                if odd:
+                    raise InvalidEncoding(f"JSON key is not text: {odd[0]!r}")
+            waiting += [inner for inner in item.values() if type(inner) not in _PLAIN]
+        elif isinstance(item, list | tuple) and not _PLAIN.issuperset(map(type, item)):
+            waiting += [inner for inner in item if type(inner) not in _PLAIN]

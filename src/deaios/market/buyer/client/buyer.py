@@ -36,6 +36,7 @@ from deaios.market.buyer.errors import (
 )
 from deaios.market.buyer.store import AccountRow, BuyerStore, OpenRow
 from deaios.market.channel import InvalidCharge
+from deaios.market.novelty import Novelty
 from deaios.market.offers import SignedOffer, compute_quote
 from deaios.market.opening import Opening
 from deaios.market.orders import Order, Papers, build_ask
@@ -56,6 +57,8 @@ from deaios.runtime.logs import get_logger
 RESOLVE_WAIT_S_MAX = 60.0
 REPEATS_MAX = 256
 """Purchases of one ask from one provider at one block; the chain moves on long before."""
+SEEN_MAX = 1 << 16
+"""Requests remembered so that the journal need not be asked whether one was made before."""
 STATS_MAX = 4096
 LIES = (InvalidReceipt, InvalidCharge, InvalidStream)
 """What shows a provider to be wrong by its own signature or its own words; anything less only counts as a failure."""
@@ -120,6 +123,7 @@ class Buyer:
         self._live: dict[bytes, Purchase] = {}
         self._in_doubt: dict[bytes, _Doubt] = {}
         self._watchers: set[asyncio.Task[None]] = set()
+        self._novelty = Novelty(SEEN_MAX)
         self._resolver: asyncio.Task[None] | None = None
         self._resolving: dict[Address, asyncio.Task[None]] = {}
 
@@ -290,9 +294,12 @@ class Buyer:
             anchor_block_hash=head.block_hash,
             deadline_block=head.number + self._settings.request_blocks,
         )
+        self._novelty.note_head(head.number)
         for _ in range(REPEATS_MAX):
-            digest = hash_struct(request)
-            if not await self._store.has_purchase(digest) and digest not in self._live:
+            digest, deadline = hash_struct(request), request.deadline_block
+            is_new = self._novelty.is_new(digest, head.number, deadline, head.number)
+            if is_new or (digest not in self._live and not await self._store.has_purchase(digest)):
+                self._novelty.note_seen(digest, deadline)
                 return request
             request = replace(request, deadline_block=request.deadline_block + 1)
         raise RefusedRepeat(

@@ -24,6 +24,7 @@ from deaios.market.admission import (
 )
 from deaios.market.batches import SignedReceipt
 from deaios.market.channel import ChainState, RefusedDeposit, SellerChannel
+from deaios.market.novelty import Novelty
 from deaios.market.offers import SignedOffer, sign_offer
 from deaios.market.orders import Papers
 from deaios.market.ports import Generate
@@ -42,6 +43,8 @@ from deaios.runtime.logs import get_logger
 
 ENDED_RUNS_MAX = 256
 """Ended purchases kept in memory for retries; older ones come from the journal."""
+SEEN_MAX = 1 << 16
+"""Requests remembered so that the journal need not be asked about new ones."""
 UNPAID_DIVISOR = 10
 """A channel that pays may leave this part of what it has paid unpaid: tokens on their way when users go away."""
 
@@ -92,6 +95,7 @@ class Desk:
         self._voided: OrderedDict[tuple[bytes, Address], None] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
         self._slots = asyncio.Semaphore(settings.streams_max)
+        self._novelty = Novelty(SEEN_MAX)
         self._offer: SignedOffer | None = None
         self._is_closing = False
 
@@ -136,13 +140,15 @@ class Desk:
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=self._settings.drain_s)
         for run in self._runs.values():
-            run.stopped.set()
+            run.stop()
         if self._tasks:
             await asyncio.wait(self._tasks)
 
     async def fetch_current_offer(self) -> SignedOffer:
         """The offer posted now: kept while more than half its life is left, then renewed; journalled before shown."""
         now_ms, settings = self._clock.now_ms(), self._settings
+        if self._offer is not None and self._offer.offer.valid_until - now_ms >= settings.offer_lifetime_ms // 2:
+            return self._offer
         offer = self._offer or await self._store.fetch_latest_offer()
         valid_until = now_ms + settings.offer_lifetime_ms
         wanted = Offer(
@@ -176,15 +182,16 @@ class Desk:
         papers = decode_papers(body)
         validate_request(self._terms, papers, self.address)
         digest = papers.request_digest
-        known = await self._find(digest)
+        head = await self._view.fetch_head()
+        anchor = await self._view.fetch_anchor(papers.request.anchor_block_hash)
+        known = await self._find_known(papers, digest, anchor, head.number)
         if known is not None:
             return known
         offer = await self._find_offer(papers.request.offer_digest)
-        head = await self._view.fetch_head()
         quote = validate_price(papers, offer, self._clock.now_ms(), head.number)
         validate_channel(self._terms, papers, offer.offer, self._shelf)
         validate_ask(papers, offer.offer, self._shelf)
-        validate_anchor(await self._view.fetch_anchor(papers.request.anchor_block_hash), head.number)
+        validate_anchor(anchor, head.number)
         try:
             chain = await self._view.fetch_channel(papers.request.channel_id)
             return self._admit(papers, body, digest, offer, quote, chain)
@@ -220,10 +227,19 @@ class Desk:
         saved = self._store.admit(purchase, channel_id, row)
         self._channels[channel_id] = row
         self._runs[digest] = run
+        self._novelty.note_seen(digest, papers.request.deadline_block)
         task = asyncio.create_task(self._serve(run, saved), name=f"purchase {digest.hex()[:16]}")
         self._tasks.add(task)
         task.add_done_callback(lambda done: self._served(run, done))
         return run
+
+    async def _find_known(self, papers: Papers, digest: bytes, anchor: int | None, head: int) -> Run | None:
+        """The purchase that these papers started before; the journal is asked only where it may hold one."""
+        self._novelty.note_head(head)
+        deadline = papers.request.deadline_block
+        if anchor is not None and self._novelty.is_new(digest, anchor, deadline, head):
+            return None
+        return await self._find(digest)
 
     async def _find(self, digest: bytes) -> Run | None:
         known = self._runs.get(digest) or self._ended.get(digest)
@@ -272,7 +288,7 @@ class Desk:
                 raise InvalidCancel(f"cancel acknowledges {tokens} tokens, {len(run.ids)} were sampled")
             self._forgive(run, tokens)
             run.cancel = (tokens, signature)
-            run.stopped.set()
+            run.stop()
         return await run.wait_outcome()
 
     async def _void(self, digest: bytes, signer: Address) -> None:
@@ -309,17 +325,15 @@ class Desk:
     async def _serve(self, run: Run, saved: "asyncio.Future[None]") -> None:
         # The model starts while the disk writes; nothing of it is shown before the journal has the purchase.
         generation = asyncio.create_task(self._generate_into(run))
-        stop = asyncio.create_task(run.stopped.wait())
+        run.when_stopped(generation.cancel)
         try:
             await saved
             run.mark_admitted()
-            await asyncio.wait(
-                {generation, stop}, timeout=self._settings.purchase_s_max, return_when=asyncio.FIRST_COMPLETED
-            )
+            await asyncio.wait({generation}, timeout=self._settings.purchase_s_max)
         finally:
-            stop.cancel()
-            generation.cancel()
-            await asyncio.wait({generation, stop})
+            if not generation.done():
+                generation.cancel()
+                await asyncio.wait({generation})
         await self._number(run, self._judge(run, generation))
 
     async def _generate_into(self, run: Run) -> None:

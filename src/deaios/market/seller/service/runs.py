@@ -6,7 +6,7 @@ whoever follows it while it runs gets all of them, and a run that is over has no
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 from deaios.compute.logprobs import Ranking
@@ -63,7 +63,8 @@ class Run:
         self.is_admitted = False
         self.outcome: Outcome | None = None
         self.is_broken = False
-        self.stopped = asyncio.Event()
+        self._is_stopped = False
+        self._on_stop: Callable[[], object] = lambda: None
         self._changed = asyncio.Event()
 
     @classmethod
@@ -97,6 +98,17 @@ class Run:
         self.ids.append(piece.token)
         self.finish, self.stop_index = piece.finish, piece.stop_index
         self._notify()
+
+    def stop(self) -> None:
+        """Sample no further."""
+        self._is_stopped = True
+        self._on_stop()
+
+    def when_stopped(self, call: Callable[[], object]) -> None:
+        """Have something called once it is stopped, at once where it is already."""
+        self._on_stop = call
+        if self._is_stopped:
+            call()
 
     def end(self, outcome: Outcome) -> None:
         """The receipt is signed."""
