@@ -31,7 +31,7 @@ down: .venv/ready ## stop the network that `make up` started
 	@$(BIN)/deaios down
 
 test: check ## format, lint, types, layers, contracts' artifacts, then all tests
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: .venv/ready
 	@$(BIN)/ruff format --check --quiet .

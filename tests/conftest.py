@@ -12,6 +12,18 @@ import pytest
 from deaios.node.model_package import fetch_default_model
 
 
+LONGEST = ("test_simulation.py", "test_demo.py", "test_founding.py")
+"""Files of minutes. They begin first, then the rest of tests/node, so that no core waits for the other at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> tuple[int, bool]:
+        name = item.path.name
+        return LONGEST.index(name) if name in LONGEST else len(LONGEST), item.path.parent.name != "node"
+
+    items.sort(key=place)
+
+
 @dataclass(frozen=True)
 class ModelFiles:
     """Where the default model lies."""
