@@ -11,7 +11,6 @@ import pytest
 
 from deaios.node.model_package import fetch_default_model
 
-
 LONGEST = ("test_simulation.py", "test_demo.py", "test_founding.py")
 """Files of minutes. They begin first, then the rest of tests/node, so that no core waits for the other at the end."""
 
