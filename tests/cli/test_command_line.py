@@ -33,6 +33,7 @@ NETWORK_COMMANDS = ("add", "list", "remove", "reclaim", "send")
 GROUPS = {"blob": BLOB_COMMANDS, "chain": CHAIN_COMMANDS, "key": KEY_COMMANDS, "network": NETWORK_COMMANDS}
 LEAVES: list[tuple[str, ...]] = [(name,) for name in COMMANDS if name not in GROUPS]
 LEAVES += [(group, name) for group, names in GROUPS.items() for name in names]
+LEAVES += [("attest", "verify")]  # a role and a group at once
 
 
 @pytest.mark.parametrize("group", GROUPS)

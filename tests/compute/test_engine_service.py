@@ -12,9 +12,10 @@ from deaios.compute.engine import EngineProfile, InvalidStep, UnavailableEngine,
 from deaios.compute.engines.llama import LlamaEngine
 from deaios.compute.records import DEFAULT_THRESHOLDS
 from deaios.compute.sampling import InvalidLogits
-from deaios.compute.service import EngineService, Load, RefusedBusy, RefusedLength
+from deaios.compute.service import EngineService, Load, RefusedLength
 from deaios.ledger.structs import FinishReason, Params
 from deaios.primitives.hashing import ZERO32
+from deaios.runtime.errors import RefusedBusy
 
 SEED = bytes(range(32))
 VOCABULARY = 49152

@@ -124,10 +124,10 @@ def test_expansion_keeps_the_tokenizer(model_files, tokenizer):
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
-        ({"tokenizer__ggml__model": "llama"}, "tokenizer model 'llama'"),
+        ({"tokenizer__ggml__model": "bert"}, "tokenizer model 'bert'"),
         ({"tokenizer__ggml__pre": "qwen9"}, "pre-tokenizer 'qwen9'"),
         ({"tokenizer__ggml__token_type": (1,)}, "token_type"),
-        ({"tokenizer__ggml__token_type": (1,) * 49151 + (4,)}, "token types"),
+        ({"tokenizer__ggml__token_type": (1,) * 49151 + (7,)}, "token types"),
         ({"tokenizer__ggml__tokens": ("a",) * 49152}, "share one text"),
         ({"tokenizer__ggml__merges": ("nospace",)}, "merge 'nospace'"),
         ({"tokenizer__ggml__merges": ("<|im _end|>",)}, "merge"),

@@ -205,13 +205,14 @@ def _name_model(question: Question, ordered: bytes, record: ModelRecord, terms: 
     """What ties the name in the body to the record that was ordered: anybody may publish a record of any name."""
     if question.model == encode_hex(ordered):
         return Fact(Head.PROVEN, "model name", True, "the body names the model record itself")
-    if question.model != record.name:
+    owner, _, name = question.model.rpartition("/")
+    if name != record.name:
         says = f"the body asks for {question.model!r:.80}, the model ordered is {record.name!r}"
         return Fact(Head.PROVEN, "model name", False, says)
-    if ordered == terms.default_record_id:
+    if ordered == terms.default_record_id and not owner:
         says = f"{record.name!r} means the network's default model, by its operator's descriptor"
         return Fact(Head.OPERATOR, "model name", True, says)
-    says = f"of all records called {record.name!r}, you wanted {encode_hex(ordered)}"
+    says = f"of all records called {question.model!r:.160}, you wanted {encode_hex(ordered)}"
     return Fact(Head.GATEWAY, "model name", True, says)
 
 

@@ -21,7 +21,7 @@ from deaios.alignment.check import (
 )
 from deaios.alignment.evidence import is_promised
 from deaios.alignment.facts import Fact, Outcome, Verification, collect, find_broken
-from deaios.compute.records import ModelRecord
+from deaios.compute.records import UNAUDITABLE, ModelRecord
 from deaios.compute.template import ChatTemplate
 from deaios.compute.tokenizer import Tokenizer
 from deaios.compute.verification import Report
@@ -64,6 +64,11 @@ async def examine(answer: Answer, terms: NetworkTerms, world: World, user_nonce:
     facts += collect(check_chain(answer, await world.read_chain(answer)))
     if find_broken(facts):
         return _end(facts)
+    if record.serving == UNAUDITABLE:
+        says = (
+            f"cannot be checked: nobody can fetch the weights of {record.name}; the answer shows who gave it, not how"
+        )
+        return Verification(Outcome.UNCHECKED, tuple(facts), says)
     prompt_ids = render_prompt(read_part(answer.part, answer.body), tokenizer, template)
     report = await world.recompute(answer, record, prompt_ids)
     if not report.ok and not is_promised(answer.opening):

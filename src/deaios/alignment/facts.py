@@ -20,6 +20,7 @@ class Head(Enum):
     PROVEN = "proven"
     OPERATOR = "trusts the network's operator"
     GATEWAY = "trusts the gateway"
+    HARDWARE = "trusts the hardware's maker"
 
 
 class Outcome(Enum):

@@ -5,7 +5,8 @@ from typing import Literal
 
 import click
 
-from deaios.cli.terminal import common, console, emit_json, run_async, say
+from deaios.cli.attest import AT, COLLATERAL, read_hex_of
+from deaios.cli.terminal import common, console, emit_json, run_async, say, show_facts
 from deaios.node.folder import StateFolder
 from deaios.primitives.encoding import InvalidEncoding, decode_hex
 from deaios.primitives.units import format_credit
@@ -96,6 +97,12 @@ def _read_nonce(_context: click.Context, _option: click.Parameter, value: str | 
     callback=_read_nonce,
     help="The X-DeAIOS-Nonce that you sent, to prove that the body is yours.",
 )
+@click.option(
+    "--quote", type=click.Path(dir_okay=False, path_type=Path), help="TDX quote of the provider's machine; adds facts."
+)
+@click.option("--image", type=read_hex_of(32), help="SHA-256 of the image that the provider says it runs.")
+@COLLATERAL
+@AT
 @run_async
 async def verify(
     file: Path,
@@ -106,28 +113,30 @@ async def verify(
     model: Path | None,
     engine: Literal["llama", "numpy"] | None,
     nonce: bytes | None,
+    quote: Path | None,
+    image: bytes | None,
+    collateral: Path | None,
+    at_s: int | None,
 ) -> int:
     """Check a saved answer: signatures, question, price, batch on chain, and every token.
 
-    Needs FILE, the model and a chain URL, never the gateway. Exit code 0: verified; 1: violation or forgery; 2: it
+    Needs FILE, the model and a chain URL, never the gateway. A quote adds facts about the provider's machine and
+    switches no other check off. Exit code 0: verified; 1: violation or forgery; 2: it
     cannot be checked now, and why; 64: wrong usage.
     """
-    from deaios.alignment.facts import Head  # noqa: PLC0415 - keeps `--help` quick
-    from deaios.node.verifying import verify_file  # noqa: PLC0415 - keeps `--help` quick
+    from deaios.node.attesting import QuoteFiles  # noqa: PLC0415 - keeps `--help` quick
+    from deaios.node.verifying import Attested, verify_file  # noqa: PLC0415 - keeps `--help` quick
+
+    if (quote is None) != (image is None) or (quote is None and (collateral is not None or at_s is not None)):
+        raise click.UsageError("--quote and --image go together; --collateral and --at need them")
+    attested = None if quote is None or image is None else Attested(QuoteFiles(quote, collateral, at_s), image)
 
     result = await verify_file(
-        folder, file, chain=chain, descriptor=descriptor, model=model, engine=engine, nonce=nonce,
+        folder, file, chain=chain, descriptor=descriptor, model=model, engine=engine, nonce=nonce, attested=attested,
         report=(lambda _text: None) if as_json else (lambda text: say(text, style="dim")),
     )  # fmt: skip
     if as_json:
         emit_json(result.to_json())
         return result.outcome.value
-    for head, facts in result.by_head():
-        say(f"{head.value}:", style="bold")
-        for fact in facts:
-            sign = "[red]✗[/]" if not fact.holds else "[yellow]·[/]" if head is Head.GATEWAY else "[green]✓[/]"
-            console.print(f"  {sign} ", end="")
-            say(f"{fact.rule}: {fact.says}")
-    style = {0: "bold green", 1: "bold red"}.get(result.outcome.value, "bold yellow")
-    say(result.headline, style=style)
+    show_facts(result)
     return result.outcome.value

@@ -22,9 +22,12 @@ _COMMANDS = {
     "wallet": "deaios.cli.wallet",
     "key": "deaios.cli.key",
     "provide": "deaios.cli.roles",
+    "calibrate": "deaios.cli.models",
+    "models": "deaios.cli.models",
+    "earnings": "deaios.cli.models",
     "store": "deaios.cli.roles",
     "audit": "deaios.cli.roles",
-    "attest": "deaios.cli.roles",
+    "attest": "deaios.cli.attest",
     "validate": "deaios.cli.roles",
     "relay": "deaios.cli.roles",
     "connect": "deaios.cli.guide",
@@ -34,7 +37,7 @@ _COMMANDS = {
 _GROUPS = (
     ("Run a network", ("up", "down", "join", "status", "chain", "network", "demo")),
     ("Ask and check", ("ask", "verify")),
-    ("Earn", ("provide", "store", "attest", "audit", "validate", "relay")),
+    ("Earn", ("provide", "calibrate", "models", "earnings", "store", "attest", "audit", "validate", "relay")),
     ("Files and money", ("put", "get", "blob", "wallet", "key")),
     ("Help", ("connect", "doctor")),
 )

@@ -1,12 +1,16 @@
-"""`provide`, `store`, `attest`, `audit`, `validate`, `relay`: earn in a network that this folder has joined."""
+"""`provide`, `store`, `audit`, `validate`, `relay`: earn in a network that this folder has joined."""
+
+from pathlib import Path
 
 import click
+import msgspec
 
 from deaios.cli.terminal import common, emit_json, run_async, say
-from deaios.node.folder import RoleSpec, StateFolder
+from deaios.node.folder import RoleSpec, StateFolder, UpstreamSpec
 
 
-async def _serve(folder: StateFolder, spec: RoleSpec, *, as_json: bool) -> None:
+async def serve_role(folder: StateFolder, spec: RoleSpec, *, as_json: bool) -> None:
+    """Run one role in the foreground until Ctrl-C."""
     from deaios.node.local import run_single_role  # noqa: PLC0415 - keeps `--help` quick
 
     report = (lambda _text: None) if as_json else say
@@ -21,14 +25,108 @@ async def _serve(folder: StateFolder, spec: RoleSpec, *, as_json: bool) -> None:
 @click.command()
 @common
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="TCP port; picked once and kept otherwise.")
+@click.option("--model", metavar="FILE|ID|NAME", help="A GGUF file of yours, or a model of the catalogue.")
+@click.option("--price", metavar="IN:OUT", help="Credit per million prompt and sampled tokens, such as 0.5:2.")
+@click.option("--name", default="", help="What users call your file's model; from the file otherwise.")
+@click.option(
+    "--class",
+    "noise_class",
+    type=click.Choice(["F", "Q"]),
+    help="Serve your file's weights as floats (F), or as they are (Q).",
+)
+@click.option("--upstream", metavar="URL", help="Sell the answers of this server (vLLM, llama-server, Ollama, …).")
+@click.option("--upstream-model", metavar="NAME", default="", help="The server's name for the model.")
+@click.option(
+    "--upstream-key-file",
+    type=click.Path(exists=True, dir_okay=False, resolve_path=True, path_type=Path),
+    help="File that holds the server's API key.",
+)
+@click.option("--upstream-dialect", metavar="KIND", default="", help="Kind of server, where it does not say.")
+@click.option(
+    "--unauditable",
+    metavar="NAME",
+    help="Publish and sell the server's model under a record that says that nobody can check it: for closed APIs.",
+)
+@click.option(
+    "--level", type=click.IntRange(0, 2), help="What the server's answers promise; the most it can, otherwise."
+)
 @run_async
-async def provide(folder: StateFolder, as_json: bool, port: int) -> None:
-    """Run models for others and be paid per answer.
+async def provide(
+    folder: StateFolder,
+    as_json: bool,
+    port: int,
+    model: str | None,
+    price: str | None,
+    name: str,
+    noise_class: str | None,
+    upstream: str | None,
+    upstream_model: str,
+    upstream_key_file: Path | None,
+    upstream_dialect: str,
+    unauditable: str | None,
+    level: int | None,
+) -> None:
+    """Run a model for others and be paid per answer.
 
-    Fetches the model from the network's storage, stakes, registers, and serves until Ctrl-C. Earnings are claimed as
-    you go and show up in `deaios wallet`.
+    Takes the network's default model, another of its catalogue (--model NAME or ID, fetched from storage), or a GGUF
+    file of yours (--model FILE: calibrated, stored and published first). Stakes, registers, and serves until Ctrl-C.
+    Earnings are claimed as you go; see `deaios earnings` and `deaios wallet`. With --upstream, another server computes;
+    its offers say honestly how far anybody can check it (docs/engines.md).
     """
-    await _serve(folder, RoleSpec("provider-1", "provider", port), as_json=as_json)
+    if upstream is None and (
+        upstream_model or upstream_key_file or upstream_dialect or unauditable or level is not None
+    ):
+        raise click.UsageError("--upstream-…, --unauditable and --level need --upstream")
+    if unauditable and (model or name or noise_class or level):
+        raise click.UsageError("--unauditable names the model, and its level is 0")
+    key_file = str(upstream_key_file or "")
+    server = UpstreamSpec(upstream, upstream_model, key_file, upstream_dialect, level) if upstream else None
+    if model is None and (name or noise_class):
+        raise click.UsageError("--name and --class need --model FILE")
+    if unauditable:
+        spec = await _arrange_unauditable(folder, unauditable, price, port, as_json=as_json)
+    elif model is None and price is None:
+        spec = RoleSpec("provider-1", "provider", port)
+    else:
+        spec = await _arrange(folder, model, price, name, noise_class, port, as_json=as_json)
+    await serve_role(folder, msgspec.structs.replace(spec, upstream=server), as_json=as_json)
+
+
+async def _arrange_unauditable(
+    folder: StateFolder, name: str, price: str | None, port: int, *, as_json: bool
+) -> RoleSpec:
+    from deaios.cli.models import show_work  # noqa: PLC0415 - keeps `--help` quick
+    from deaios.node.unauditable import arrange_unauditable  # noqa: PLC0415 - keeps `--help` quick
+
+    with show_work(hidden=as_json) as progress:
+        spec = await arrange_unauditable(folder, name, price, port, progress)
+    if not as_json:
+        say(f"selling {name} unaudited, record {spec.record}")
+    return spec
+
+
+async def _arrange(
+    folder: StateFolder,
+    model: str | None,
+    price: str | None,
+    name: str,
+    noise_class: str | None,
+    port: int,
+    *,
+    as_json: bool,
+) -> RoleSpec:
+    """The role that sells a model at a price; calibrates, stores and publishes a file first."""
+    from deaios.cli.models import show_work  # noqa: PLC0415 - keeps `--help` quick
+    from deaios.compute.records import NoiseClass  # noqa: PLC0415 - keeps `--help` quick
+    from deaios.node.offering import Choices  # noqa: PLC0415 - keeps `--help` quick
+    from deaios.node.providing import arrange_role  # noqa: PLC0415 - keeps `--help` quick
+
+    choices = Choices(name=name, noise_class=NoiseClass(noise_class) if noise_class else None)
+    with show_work(hidden=as_json) as progress:
+        spec, found = await arrange_role(folder, model, price, choices, port, progress)
+    if not as_json:
+        say(f"selling {found.full_name}, record 0x{found.record_id.hex()}")
+    return spec
 
 
 @click.command()
@@ -37,19 +135,7 @@ async def provide(folder: StateFolder, as_json: bool, port: int) -> None:
 @run_async
 async def store(folder: StateFolder, as_json: bool, port: int) -> None:
     """Keep coded rows of other people's files."""
-    await _serve(folder, RoleSpec("storage-1", "storage", port), as_json=as_json)
-
-
-@click.command()
-@common
-@click.option("--port", type=click.IntRange(0, 65535), default=0, help="TCP port; picked once and kept otherwise.")
-@run_async
-async def attest(folder: StateFolder, as_json: bool, port: int) -> None:
-    """Keep rows of published blobs for their terms, attest to them, and be paid for it.
-
-    Stakes, registers, and takes rows from the next epoch on, when seats are apportioned anew.
-    """
-    await _serve(folder, RoleSpec("da-1", "da", port), as_json=as_json)
+    await serve_role(folder, RoleSpec("storage-1", "storage", port), as_json=as_json)
 
 
 @click.command()
@@ -57,7 +143,7 @@ async def attest(folder: StateFolder, as_json: bool, port: int) -> None:
 @run_async
 async def audit(folder: StateFolder, as_json: bool) -> None:
     """Buy as users do, re-execute, dispute what is wrong, and sit on juries."""
-    await _serve(folder, RoleSpec("auditor-1", "auditor"), as_json=as_json)
+    await serve_role(folder, RoleSpec("auditor-1", "auditor"), as_json=as_json)
 
 
 @click.command()
@@ -70,7 +156,7 @@ async def validate(folder: StateFolder, as_json: bool, port: int) -> None:
     Joins each network with a key of its own. Every promise is on disk before it is signed. Never run one key in two
     folders: two signatures for one thing cost half the stake.
     """
-    await _serve(folder, RoleSpec("validator-1", "validator", port), as_json=as_json)
+    await serve_role(folder, RoleSpec("validator-1", "validator", port), as_json=as_json)
 
 
 @click.command()
@@ -81,4 +167,4 @@ async def relay(folder: StateFolder, as_json: bool) -> None:
 
     Pays gas on each, and needs nobody's trust.
     """
-    await _serve(folder, RoleSpec("relayer-1", "relayer"), as_json=as_json)
+    await serve_role(folder, RoleSpec("relayer-1", "relayer"), as_json=as_json)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Coroutine
 from functools import wraps
 from pathlib import Path
-from typing import Any, NoReturn, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
 import click
 from rich.console import Console
@@ -15,6 +15,9 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from deaios.node.folder import StateFolder, default_folder, pretty_json
 from deaios.primitives.errors import DeaiosError
 from deaios.runtime.errors import EXIT_UNEXPECTED, exit_code
+
+if TYPE_CHECKING:
+    from deaios.alignment.facts import Verification
 
 EXIT_INTERRUPTED = 130
 P = ParamSpec("P")
@@ -70,6 +73,19 @@ def fail(error: DeaiosError, *, as_json: bool) -> NoReturn:
 def emit_json(value: object) -> None:
     """One JSON value on standard output."""
     click.echo(pretty_json(value))
+
+
+def show_facts(result: "Verification") -> None:
+    """A check's facts under their heads, and its headline."""
+    for head, facts in result.by_head():
+        say(f"{head.value}:", style="bold")
+        for fact in facts:
+            # what rests on the gateway's word alone is neither right nor wrong
+            sign = "[red]✗[/]" if not fact.holds else "[yellow]·[/]" if head.name == "GATEWAY" else "[green]✓[/]"
+            console.print(f"  {sign} ", end="")
+            say(f"{fact.rule}: {fact.says}")
+    style = {0: "bold green", 1: "bold red"}.get(result.outcome.value, "bold yellow")
+    say(result.headline, style=style)
 
 
 def bar(*, hidden: bool) -> Progress:

@@ -7,7 +7,7 @@ given, in order. Knows nothing of sampling, requests or money.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,6 +104,40 @@ class Engine(Protocol):
         """Free everything; the engine cannot be used afterwards. Closing twice is harmless."""
 
 
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What a sequence held, outside its engine; only the engine that made it can read it.
+
+    Attributes:
+        tokens: ids it stands for.
+        size_bytes: of memory that it takes.
+        state: the engine's own; nobody else looks inside.
+    """
+
+    tokens: int
+    size_bytes: int
+    state: object
+
+
+@runtime_checkable
+class SavingEngine(Engine, Protocol):
+    """An engine whose sequences can be kept outside it and taken up again, bit for bit, in any sequence."""
+
+    def save(self, sequence: int) -> Snapshot:
+        """Copy what a sequence holds; the sequence keeps it.
+
+        Raises:
+            UnavailableEngine: the engine failed; its sequences are lost.
+        """
+
+    def restore(self, sequence: int, snapshot: Snapshot, tokens: int) -> bool:
+        """Let an empty sequence hold the first `tokens` ids of a snapshot.
+
+        Returns:
+            False when this engine cannot continue from there, or has no room; the sequence is then still empty.
+        """
+
+
 def validate_steps(engine: Engine, held: Sequence[int], steps: Sequence[Step]) -> None:
     """Check steps against what the sequences hold.
 
@@ -151,18 +185,29 @@ class Part:
     outputs: int
 
 
-def plan_batches(steps: Sequence[Step], tokens_max: int, outputs_max: int) -> list[list[Part]]:
+def plan_batches(
+    steps: Sequence[Step], tokens_max: int, outputs_max: int, *, part_max: int | None = None, order: Sequence[int] = ()
+) -> list[list[Part]]:
     """Cut steps into batches, long steps into parts of nearly equal size.
 
     Equal parts matter: float kernels for one to four rows round otherwise than those for many rows, so a prompt whose
     last part were a single id would not replay bit for bit under another batch size.
+
+    Args:
+        steps: what is asked.
+        tokens_max: most ids of one batch.
+        outputs_max: most rows of logits of one batch.
+        part_max: most ids of one part; as many as fit a batch when left out.
+        order: indices of all steps in the order in which they enter batches; as they come when left out.
     """
     batches: list[list[Part]] = []
     tokens = outputs = 0
-    for index, step in enumerate(steps):
-        for part in _cut_step(index, step, tokens_max, outputs_max):
+    for index in order or range(len(steps)):
+        for part in _cut_step(index, steps[index], part_max or tokens_max, outputs_max):
             size = part.last - part.first
-            if not batches or tokens + size > tokens_max or outputs + part.outputs > outputs_max:
+            # Parts of one step never share a batch, where the library would cut them at a place of its own.
+            is_next = bool(batches) and batches[-1][-1].index == index
+            if not batches or is_next or tokens + size > tokens_max or outputs + part.outputs > outputs_max:
                 batches.append([])
                 tokens = outputs = 0
             batches[-1].append(part)

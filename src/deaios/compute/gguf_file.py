@@ -3,7 +3,7 @@
 Invariant: nothing a file says is believed before it is compared with the file's size, so a hostile file costs a typed
 refusal and no more memory than it has bytes. Knows nothing of architectures, tokenizers or engines.
 
-Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (version 3, little-endian).
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (versions 2 and 3, little-endian; written as 3).
 """
 
 import struct
@@ -15,13 +15,15 @@ from typing import BinaryIO
 
 import numpy as np
 from gguf import quants
-from gguf.constants import GGMLQuantizationType
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 
 from deaios.primitives.errors import Invalid, Unavailable
 
 MAGIC = b"GGUF"
 VERSION = 3
+READ_VERSIONS = (2, 3)
+"""Version 3 only added big-endian files."""
 ALIGNMENT_DEFAULT = 32
 ALIGNMENT_MAX = 1 << 16
 """Larger alignments would let a small file ask for large padding."""
@@ -77,7 +79,7 @@ _SCALAR_FORMATS: Mapping[ValueType, str] = {
 
 
 class TensorType(IntEnum):
-    """Tensor encodings that can be read; the numbers are ggml's."""
+    """Tensor encodings that files may hold; the numbers are ggml's."""
 
     F32 = 0
     F16 = 1
@@ -86,28 +88,37 @@ class TensorType(IntEnum):
     Q5_0 = 6
     Q5_1 = 7
     Q8_0 = 8
+    Q8_1 = 9
     Q2_K = 10
     Q3_K = 11
     Q4_K = 12
     Q5_K = 13
     Q6_K = 14
+    Q8_K = 15
+    IQ2_XXS = 16
+    IQ2_XS = 17
+    IQ3_XXS = 18
+    IQ1_S = 19
+    IQ4_NL = 20
+    IQ3_S = 21
+    IQ2_S = 22
+    IQ4_XS = 23
+    I8 = 24
+    I16 = 25
+    I32 = 26
+    I64 = 27
+    F64 = 28
+    IQ1_M = 29
     BF16 = 30
+    TQ1_0 = 34
+    TQ2_0 = 35
+    MXFP4 = 39
 
 
+FLOAT_TYPES = frozenset({TensorType.F32, TensorType.F16, TensorType.BF16})
+"""Encodings that engines compute with float activations."""
 _BLOCKS: Mapping[TensorType, tuple[int, int]] = {
-    TensorType.F32: (1, 4),
-    TensorType.F16: (1, 2),
-    TensorType.BF16: (1, 2),
-    TensorType.Q4_0: (32, 18),
-    TensorType.Q4_1: (32, 20),
-    TensorType.Q5_0: (32, 22),
-    TensorType.Q5_1: (32, 24),
-    TensorType.Q8_0: (32, 34),
-    TensorType.Q2_K: (256, 84),
-    TensorType.Q3_K: (256, 110),
-    TensorType.Q4_K: (256, 144),
-    TensorType.Q5_K: (256, 176),
-    TensorType.Q6_K: (256, 210),
+    kind: GGML_QUANT_SIZES[GGMLQuantizationType(kind)] for kind in TensorType
 }
 """Values per block and bytes per block (ggml-common.h)."""
 
@@ -237,7 +248,10 @@ def decode_rows(data: NDArray[np.uint8], encoding: TensorType) -> NDArray[np.flo
         return np.ascontiguousarray(data).view(np.float32)
     if encoding is TensorType.F16:
         return np.ascontiguousarray(data).view(np.float16).astype(np.float32)
-    return np.asarray(quants.dequantize(np.ascontiguousarray(data), GGMLQuantizationType(encoding)), np.float32)
+    try:
+        return np.asarray(quants.dequantize(np.ascontiguousarray(data), GGMLQuantizationType(encoding)), np.float32)
+    except NotImplementedError as error:
+        raise InvalidModelFile(f"tensors encoded as {encoding.name} cannot be decoded here") from error
 
 
 def encode_rows(rows: NDArray[np.float32], encoding: TensorType) -> bytes:
@@ -350,8 +364,8 @@ def read_model_file(path: Path) -> ModelFile:
     cursor = _Cursor(data.data, path.name)
     magic = bytes(data[cursor.claim(4, "magic") : 4])
     version = cursor.number("I", "version")
-    if magic != MAGIC or version != VERSION:
-        raise InvalidModelFile(f"{path.name}: magic {magic!r} version {version}, {MAGIC!r} version {VERSION} expected")
+    if magic != MAGIC or version not in READ_VERSIONS:
+        raise InvalidModelFile(f"{path.name}: magic {magic!r} version {version}, {MAGIC!r} version 2 or 3 expected")
     tensor_count = cursor.number("Q", "tensor count")
     key_count = cursor.number("Q", "key count")
     if tensor_count > TENSORS_MAX or key_count > METADATA_KEYS_MAX:

@@ -9,12 +9,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deaios.compute.engine import Engine, RefusedEngine, Step
+from deaios.compute.records import NoiseClass
 from deaios.primitives.encoding import decode_hex, encode_hex
 
 ANSWERS_FILE = "selftest_answers.json"
@@ -23,6 +24,9 @@ LOGIT_UNITS = 10_000
 DEVIATION_MAX = 0.02
 """Largest honest spread of centred logits at any position. Measured: 0.004 to 0.008 between llama.cpp F16 and NumPy
 float32; 0.21 for 8-bit weights, 0.19 for the 4-bit file of the same weights."""
+DEVIATION_CAPS: Final[Mapping[NoiseClass, float]] = {NoiseClass.FLOAT: DEVIATION_MAX, NoiseClass.QUANTISED: 0.5}
+"""The most that known answers of a record may allow, by its class. Integer activations of other kernels are 0.05 to 0.2
+apart; other weights of the same model, or another struct layout, more than one."""
 PROBES_MIN = 64
 """Fewer probes would make the centring itself noisy."""
 STEPS = 3
@@ -107,7 +111,7 @@ def run_selftest(engine: Engine, answers: KnownAnswers, deviation_max: float = D
         raise RefusedEngine(
             f"the engine has {engine.vocabulary_size} token ids, the known answers use {max(answers.probes)}"
         )
-    deviations = {"prefill": _measure(engine, answers, (0,), len(answers.prompt))}
+    deviations = {"prefill": measure_deviation(engine, answers)}
     deviations["single"] = _measure(engine, answers, (0,), len(answers.prompt) - STEPS)
     if engine.sequences_max > 1:
         deviations["together"] = _measure(engine, answers, (0, engine.sequences_max - 1), len(answers.prompt) - STEPS)
@@ -118,6 +122,11 @@ def run_selftest(engine: Engine, answers: KnownAnswers, deviation_max: float = D
                 f"answers ({way}), at most {deviation_max} allowed; it does not run the named weights faithfully"
             )
     return SelfTest(deviations)
+
+
+def measure_deviation(engine: Engine, answers: KnownAnswers) -> float:
+    """How far an idle engine's logits are from known answers when the prompt is read at once, in logits."""
+    return _measure(engine, answers, (0,), len(answers.prompt))
 
 
 def _measure(engine: Engine, answers: KnownAnswers, sequences: Sequence[int], prefill: int) -> float:

@@ -1,36 +1,40 @@
 """One engine on its own thread, shared by many requests: continuous batching for answers, and checks in between.
 
 Invariant: only the engine's thread touches the engine; every accepted job ends exactly once, with its result, a typed
-error, or its caller's cancellation, and gives back its sequence. Replay runs alone, because bits depend on company.
-Knows nothing of buyers, receipts or prices.
+error, or its caller's cancellation, and gives back its sequence. Every turn gives each running answer an id and reads
+at most PREFILL_TOKENS ids of prompts, the oldest first, so that neither waits for the other for longer than that.
+Replay runs alone and from nothing, because bits depend on company. Knows nothing of receipts or prices.
 """
 
 import asyncio
+import math
 import threading
+import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deaios.compute.engine import Engine, InvalidStep, Step, UnavailableEngine, split_evenly
+from deaios.compute.engine import Engine, InvalidStep, SavingEngine, Step, UnavailableEngine, split_evenly
 from deaios.compute.generation import Generation, Sampled
+from deaios.compute.pacing import Outstanding, Pace
+from deaios.compute.prefixes import PrefixCache
 from deaios.compute.records import Thresholds
 from deaios.compute.tokenizer import Tokenizer
 from deaios.compute.verification import PREFILL_TOKENS, Replay, Report, replay_output, verify_output
 from deaios.ledger.structs import FinishReason, Params
 from deaios.primitives.errors import DeaiosError, Refused
+from deaios.runtime.errors import RefusedBusy
 
 WAITING_MAX = 64
 """Jobs that may wait for a sequence; at eight sequences this is some minutes of work."""
+OVERTAKEN_MAX = 8
+"""Later, smaller jobs that may begin before one for which there is no room yet; then all wait for it."""
 
 _Result = TypeVar("_Result")
-
-
-class RefusedBusy(Refused):
-    """Too many jobs wait already; try another provider or later."""
 
 
 class RefusedLength(Refused):
@@ -39,12 +43,25 @@ class RefusedLength(Refused):
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What the service is doing now, and what it did since it started."""
+    """What the service is doing now, and what it did since it started.
+
+    Attributes:
+        running: jobs that hold a sequence.
+        waiting: jobs that do not yet.
+        prompt_tokens: prompt ids that were read.
+        sampled_tokens: ids that were sampled.
+        cached_tokens: prompt ids that were not read, because they had been before.
+        cache_bytes: memory of the prefix cache now.
+        wait_s: how long a further answer of average size would wait before it begins, at the measured pace.
+    """
 
     running: int
     waiting: int
     prompt_tokens: int
     sampled_tokens: int
+    cached_tokens: int = 0
+    cache_bytes: int = 0
+    wait_s: float = 0.0
 
 
 class Stream:
@@ -54,6 +71,11 @@ class Stream:
         self._job = job
         self._cancel = cancel
         self._ended = False
+
+    @property
+    def cached_tokens(self) -> int:
+        """Ids of the prompt that the prefix cache gave; certain from the first id on."""
+        return self._job.cached
 
     def __aiter__(self) -> "Stream":
         return self
@@ -87,6 +109,7 @@ class _Job:
     loop: asyncio.AbstractEventLoop
     tokens: int
     cancelled: bool = False
+    overtaken: int = 0
     sequence: int | None = None
     released: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -103,9 +126,24 @@ class _Answer(_Job):
     """One answer being generated; `pieces` are the parts of the prompt that are still to be read."""
 
     generation: Generation
-    pieces: deque[tuple[int, ...]]
+    prompt_ids: tuple[int, ...]
+    allowed: int
+    owner: bytes | None
+    pieces: deque[tuple[int, ...]] = field(default_factory=deque)
+    cached: int = 0
     position: int = 0
     events: asyncio.Queue[Sampled | Exception] = field(default_factory=asyncio.Queue)  # bounded by max_tokens
+
+    def begin(self, cached: int) -> None:
+        """Cut what is left of the prompt into pieces."""
+        self.cached = self.position = cached
+        rest = self.prompt_ids[cached:]
+        self.pieces.extend(rest[first:last] for first, last in split_evenly(len(rest), PREFILL_TOKENS))
+
+    def outstanding(self) -> Outstanding:
+        sampled = self.generation.position - len(self.prompt_ids)
+        unread = max(0, len(self.prompt_ids) - self.position)
+        return Outstanding(unread, max(1, self.allowed - sampled), self.tokens)
 
     def fail(self, error: Exception) -> None:
         self.tell(lambda: self.events.put_nowait(error))
@@ -135,8 +173,27 @@ class _Check(_Job, Generic[_Result]):
 class EngineService:
     """Runs an engine for many callers of one event loop. Takes the engine over and closes it."""
 
-    def __init__(self, engine: Engine, *, waiting_max: int = WAITING_MAX) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        waiting_max: int = WAITING_MAX,
+        cache_bytes_max: int = 0,
+        read_time_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Start the thread.
+
+        Args:
+            engine: with all sequences empty.
+            waiting_max: jobs that may wait.
+            cache_bytes_max: memory for prefixes of prompts, outside the engine; 0 keeps none.
+            read_time_s: any clock that only goes forward.
+        """
         self.engine = engine
+        self._cache = PrefixCache(cache_bytes_max) if cache_bytes_max and isinstance(engine, SavingEngine) else None
+        self._pace = Pace()
+        self._read_time_s = read_time_s
+        self._cached_tokens = 0
         self._waiting_max = waiting_max
         self._wake = threading.Condition()
         self._waiting: deque[_Answer | _Check[Report] | _Check[Replay]] = deque()
@@ -160,6 +217,8 @@ class EngineService:
         seed: bytes,
         tokenizer: Tokenizer,
         logprobs: int | None = None,
+        *,
+        owner: bytes | None = None,
     ) -> Stream:
         """Start an answer; it runs beside others as soon as a sequence is free.
 
@@ -169,6 +228,7 @@ class EngineService:
             seed: of the ask.
             tokenizer: of the model.
             logprobs: how many of the most probable tokens come with each sampled one; None for none of it.
+            owner: whose earlier prompts may be gone on from, and who may go on from this one; None for nobody.
 
         Raises:
             InvalidParams, InvalidStep: the request cannot be run by any engine of this model.
@@ -187,9 +247,9 @@ class EngineService:
             loop=asyncio.get_running_loop(),
             tokens=tokens,
             generation=Generation(len(prompt_ids), params, seed, tokenizer, logprobs),
-            pieces=deque(
-                tuple(prompt_ids[first:last]) for first, last in split_evenly(len(prompt_ids), PREFILL_TOKENS)
-            ),
+            prompt_ids=tuple(prompt_ids),
+            allowed=params.max_tokens,
+            owner=owner if self._cache is not None else None,
         )
         self._enqueue(job)
         return Stream(job, self._cancel)
@@ -245,7 +305,24 @@ class EngineService:
         """Counters for metrics."""
         with self._wake:
             running = len(self._running) + (self._checking is not None)
-            return Load(running, len(self._waiting), self._prompt_tokens, self._sampled_tokens)
+            return Load(
+                running,
+                len(self._waiting),
+                self._prompt_tokens,
+                self._sampled_tokens,
+                self._cached_tokens,
+                0 if self._cache is None else self._cache.size_bytes,
+                self._estimate_wait_s(self._waiting),
+            )
+
+    def _estimate_wait_s(self, ahead: Iterable[_Job]) -> float:
+        """Until a job behind those ahead would begin; called with the lock held."""
+        running = [job.outstanding() for job in self._running.values()]
+        if self._checking is not None:
+            running.append(_outstanding(self._checking))
+        waiting = [_outstanding(job) for job in ahead]
+        wanted = max([1, *(job.tokens for job in (*running, *waiting))])
+        return self._pace.estimate_wait_s(running, waiting, wanted, self.engine.sequences_max, self.engine.tokens_max)
 
     async def drain(self) -> None:
         """Refuse new jobs and return when all accepted ones have ended."""
@@ -290,7 +367,10 @@ class EngineService:
             if self._refusing:
                 raise UnavailableEngine("the engine is shutting down")
             if len(self._waiting) >= self._waiting_max:
-                raise RefusedBusy(f"{len(self._waiting)} jobs wait, at most {self._waiting_max} may")
+                raise RefusedBusy(
+                    f"{len(self._waiting)} jobs wait, at most {self._waiting_max} may",
+                    retry_after_s=max(1, math.ceil(self._estimate_wait_s(()))),  # then the first of them begins
+                )
             self._waiting.append(job)
             self._wake.notify()
 
@@ -340,8 +420,8 @@ class EngineService:
         steps: list[Step] = []
         jobs: list[_Answer] = []
         budget = PREFILL_TOKENS  # so that running answers never pause for longer than one such batch
-        for job in sorted(self._running.values(), key=lambda job: len(job.pieces) > 0):
-            if not job.generation.output_ids:
+        for job in self._running.values():  # in the order of admission: the oldest prompt is never passed over
+            if job.pieces:
                 if len(job.pieces[0]) > budget and budget < PREFILL_TOKENS:
                     continue
                 budget -= len(job.pieces[0])
@@ -354,32 +434,72 @@ class EngineService:
             jobs.append(job)
             job.position += len(ids)
         if steps:
-            for job, logits in zip(jobs, self.engine.decode(steps), strict=True):
+            start = self._read_time_s()
+            found = self.engine.decode(steps)
+            for job, logits in zip(jobs, found, strict=True):
                 if len(logits):
                     self._sample(job, logits[0])
+            self._pace.observe_turn(self._read_time_s() - start, sum(len(step.ids) for step in steps))
 
     def _sample(self, job: _Answer, logits: NDArray[np.float32]) -> None:
         try:
             sampled = job.generation.offer(logits)
         except DeaiosError as error:
             job.fail(error)
+            job.owner = None  # nothing goes on from a sequence that gives such numbers
             self._release(job)
             return
         self._sampled_tokens += 1
         if sampled.finish is not None:
+            self._pace.observe_answer(len(job.generation.output_ids), job.allowed)
             self._release(job)
         job.tell(lambda: job.events.put_nowait(sampled))
 
     def _admit(self) -> None:
-        """Give sequences to waiting answers in order, until one does not fit or a check is next."""
+        """Give sequences to waiting answers in order; one without room may be passed by a bounded number of others."""
+        admitted: list[_Answer] = []
         with self._wake:
-            while self._waiting and (self._checking is None or not self._checking.alone):
-                job = self._waiting[0]
-                if not isinstance(job, _Answer) or not self._reserve(job):
-                    return
-                self._waiting.popleft()
-                assert job.sequence is not None
-                self._running[job.sequence] = job
+            if self._checking is not None and self._checking.alone:
+                return
+            passed: list[_Job] = []
+            for job in list(self._waiting):
+                if isinstance(job, _Answer) and self._reserve(job):
+                    assert job.sequence is not None
+                    self._waiting.remove(job)
+                    self._running[job.sequence] = job
+                    admitted.append(job)
+                    for other in passed:
+                        other.overtaken += 1
+                if job not in self._waiting:
+                    continue
+                # A check that is next in line runs right after this turn, and a replay waits for an empty engine.
+                is_next = isinstance(job, _Check) and (job.alone or self._checking is None)
+                if is_next or job.overtaken >= OVERTAKEN_MAX or len(self._running) >= self.engine.sequences_max:
+                    break
+                passed.append(job)
+        for job in admitted:
+            self._begin(job)
+
+    def _begin(self, job: _Answer) -> None:
+        """Take up the longest beginning of the prompt that its owner left here."""
+        engine, cached = self.engine, 0
+        if job.owner is not None and self._cache is not None and isinstance(engine, SavingEngine):
+            assert job.sequence is not None
+            found = self._cache.find(job.owner, job.prompt_ids)
+            if found is not None and engine.restore(job.sequence, found.snapshot, found.tokens):
+                cached = found.tokens
+        self._cached_tokens += cached
+        job.begin(cached)
+
+    def _keep(self, job: _Answer) -> None:
+        """Leave what an answer's sequence holds to its owner's next prompt."""
+        engine = self.engine
+        if job.owner is None or self._cache is None or not isinstance(engine, SavingEngine) or job.pieces:
+            return
+        assert job.sequence is not None
+        ids = (job.prompt_ids + job.generation.output_ids)[: job.position]
+        if self._cache.wants(job.owner, ids):
+            self._cache.put(job.owner, ids, engine.save(job.sequence))
 
     def _reserve(self, job: _Job) -> bool:
         """Find the lowest free sequence, if the tokens fit beside what is promised already."""
@@ -392,6 +512,7 @@ class EngineService:
 
     def _release(self, job: _Answer) -> None:
         assert job.sequence is not None
+        self._keep(job)
         self.engine.forget(job.sequence)
         with self._wake:
             del self._running[job.sequence]
@@ -440,6 +561,11 @@ class EngineService:
         for job in jobs:
             job.fail(error)
             job.tell(job.released.set)
+
+
+def _outstanding(job: _Job) -> Outstanding:
+    """What a job asks; a check reads all that it holds."""
+    return job.outstanding() if isinstance(job, _Answer) else Outstanding(job.tokens, 1, job.tokens)
 
 
 class _Guest:

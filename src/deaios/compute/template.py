@@ -21,6 +21,7 @@ from deaios.primitives.errors import Invalid
 from deaios.primitives.hashing import tagged_sha256
 
 TEMPLATE_TAG = "deaios/template/1"
+TEMPLATE_KEY = "tokenizer.chat_template"
 TEMPLATE_BYTES_MAX = 1 << 16
 MESSAGES_MAX = 1024
 ROLES: Final = frozenset({"system", "developer", "user", "assistant", "tool"})
@@ -53,7 +54,7 @@ class InvalidMessages(Invalid):
 
 
 class ChatTemplate:
-    """A compiled chat template.
+    """A compiled chat template; an empty one stands for a model that has none and only completes text.
 
     Attributes:
         source: the template's text.
@@ -78,15 +79,15 @@ class ChatTemplate:
 
         Raises:
             UnavailableModelFile: it cannot be opened.
-            InvalidModelFile: it is not a GGUF file, or has no template.
+            InvalidModelFile: it is not a GGUF file.
             InvalidTemplate: the template does not compile.
         """
         return cls.of_model(read_model_file(path))
 
     @classmethod
     def of_model(cls, model: ModelFile) -> "ChatTemplate":
-        """The template of an open model file."""
-        return cls(model.get_text("tokenizer.chat_template"))
+        """The template of an open model file; the empty one where it has none."""
+        return cls(model.get_text(TEMPLATE_KEY) if TEMPLATE_KEY in model.metadata else "")
 
     def render_ids(self, messages: Sequence[Message], tokenizer: Tokenizer, now: str = "") -> tuple[int, ...]:
         """Prompt ids of a conversation, up to where the assistant's answer begins.
@@ -101,6 +102,8 @@ class ChatTemplate:
             InvalidTemplate: the template fails or exceeds its budget.
         """
         validate_messages(messages)
+        if not self.source:
+            raise InvalidMessages("this model has no chat template; it completes text (POST /v1/completions)")
         marker = _choose_marker([self.source, now, *_texts_of(messages)])
         guarded = [_guard_message(message, tokenizer, marker) for message in messages]
         text = self._render(guarded, tokenizer, now)
@@ -113,6 +116,8 @@ class ChatTemplate:
         return tokenizer.encode_rendered(pieces)
 
     def _render(self, messages: Sequence[Message], tokenizer: Tokenizer, now: str) -> str:
+        # Without a time the function is not there at all, so that templates which ask whether it is show another date.
+        clock = {"strftime_now": lambda layout: _format_time(now, layout)} if now else {}
         try:
             with grant_budget():
                 return self._template.render(
@@ -120,7 +125,7 @@ class ChatTemplate:
                     tools=None,
                     documents=None,
                     add_generation_prompt=True,
-                    strftime_now=lambda layout: _format_time(now, layout),
+                    **clock,
                     **tokenizer.named_specials,
                 )
         except TemplateRefusal as error:
@@ -190,8 +195,6 @@ def _guard(text: str, tokenizer: Tokenizer, marker: str) -> str:
 
 
 def _format_time(now: str, layout: object) -> str:
-    if not now:
-        raise InvalidTemplate("chat template asks for the time, but the context has none")
     if not isinstance(layout, str) or not TIME_FORMAT_PATTERN.fullmatch(layout):
         raise InvalidTemplate(f"chat template: time format {str(layout)[:80]!r} is refused")
     try:

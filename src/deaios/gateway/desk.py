@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
 
+from deaios.compute.records import UNAUDITABLE
 from deaios.gateway.answer import Answer, Patience, Prepared, Reader, Wanted
 from deaios.gateway.budgets import Budgets
 from deaios.gateway.errors import RefusedModel
@@ -19,6 +20,7 @@ from deaios.gateway.preparing import Together
 from deaios.gateway.purchasing import Purchasing, ServedModel, ServedModels
 from deaios.gateway.rates import Rates
 from deaios.gateway.retries import WINDOW_S, AnswerBook, identify
+from deaios.ledger.structs import Level
 from deaios.market.orders import Order
 from deaios.market.parts import count_choices
 from deaios.market.question import Api, Message, Part, Question
@@ -371,6 +373,11 @@ def _identify(asked: Asked, part: Part) -> bytes:
 
 def _order(body: bytes, model: ServedModel, wish: _Wish, prompt_ids: tuple[int, ...]) -> Order:
     question = wish.question
+    if model.record.serving == UNAUDITABLE and question.min_level > Level.SIGNED:
+        raise RefusedModel(
+            f"nobody can check answers of {model.name[:128]!r}, whose record is unauditable; "
+            'ask for them as they are with "deaios": {"min_level": 0}'
+        )
     return Order(
         model_record_id=model.record_id,
         prompt_ids=prompt_ids,

@@ -6,7 +6,7 @@ Protocols with two versions each: the live one and the tests' fake. No I/O here.
 import re
 import threading
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from deaios.compute.logprobs import Ranking
@@ -103,7 +103,7 @@ class ServedModel:
 
     Attributes:
         record_id: names it on every signature.
-        record: its published record; `record.name` is what users call it.
+        record: its published record.
         tokenizer: of the record.
         render: messages to prompt ids.
         input_price: most that is paid, smallest units per million prompt tokens; what budgets reserve.
@@ -111,6 +111,7 @@ class ServedModel:
         created_s: when it was published, seconds since the epoch.
         owned_by: publisher, for people.
         aliases: further names.
+        name: what users call it, and lists show; the record's own name otherwise.
     """
 
     record_id: bytes
@@ -122,6 +123,7 @@ class ServedModel:
     created_s: int
     owned_by: str
     aliases: tuple[str, ...] = ()
+    name: str = ""
 
     @classmethod
     def build(
@@ -135,6 +137,7 @@ class ServedModel:
         created_s: int,
         owned_by: str,
         aliases: tuple[str, ...] = (),
+        name: str = "",
     ) -> "ServedModel":
         """Serve a published record with the tokenizer and template of its files.
 
@@ -168,31 +171,44 @@ class ServedModel:
             created_s=created_s,
             owned_by=owned_by,
             aliases=aliases,
+            name=name,
         )
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Everything that `model` may say; the first is what answers show."""
-        return (self.record.name, encode_hex(self.record_id), *self.aliases)
+        """Everything that `model` may say; the first is what lists show."""
+        return (self.name or self.record.name, encode_hex(self.record_id), *self.aliases)
 
 
-@dataclass(frozen=True)
 class ServedModels:
-    """The models of one gateway, in the order in which they are listed."""
+    """The models of one gateway, in the order in which they are listed; which those are may change.
 
-    models: tuple[ServedModel, ...]
-    _by_name: dict[str, ServedModel] = field(init=False, default_factory=dict)
+    Attributes:
+        models: as of now.
+    """
 
-    def __post_init__(self) -> None:
-        if len(self.models) > MODELS_MAX:
-            raise ConfigError(f"{len(self.models)} models are served, at most {MODELS_MAX} are allowed")
-        for model in self.models:
+    def __init__(self, models: tuple[ServedModel, ...]) -> None:
+        self.models: tuple[ServedModel, ...] = ()
+        self._by_name: dict[str, ServedModel] = {}
+        self.replace(models)
+
+    def replace(self, models: tuple[ServedModel, ...]) -> None:
+        """Serve these from now on; answers in the making keep theirs.
+
+        Raises:
+            ConfigError: too many, or one name twice; the old ones stay.
+        """
+        if len(models) > MODELS_MAX:
+            raise ConfigError(f"{len(models)} models are served, at most {MODELS_MAX} are allowed")
+        by_name: dict[str, ServedModel] = {}
+        for model in models:
             for name in model.names:
                 if not _MODEL_ID.fullmatch(name):
                     raise ConfigError(f"model name {name!r} does not match {_MODEL_ID.pattern}")
-                if name in self._by_name:
+                if name in by_name:
                     raise ConfigError(f"two served models are called {name!r}; rename one")
-                self._by_name[name] = model
+                by_name[name] = model
+        self.models, self._by_name = models, by_name
 
     def find(self, name: str) -> ServedModel | None:
         """The model of that name."""

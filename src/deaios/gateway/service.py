@@ -252,7 +252,7 @@ def _add_blobs(application: web.Application, door: _Door, blobs: BlobDoor) -> No
 
 def _describe(model: ServedModel) -> wire.Model:
     return wire.Model(
-        id=model.record.name,
+        id=model.names[0],
         created=model.created_s,
         owned_by=model.owned_by,
         context_length=model.record.context_tokens,

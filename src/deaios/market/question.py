@@ -85,7 +85,7 @@ class Question:
 
         Args:
             render: the model's chat template with its tokenizer.
-            tokenizer: the model's; raw text is encoded plainly.
+            tokenizer: the model's; raw text is encoded plainly, after the beginning that the model's prompts have.
 
         Raises:
             Invalid: the template refuses the messages, or an id is not in the vocabulary.
@@ -93,7 +93,7 @@ class Question:
         if self.raw is None:
             return render(self.message_objects())
         if isinstance(self.raw, str):
-            return tokenizer.encode_plain(self.raw)
+            return tokenizer.encode_prompt(self.raw)
         highest = max(self.raw, default=0)
         if highest >= tokenizer.vocabulary_size:
             raise InvalidParameter(

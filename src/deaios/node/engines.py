@@ -7,7 +7,7 @@ from pathlib import Path
 
 from deaios.compute.engine import Engine, RefusedEngine
 from deaios.compute.engines import EngineKind, open_engine
-from deaios.compute.selftest import read_known_answers, run_selftest
+from deaios.compute.selftest import run_selftest
 from deaios.compute.service import EngineService
 from deaios.node.config import EngineConfig
 from deaios.node.folder import StateFolder
@@ -52,11 +52,12 @@ def open_checked_engine(
     Raises:
         RefusedEngine: the known-answer test failed.
     """
-    answers = read_known_answers(files.record.tensors_root)
-    if answers is None:
+    known = files.read_known_answers()
+    if known is None:
         raise RefusedEngine(
             f"no known answers of {files.record.name} to test an engine with; it cannot be verified here"
         )
+    answers, deviation_max = known
     engine = open_configured_engine(config, files.served, sequences_max=sequences_max, sharing=sharing, kind=kind)
     with ExitStack() as stack:
         stack.callback(engine.close)
@@ -68,7 +69,7 @@ def open_checked_engine(
         )
         with PassedChecks(files.served.parent).once("selftest", files.served, *shape) as is_wanted:
             if is_wanted:
-                run_selftest(engine, answers)
+                run_selftest(engine, answers, deviation_max)
         stack.pop_all()
     return engine
 

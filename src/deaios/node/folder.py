@@ -24,6 +24,7 @@ import psutil
 from filelock import FileLock, Timeout
 
 from deaios.ledger.descriptor import NetworkDescriptor, decode_descriptor
+from deaios.primitives.encoding import InvalidEncoding, decode_hex
 from deaios.primitives.errors import ConfigError, Invalid, Refused
 from deaios.runtime.disk import PRIVATE, write_atomic
 
@@ -43,6 +44,24 @@ class RefusedRunning(Refused):
     """Something already runs in this folder."""
 
 
+class UpstreamSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A server that a provider sells the answers of; what is empty is found out when the role starts.
+
+    Attributes:
+        url: base URL of the server.
+        model: the server's name for the model.
+        key_file: file that holds the server's API key; the key itself is kept nowhere else.
+        dialect: kind of server.
+        level: what its answers shall promise, 0 to 2.
+    """
+
+    url: str
+    model: str = ""
+    key_file: str = ""
+    dialect: str = ""
+    level: int | None = None
+
+
 class RoleSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A role to run here.
 
@@ -51,12 +70,31 @@ class RoleSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         kind: which role.
         port: preferred TCP port; 0 lets the system pick once, later starts keep it.
         weights: what a provider computes with: `f16` (honest), or `q8_0`, `q4_0` (a cheat, for demonstrations).
+        upstream: the server that computes for a provider; None for an engine of its own.
+        record: model record that is served or audited, 0x hex; empty for the network's default.
+        input_price: what a provider asks, smallest units per million prompt tokens; None as configured.
+        output_price: the same per million sampled tokens.
     """
 
     name: str
     kind: RoleKind
     port: int = 0
     weights: Literal["f16", "q8_0", "q4_0"] = "f16"
+    upstream: UpstreamSpec | None = None
+    record: str = ""
+    input_price: int | None = None
+    output_price: int | None = None
+
+    def record_id(self, default: bytes) -> bytes:
+        """The model record of this role.
+
+        Raises:
+            ConfigError: not a record id.
+        """
+        try:
+            return decode_hex(self.record, 32) if self.record else default
+        except InvalidEncoding as error:
+            raise ConfigError(f"role {self.name}: record {self.record[:80]!r}: {error}") from error
 
 
 class RunState(msgspec.Struct, frozen=True):

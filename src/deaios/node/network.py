@@ -58,10 +58,17 @@ async def open_storage(member: Member, clock: Clock, workers: Workers = ALONE) -
     )
 
 
-async def open_default_model(member: Member, folder: StateFolder, clock: Clock, report: Report) -> ModelFiles:
-    """The network's default model, fetched where it is missing."""
-    record = await fetch_record(member.contracts, member.descriptor.default_model_record_id)
+async def open_model(
+    member: Member, folder: StateFolder, record_id: bytes, clock: Clock, report: Report
+) -> ModelFiles:
+    """A model by its record, fetched where it is missing."""
+    record = await fetch_record(member.contracts, record_id)
     return await ensure_model(folder, record, await open_storage(member, clock), report)
+
+
+async def open_default_model(member: Member, folder: StateFolder, clock: Clock, report: Report) -> ModelFiles:
+    """The network's default model."""
+    return await open_model(member, folder, member.descriptor.default_model_record_id, clock, report)
 
 
 def open_blobs(member: Member, clock: Clock, dice: Dice, workers: Workers = ALONE) -> BlobClient:

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deaios.alignment.answer import ANSWER_BYTES_MAX, Answer, decode_answer
+from deaios.alignment.attested import add_quote
 from deaios.alignment.check import BatchView, ChainView, NetworkTerms
 from deaios.alignment.examination import examine
 from deaios.alignment.facts import Fact, Head, Outcome, Verification
+from deaios.compute.attestation import Finding, Standing
 from deaios.compute.engines import EngineKind
-from deaios.compute.records import ModelRecord
+from deaios.compute.records import UNAUDITABLE, ModelRecord
 from deaios.compute.sampling import seed_of
 from deaios.compute.template import ChatTemplate
 from deaios.compute.tokenizer import Tokenizer
@@ -21,18 +23,36 @@ from deaios.ledger.client.rpc import Rpc
 from deaios.ledger.descriptor import NetworkDescriptor, decode_descriptor
 from deaios.ledger.structs import FinishReason
 from deaios.ledger.suite import COMPUTE
+from deaios.node.attesting import QuoteFiles
 from deaios.node.config import EngineConfig, load_config
 from deaios.node.engines import open_checked_engine
 from deaios.node.folder import StateFolder
 from deaios.node.joining import read_descriptor, validate_network
 from deaios.node.member import network_domain, open_rpc
-from deaios.node.models import ModelFiles, adopt_served_source, ensure_model, fetch_record
+from deaios.node.models import ModelFiles, adopt_served_source, ensure_language, ensure_model, fetch_record
 from deaios.node.status import read_status
 from deaios.primitives.errors import ConfigError, DeaiosError, Invalid
 from deaios.runtime.client import HttpClient
 from deaios.storage.client import StorageClient
 
 Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Attested:
+    """A quote, and the SHA-256 of the image that its machine is said to run."""
+
+    files: QuoteFiles
+    image: bytes
+
+    async def check(self, answer: Answer, world: "_World") -> tuple[Finding, ...]:
+        """Findings about the quote, as one for the provider's key and the model that was ordered."""
+        opening = answer.opening
+        try:
+            record = await world.fetch_record(opening.ask.model_record_id)
+        except DeaiosError as error:  # what the answer's own check found stands all the same
+            return (Finding("quote", Standing.UNCHECKED, str(error)),)
+        return self.files.check_for(opening.request.provider, record.tensors_root, self.image)
 
 
 async def verify_file(
@@ -44,6 +64,7 @@ async def verify_file(
     model: Path | None = None,
     engine: EngineKind | None = None,
     nonce: bytes | None = None,
+    attested: "Attested | None" = None,
     report: Tell = lambda _text: None,
 ) -> Verification:
     """Check a saved answer.
@@ -56,6 +77,7 @@ async def verify_file(
         model: the model's shipped file, where it is at hand.
         engine: `llama` or `numpy` instead of the configured one.
         nonce: the nonce that the user sent.
+        attested: a quote of the provider's machine, whose facts are added to the others.
         report: told of slow steps.
 
     Returns:
@@ -73,7 +95,8 @@ async def verify_file(
         async with _open_network(folder, chain, descriptor) as (http, rpc, network):
             world = _World(folder, http, rpc, network, config, engine, model, report)
             terms = NetworkTerms(network.network_id, network_domain(network), network.default_model_record_id)
-            return await examine(answer, terms, world, nonce)
+            result = await examine(answer, terms, world, nonce)
+            return result if attested is None else add_quote(result, await attested.check(answer, world))
     except DeaiosError as error:
         return Verification(Outcome.UNCHECKED, (), f"cannot be checked: {error}")
 
@@ -130,6 +153,8 @@ class _World:
 
     async def open_model(self, record: ModelRecord) -> tuple[Tokenizer, ChatTemplate]:
         """Tokenizer and template of the record's files, which are fetched where they are missing."""
+        if record.serving == UNAUDITABLE:
+            return await ensure_language(self.folder, record, self._open_storage(), self.report)
         files = await self._ensure_files(record)
         return files.open_tokenizer(), files.open_template()
 
@@ -141,10 +166,12 @@ class _World:
     async def _fetch_files(self, record: ModelRecord) -> ModelFiles:
         if self.model is not None:
             await asyncio.to_thread(adopt_served_source, self.folder, record, self.model)
-        storage = None
-        if self.network.storage_urls:
-            storage = StorageClient(self.http, list(self.network.storage_urls), None, self.network.network_id)
-        return await ensure_model(self.folder, record, storage, self.report)
+        return await ensure_model(self.folder, record, self._open_storage(), self.report)
+
+    def _open_storage(self) -> StorageClient | None:
+        if not self.network.storage_urls:
+            return None
+        return StorageClient(self.http, list(self.network.storage_urls), None, self.network.network_id)
 
     async def read_chain(self, answer: Answer) -> ChainView:
         """What the chain says, at or after its height when this began."""

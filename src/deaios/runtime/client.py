@@ -28,7 +28,15 @@ T = TypeVar("T")
 
 
 class UnavailablePeer(Unavailable):
-    """The peer could not be reached, hung, broke off, or says it cannot serve now."""
+    """The peer could not be reached, hung, broke off, or says it cannot serve now.
+
+    Attributes:
+        status: of a 5xx answer; 0 where there was none.
+    """
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class InvalidResponse(Invalid):
@@ -239,5 +247,5 @@ def read_failure(url: str, status: int, body: bytes) -> Exception:
     except (msgspec.DecodeError, UnicodeError, InvalidEncoding):
         problem = _Problem(detail=body[:200].decode(errors="replace"))
     if status >= 500 and status != 507:
-        return UnavailablePeer(f"{url}: {status} {problem.title}: {problem.detail}")
+        return UnavailablePeer(f"{url}: {status} {problem.title}: {problem.detail}", status)
     return RefusedByPeer(url, status, problem.title, problem.detail, body)

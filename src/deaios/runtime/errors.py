@@ -45,7 +45,15 @@ class RefusedStale(Refused):
 
 
 class RefusedBusy(Refused):
-    """Every slot is taken; retry later."""
+    """Every slot is taken; retry later.
+
+    Attributes:
+        retry_after_s: when a slot is expected to be free; None where nothing is known.
+    """
+
+    def __init__(self, message: str, retry_after_s: int | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class RefusedPayment(Refused):

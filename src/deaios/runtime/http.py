@@ -70,7 +70,8 @@ def problem_details(_request: web.Request | None, status: int, error: BaseExcept
     response = json_response(problem, status)
     response.content_type = "application/problem+json"
     if isinstance(error, RefusedBusy | Unavailable) and not isinstance(error, UnavailableGone):
-        response.headers["Retry-After"] = str(RETRY_AFTER_S)
+        known = error.retry_after_s if isinstance(error, RefusedBusy) else None
+        response.headers["Retry-After"] = str(RETRY_AFTER_S if known is None else known)
     return response
 
 

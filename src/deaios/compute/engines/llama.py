@@ -12,24 +12,38 @@ import importlib.util
 import os
 import platform
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from cffi import FFI
 from numpy.typing import NDArray
 
-from deaios.compute.engine import EngineProfile, Part, Step, UnavailableEngine, plan_batches, validate_steps
+from deaios.compute.engine import (
+    EngineProfile,
+    Part,
+    Snapshot,
+    Step,
+    UnavailableEngine,
+    plan_batches,
+    validate_steps,
+)
 from deaios.compute.gguf_file import InvalidModelFile, TensorType, read_model_file
 
 WHEEL = "xllamacpp"
 WHEEL_VERSION = "2026.10.11549"
 """The wheel whose struct layouts are declared below."""
 BATCH_TOKENS = 256
-"""Most ids in one call of the library. Larger batches were not faster on CPUs and cost memory for attention scores."""
+"""Most ids that the library computes at once. Larger batches were not faster on CPUs and cost memory for scores."""
+CALL_TOKENS = BATCH_TOKENS + 64
+"""Most ids in one call of the library, which cuts them into batches itself: a piece of a prompt beside 64 answers."""
 OUTPUTS_MAX = 64
 """Most rows of logits in one call: 12 MiB for a vocabulary of 49,152."""
+OTHER_BATCH_TOKENS = 64
+"""Rows that the other kernels take at once."""
+Kernels = Literal["served", "other"]
 WAIT_SETTINGS = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"}
 """How idle threads of the library wait, unless the operator set it. By default they spin for milliseconds at every
 barrier: beside two busy processes on two cores, two threads then gave 5 tokens a second, 28 with these settings and 36
@@ -128,6 +142,10 @@ int32_t llama_vocab_n_tokens(const void * vocab);
 int32_t llama_model_n_ctx_train(const void * model);
 void * llama_get_memory(const void * ctx);
 bool llama_memory_seq_rm(void * mem, llama_seq_id seq_id, llama_pos p0, llama_pos p1);
+llama_pos llama_memory_seq_pos_min(void * mem, llama_seq_id seq_id);
+size_t llama_state_seq_get_size(void * ctx, llama_seq_id seq_id);
+size_t llama_state_seq_get_data(void * ctx, uint8_t * dst, size_t size, llama_seq_id seq_id);
+size_t llama_state_seq_set_data(void * ctx, const uint8_t * src, size_t size, llama_seq_id dest_seq_id);
 void llama_memory_clear(void * mem, bool data);
 uint32_t llama_n_ctx_seq(const void * ctx);
 struct llama_batch llama_batch_init(int32_t n_tokens, int32_t embd, int32_t n_seq_max);
@@ -136,6 +154,7 @@ int32_t llama_decode(void * ctx, struct llama_batch batch);
 float * llama_get_logits_ith(void * ctx, int32_t i);
 """
 
+_GGML_F32 = 0
 _GGML_F16 = 1
 _CONTEXT_DEFAULTS: Mapping[str, int | float] = {
     "n_ctx": 512,
@@ -154,6 +173,7 @@ _CONTEXT_DEFAULTS: Mapping[str, int | float] = {
 _MODEL_DEFAULTS: Mapping[str, int] = {"main_gpu": 0, "vocab_only": False, "use_extra_bufts": True}
 _LOAD_BY_MMAP = 1
 _FLASH_ATTENTION_OFF = 0
+_FLASH_ATTENTION_ON = 1
 _LOG_LEVEL_WARN = 3
 _HELD_BY_C: list[object] = []
 """Callbacks that the library calls until the process ends; freeing one would crash the next engine that logs."""
@@ -236,7 +256,15 @@ def _explain_load_failure(reason: str) -> str:
 
 
 class LlamaEngine:
-    """A GGUF model run by llama.cpp on CPU: mapped weights, F16 cache, flash attention off."""
+    """A GGUF model run by llama.cpp on CPU: mapped weights, F16 cache, flash attention off.
+
+    Where memory is reserved for whole contexts of all sequences, each has cells of its own ("slots"), and attention
+    looks at nobody else's. With a smaller `tokens_max` all share one pool of cells, and attention looks at all of them:
+    less memory, and at 64 sequences three times the work. One sequence alone gives the same bits either way.
+
+    The library computes slots together only where their numbers follow one another, so slots are kept without holes:
+    when an answer ends, the last sequence is copied into its slot, bit for bit.
+    """
 
     def __init__(
         self,
@@ -246,6 +274,7 @@ class LlamaEngine:
         context_tokens: int = 2048,
         sequences_max: int = 1,
         tokens_max: int | None = None,
+        kernels: Kernels = "served",
     ) -> None:
         """Load a model.
 
@@ -254,7 +283,9 @@ class LlamaEngine:
             threads: threads for the arithmetic; numbers do not depend on it.
             context_tokens: most ids of one sequence.
             sequences_max: sequences held at once.
-            tokens_max: most ids of all sequences together; less than the product saves memory.
+            tokens_max: most ids of all sequences together; less than the product saves memory and costs time.
+            kernels: `other` computes the same by other kernels, for a second honest opinion: weights as they lie in the
+                file, fused attention, an F32 cache, smaller batches.
 
         Raises:
             InvalidModelFile: not a model that llama.cpp takes.
@@ -266,10 +297,13 @@ class LlamaEngine:
         self.context_tokens = context_tokens
         self.sequences_max = sequences_max
         self.tokens_max = context_tokens * sequences_max if tokens_max is None else tokens_max
+        self._is_pool = self.tokens_max < context_tokens * sequences_max
         self._held = [0] * sequences_max
+        self._slots = list(range(sequences_max)) if self._is_pool else [-1] * sequences_max
+        self._kernels = kernels
         self._model: Any = self._load_model(path)
         self._context: Any = self._open_context(threads)
-        self._batch: Any = library.api.llama_batch_init(BATCH_TOKENS, 0, 1)
+        self._batch: Any = library.api.llama_batch_init(CALL_TOKENS, 0, 1)
         self._memory: Any = library.api.llama_get_memory(self._context)
         self.vocabulary_size: int = library.api.llama_vocab_n_tokens(library.api.llama_model_get_vocab(self._model))
         encodings = sorted({tensor.type.name for tensor in model.tensors.values() if len(tensor.shape) > 1})
@@ -279,11 +313,12 @@ class LlamaEngine:
             build=library.build,
             noise_class="F" if set(encodings) <= floats else "Q",
             details={
-                "batch": BATCH_TOKENS,
-                "cache": "f16",
-                "flashAttention": False,
+                "batch": BATCH_TOKENS if kernels == "served" else OTHER_BATCH_TOKENS,
+                "cache": "f16" if kernels == "served" else "f32",
+                "flashAttention": kernels != "served",
                 "machine": platform.machine(),
                 "weights": "+".join(encodings),
+                **({} if kernels == "served" else {"extraBuffers": False}),
             },
         )
 
@@ -292,6 +327,8 @@ class LlamaEngine:
         params = api.llama_model_default_params()
         params.n_gpu_layers = 0
         params.load_mode = _LOAD_BY_MMAP
+        if self._kernels != "served":
+            params.use_extra_bufts = False
         self._library.log.clear()
         model = api.llama_model_load_from_file(str(path).encode(), params)
         if model == self._library.ffi.NULL:
@@ -302,13 +339,17 @@ class LlamaEngine:
         api = self._library.api
         params = api.llama_context_default_params()
         params.n_ctx = self.tokens_max
-        params.n_batch = params.n_ubatch = BATCH_TOKENS
+        params.n_batch, params.n_ubatch = CALL_TOKENS, BATCH_TOKENS
         params.n_seq_max = self.sequences_max
         params.n_outputs_max = OUTPUTS_MAX
         params.n_threads = params.n_threads_batch = threads
         params.flash_attn_type = _FLASH_ATTENTION_OFF
         params.type_k = params.type_v = _GGML_F16
-        params.kv_unified = True
+        if self._kernels != "served":
+            params.n_ubatch = OTHER_BATCH_TOKENS
+            params.flash_attn_type = _FLASH_ATTENTION_ON
+            params.type_k = params.type_v = _GGML_F32
+        params.kv_unified = self._is_pool
         params.no_perf = True
         self._library.log.clear()
         context = api.llama_init_from_model(self._model, params)
@@ -324,9 +365,11 @@ class LlamaEngine:
         if self._context is None:
             raise UnavailableEngine("the engine is closed")
         validate_steps(self, self._held, steps)
+        self._assign_slots(steps)
         rows = [np.empty((step.outputs, self.vocabulary_size), np.float32) for step in steps]
         written = [0] * len(steps)
-        for parts in plan_batches(steps, BATCH_TOKENS, OUTPUTS_MAX):
+        order = sorted(range(len(steps)), key=lambda index: self._slots[steps[index].sequence])
+        for parts in plan_batches(steps, CALL_TOKENS, OUTPUTS_MAX, part_max=BATCH_TOKENS, order=order):
             wanted = self._fill_batch(steps, parts)
             code = self._library.api.llama_decode(self._context, self._batch)
             if code != 0:
@@ -339,6 +382,29 @@ class LlamaEngine:
             self._held[step.sequence] += len(step.ids)
         return rows
 
+    def _assign_slots(self, steps: Sequence[Step]) -> None:
+        """Give new sequences the lowest free slots, then fill holes with the sequences that lie highest."""
+        if self._is_pool:
+            return
+        taken = {slot: sequence for sequence, slot in enumerate(self._slots) if slot >= 0}
+        for step in steps:
+            if self._slots[step.sequence] < 0:
+                self._slots[step.sequence] = slot = _lowest_free(taken)
+                taken[slot] = step.sequence
+        while (hole := _lowest_free(taken)) < (last := max(taken)):
+            self._move(taken[last], hole)
+            taken[hole] = taken.pop(last)
+
+    def _move(self, sequence: int, slot: int) -> None:
+        """Bring what a sequence holds into another, empty slot; a sequence that holds nothing yet just changes it."""
+        if self._held[sequence]:
+            snapshot = self.save(sequence)
+            if not self._load(slot, snapshot):
+                self._forget_all()
+                raise UnavailableEngine(f"llama.cpp cannot move a sequence: {self._library.explain()}")
+            self._library.api.llama_memory_seq_rm(self._memory, self._slots[sequence], -1, -1)
+        self._slots[sequence] = slot
+
     def _fill_batch(self, steps: Sequence[Step], parts: Sequence[Part]) -> list[tuple[int, int]]:
         """Put parts into the batch; returns (place in the batch, step) for each row of logits wanted."""
         batch = self._batch
@@ -350,7 +416,7 @@ class LlamaEngine:
                 batch.token[place] = step.ids[offset]
                 batch.pos[place] = step.position + offset
                 batch.n_seq_id[place] = 1
-                batch.seq_id[place][0] = step.sequence
+                batch.seq_id[place][0] = self._slots[step.sequence]
                 batch.logits[place] = offset >= part.last - part.outputs
                 if batch.logits[place]:
                     wanted.append((place, part.index))
@@ -366,15 +432,59 @@ class LlamaEngine:
 
     def forget(self, sequence: int) -> None:
         """Empty a sequence."""
-        if self._context is not None:
-            self._library.api.llama_memory_seq_rm(self._memory, sequence, -1, -1)
-            self._held[sequence] = 0
-            if not any(self._held):
-                self._forget_all()  # an idle engine is as good as new, which bit-exact replay relies on
+        if self._context is None or self._slots[sequence] < 0:
+            return
+        self._library.api.llama_memory_seq_rm(self._memory, self._slots[sequence], -1, -1)
+        self._held[sequence] = 0
+        if not self._is_pool:
+            self._slots[sequence] = -1
+        if not any(self._held):
+            self._forget_all()  # an idle engine is as good as new, which bit-exact replay relies on
+
+    def save(self, sequence: int) -> Snapshot:
+        """Copy what a sequence holds; see `SavingEngine.save`. Takes some 30 microseconds a token."""
+        api, slot = self._library.api, self._slots[sequence]
+        size = api.llama_state_seq_get_size(self._context, slot)
+        state = np.empty(size, np.uint8)
+        written = api.llama_state_seq_get_data(self._context, self._library.ffi.from_buffer(state), size, slot)
+        if written != size:
+            self._forget_all()
+            raise UnavailableEngine(f"llama.cpp saved {written} of {size} bytes: {self._library.explain()}")
+        return Snapshot(self._held[sequence], size, state)
+
+    def restore(self, sequence: int, snapshot: Snapshot, tokens: int) -> bool:
+        """Let an empty sequence hold the start of a snapshot; see `SavingEngine.restore`."""
+        assert self._held[sequence] == 0
+        assert 0 < tokens <= snapshot.tokens
+        api = self._library.api
+        if self._context is None or sum(self._held) + snapshot.tokens > self.tokens_max:
+            return False
+        if not self._is_pool and self._slots[sequence] < 0:
+            self._slots[sequence] = _lowest_free({slot for slot in self._slots if slot >= 0})
+        slot = self._slots[sequence]
+        is_loaded = self._load(slot, snapshot)
+        is_cut = is_loaded and (tokens == snapshot.tokens or api.llama_memory_seq_rm(self._memory, slot, tokens, -1))
+        # A model with a sliding window keeps the end of a long sequence only: nothing earlier can be continued.
+        if not is_cut or api.llama_memory_seq_pos_min(self._memory, slot) != 0:
+            self.forget(sequence)
+            return False
+        self._held[sequence] = tokens
+        return True
+
+    def _load(self, slot: int, snapshot: Snapshot) -> bool:
+        state = snapshot.state
+        assert isinstance(state, np.ndarray)
+        ffi = self._library.ffi
+        read = self._library.api.llama_state_seq_set_data(
+            self._context, ffi.from_buffer(state), snapshot.size_bytes, slot
+        )
+        return bool(read == snapshot.size_bytes)
 
     def _forget_all(self) -> None:
         self._library.api.llama_memory_clear(self._memory, False)
         self._held = [0] * self.sequences_max
+        if not self._is_pool:
+            self._slots = [-1] * self.sequences_max
 
     def close(self) -> None:
         """Free the context and the model."""
@@ -383,3 +493,7 @@ class LlamaEngine:
             self._library.api.llama_free(self._context)
             self._library.api.llama_model_free(self._model)
             self._context = self._model = self._batch = self._memory = None
+
+
+def _lowest_free(taken: Container[int]) -> int:
+    return next(slot for slot in count() if slot not in taken)

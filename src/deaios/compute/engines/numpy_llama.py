@@ -15,7 +15,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from deaios.compute.engine import EngineProfile, Part, Step, UnavailableEngine, plan_batches, validate_steps
+from deaios.compute.engine import (
+    EngineProfile,
+    Part,
+    Snapshot,
+    Step,
+    UnavailableEngine,
+    plan_batches,
+    validate_steps,
+)
 from deaios.compute.gguf_file import InvalidModelFile, ModelFile, read_model_file
 
 ARCHITECTURE = "llama"
@@ -151,6 +159,26 @@ class NumpyEngine:
     def forget(self, sequence: int) -> None:
         """Empty a sequence and give its memory back."""
         self._caches[sequence] = _Cache(self._shape, self.context_tokens)
+
+    def save(self, sequence: int) -> Snapshot:
+        """Copy what a sequence holds; see `SavingEngine.save`."""
+        cache = self._caches[sequence]
+        state = (cache.keys[:, :, : cache.tokens].copy(), cache.values[:, :, : cache.tokens].copy())
+        return Snapshot(cache.tokens, sum(array.nbytes for array in state), state)
+
+    def restore(self, sequence: int, snapshot: Snapshot, tokens: int) -> bool:
+        """Let an empty sequence hold the start of a snapshot; see `SavingEngine.restore`."""
+        cache = self._caches[sequence]
+        assert cache.tokens == 0
+        assert 0 < tokens <= snapshot.tokens
+        assert isinstance(snapshot.state, tuple)
+        if sum(other.tokens for other in self._caches) + tokens > self.tokens_max:
+            return False
+        keys, values = snapshot.state
+        cache.reserve(tokens)
+        cache.keys[:, :, :tokens], cache.values[:, :, :tokens] = keys[:, :, :tokens], values[:, :, :tokens]
+        cache.tokens = tokens
+        return True
 
     def close(self) -> None:
         """Drop weights and caches."""

@@ -9,6 +9,7 @@ import asyncio
 import json
 import sqlite3
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,8 @@ from deaios.ledger.structs import Batch, ChannelConfig, Offer, Receipt
 from deaios.market.channel import SellerChannel
 from deaios.market.offers import SignedOffer
 from deaios.market.receipts import FIRST_LINK, Link
-from deaios.market.store import Journal
+from deaios.market.seller.sales import Sales
+from deaios.market.store import Journal, UnavailableJournal
 from deaios.primitives.encoding import encode_canonical_json
 from deaios.primitives.keys import Address
 
@@ -326,6 +328,31 @@ class SellerStore:
             ).rowcount
 
         return self._journal.write(change)
+
+
+def read_sales(path: Path, since_ms: int, now_ms: int) -> Sales:
+    """Sums over the receipts of a journal that another process may be writing; blocks.
+
+    Args:
+        path: the journal.
+        since_ms: purchases admitted earlier do not count; those that were pruned have no time and count from 0 only.
+        now_ms: wall time.
+
+    Raises:
+        UnavailableJournal: it cannot be read.
+    """
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+            row = connection.execute(
+                "SELECT COUNT(*), SUM(json_extract(r.receipt, '$.completionTokens')),"
+                " SUM(CAST(json_extract(r.receipt, '$.fee') AS INTEGER)), MIN(p.admitted_at_ms)"
+                " FROM receipts r LEFT JOIN purchases p ON p.counter = r.counter"
+                " WHERE COALESCE(p.admitted_at_ms, 0) >= ?",
+                (since_ms,),
+            ).fetchone()
+    except sqlite3.Error as error:
+        raise UnavailableJournal(f"journal {path} cannot be read: {error}") from error
+    return Sales(row[0], row[1] or 0, row[2] or 0, 0 if row[3] is None else max(0, now_ms - row[3]))
 
 
 def _save_channel(connection: sqlite3.Connection, channel_id: bytes, row: ChannelRow) -> None:

@@ -16,6 +16,7 @@ from deaios.node.member import Member, build_fees, open_member
 from deaios.node.network import open_blobs, open_default_model, open_trade
 from deaios.node.ports import keep_port
 from deaios.node.status import API_KEY_NAME
+from deaios.node.stock import Stock
 from deaios.primitives.units import CREDIT
 from deaios.runtime.http import METRICS_KEY, serve
 from deaios.runtime.logs import get_logger
@@ -25,7 +26,7 @@ OWNED_BY = "network"
 
 
 async def run(context: RoleContext) -> None:
-    """Fund the buyer, read the model's tokenizer, serve until told to stop."""
+    """Fund the buyer, read the default model's tokenizer, serve it and what is offered beside until told to stop."""
     descriptor = context.folder.load_descriptor()
     key = context.open_key()
     async with open_member(descriptor, key, fees=build_fees(context.config.chain)) as member:
@@ -34,19 +35,16 @@ async def run(context: RoleContext) -> None:
             open_default_model(member, context.folder, context.clock, log.info), member.ensure_funded(WORKING_CREDIT)
         )
         block = await member.rpc.get_block(0)
-        models = ServedModels(
-            (
-                ServedModel.build(
-                    files.record,
-                    files.open_tokenizer(),
-                    files.open_template(),
-                    input_price=context.config.provider.input_price,
-                    output_price=context.config.provider.output_price,
-                    created_s=block.timestamp if block else 0,
-                    owned_by=OWNED_BY,
-                ),
-            )
+        default = ServedModel.build(
+            files.record,
+            files.open_tokenizer(),
+            files.open_template(),
+            input_price=context.config.provider.input_price,
+            output_price=context.config.provider.output_price,
+            created_s=block.timestamp if block else 0,
+            owned_by=OWNED_BY,
         )
+        models = ServedModels((default,))
         keys = KeyStore.open(context.data / KEYS_FILE, derive_pepper(key))
         records = RecordStore.open(context.data / "records.db")
         try:
@@ -67,7 +65,8 @@ async def run(context: RoleContext) -> None:
                     records=records,
                 )
                 _count_purchases(application, trade.buyer)
-                await _serve(context, member, application, trade.buyer)
+                stock = Stock(member, context.folder, trade.directory, models, default, context.clock)
+                await _serve(context, member, application, trade.buyer, stock)
         finally:
             records.close()
             keys.close()
@@ -81,12 +80,14 @@ def _count_purchases(application: web.Application, buyer: Buyer) -> None:
     )
 
 
-async def _serve(context: RoleContext, member: Member, application: web.Application, buyer: Buyer) -> None:
+async def _serve(
+    context: RoleContext, member: Member, application: web.Application, buyer: Buyer, stock: Stock
+) -> None:
     host = context.config.gateway.host
     async with serve(application, host, keep_port(context.data, context.spec.port, host)) as url:
         await member.contracts.identities.ensure_registered(member.sender, url, "gateway")
         context.report_ready(url)
-        await context.work_until_stopped(buyer.watch())
+        await context.work_until_stopped(buyer.watch(), stock.watch())
 
 
 def _ensure_user_key(context: RoleContext, keys: KeyStore) -> None:

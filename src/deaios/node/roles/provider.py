@@ -1,4 +1,4 @@
-"""A provider: runs the network's default model for whoever pays.
+"""A provider: runs one model of the catalogue for whoever pays, or sells what a server of its operator runs.
 
 With other `weights` than `f16` it is a cheat: the same seller, the same claims, another model behind them.
 """
@@ -6,10 +6,14 @@ With other `weights` than `f16` it is a cheat: the same seller, the same claims,
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from functools import partial
 
 from deaios.alignment.defence.service import Defender
+from deaios.alignment.ports import Recheck
 from deaios.alignment.recheck.service import EngineRecheck
 from deaios.compute.engine import Engine
+from deaios.compute.records import ModelRecord
 from deaios.compute.service import EngineService
 from deaios.compute.tokenizer import Tokenizer
 from deaios.ledger.structs import Level, Params
@@ -20,9 +24,10 @@ from deaios.market.seller.service import Seller, SellerSettings
 from deaios.node.context import RoleContext
 from deaios.node.engines import count_engines, open_checked_engine, open_configured_engine, serving_engine
 from deaios.node.member import Member, build_fees, open_member
-from deaios.node.models import ModelFiles, weaken_model
-from deaios.node.network import BatchShelf, open_blobs, open_default_model, open_storage, terms_of
+from deaios.node.models import ModelFiles, ensure_language, ensure_model, fetch_record, weaken_model
+from deaios.node.network import BatchShelf, open_blobs, open_storage, terms_of
 from deaios.node.ports import HOST, keep_port
+from deaios.node.upstream import FetchFiles, sell, serving_upstream
 from deaios.runtime.http import serve
 from deaios.runtime.logs import get_logger
 
@@ -34,22 +39,27 @@ async def run(context: RoleContext) -> None:
         port = keep_port(context.data, context.spec.port)
         url = f"http://{HOST}:{port}"
         log = get_logger("provider")
-        files, _ = await asyncio.gather(
-            open_default_model(member, context.folder, context.clock, log.info), _join_providers(member)
-        )
+        record_id = context.spec.record_id(descriptor.default_model_record_id)
         shelf = await open_storage(member, context.clock)
-        tokenizer = files.open_tokenizer()
-        async with _open_service(context, files) as (service, profile):
+        record = await fetch_record(member.contracts, record_id)
+        fetch_files = partial(ensure_model, context.folder, record, shelf, log.info)
+        if context.spec.upstream is None:
+            # the weights of an engine of ours are on their way while the stake is
+            await asyncio.gather(fetch_files(), _join_providers(member))
+        else:
+            await _join_providers(member)
+        tokenizer, _ = await ensure_language(context.folder, record, shelf, log.info)
+        async with _open_kitchen(context, record, tokenizer, fetch_files) as kitchen:
             settings = SellerSettings(
                 url=url,
-                model_record_id=descriptor.default_model_record_id,
-                engine_profile=profile,
-                vocabulary_size=service.engine.vocabulary_size,
-                context_tokens=min(service.engine.context_tokens, files.record.context_tokens),
-                input_price=context.config.provider.input_price,
-                output_price=context.config.provider.output_price,
-                streams_max=service.engine.sequences_max,
-                level=Level.REPLAYABLE if profile in files.record.replay_profiles else Level.SEEDED,
+                model_record_id=record_id,
+                engine_profile=kitchen.profile,
+                vocabulary_size=tokenizer.vocabulary_size,
+                context_tokens=min(kitchen.context_tokens, record.context_tokens),
+                input_price=_choose(context.spec.input_price, context.config.provider.input_price),
+                output_price=_choose(context.spec.output_price, context.config.provider.output_price),
+                streams_max=kitchen.streams_max,
+                level=kitchen.level,
                 withdraw_delay_min=descriptor.windows.withdraw_delay_min_s,
                 claim_interval_s=context.config.provider.claim_interval_s,
                 batch_deadline_blocks=descriptor.windows.batch_blocks,
@@ -60,7 +70,7 @@ async def run(context: RoleContext) -> None:
                 settings,
                 context.data / "seller.db",
                 LedgerChain(member.contracts, member.sender),
-                _generate_with(service, tokenizer),
+                kitchen.generate,
                 BatchShelf(open_blobs(member, context.clock, context.dice), descriptor.windows).put_bytes,
                 clock=context.clock,
                 metrics=context.metrics,
@@ -74,9 +84,9 @@ async def run(context: RoleContext) -> None:
                 contracts=member.contracts,
                 sender=member.sender,
                 domain=member.domain,
-                model_record_id=descriptor.default_model_record_id,
+                model_record_id=record_id,
                 shelf=shelf,
-                recheck=EngineRecheck(service, files.record, tokenizer),
+                recheck=kitchen.recheck,
                 clock=context.clock,
             )
             async with seller, serve(seller.application, HOST, port) as bound:
@@ -85,10 +95,62 @@ async def run(context: RoleContext) -> None:
                 await context.work_until_stopped(seller.watch(), defender.run())
 
 
+def _choose(of_role: int | None, configured: int) -> int:
+    return configured if of_role is None else of_role
+
+
 async def _join_providers(member: Member) -> None:
     stake = member.descriptor.windows.compute_stake_min
     await member.ensure_funded(stake)
     await member.ensure_staked(COMPUTE, stake)
+
+
+@dataclass(frozen=True, slots=True)
+class _Kitchen:
+    """Where the answers come from, and what may be said of them.
+
+    Attributes:
+        profile: digest that the offers claim.
+        level: what the receipts promise.
+        recheck: re-execution with the record's weights, to appeal with.
+    """
+
+    generate: Generate
+    profile: bytes
+    level: Level
+    context_tokens: int
+    streams_max: int
+    recheck: Recheck
+
+
+@contextlib.asynccontextmanager
+async def _open_kitchen(
+    context: RoleContext, record: ModelRecord, tokenizer: Tokenizer, fetch_files: FetchFiles
+) -> AsyncIterator[_Kitchen]:
+    """An engine of this process, or the operator's server."""
+    spec, config = context.spec.upstream, context.config.engine
+    if spec is None:
+        files = await fetch_files()
+        async with _open_service(context, files) as (service, profile):
+            yield _Kitchen(
+                generate=_generate_with(service, tokenizer),
+                profile=profile,
+                level=Level.REPLAYABLE if profile in record.replay_profiles else Level.SEEDED,
+                context_tokens=service.engine.context_tokens,
+                streams_max=service.engine.sequences_max,
+                recheck=EngineRecheck(service, record, tokenizer),
+            )
+        return
+    async with serving_upstream(spec, record, tokenizer, fetch_files, config) as (upstream, recheck):
+        get_logger("provider").info("selling a server's answers", level=int(upstream.level), kind=str(upstream.dialect))
+        yield _Kitchen(
+            generate=sell(upstream),
+            profile=upstream.profile.digest(),
+            level=upstream.level,
+            context_tokens=upstream.context_tokens or record.context_tokens,
+            streams_max=config.sequences_max,
+            recheck=recheck,
+        )
 
 
 @contextlib.asynccontextmanager
