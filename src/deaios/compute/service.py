@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from deaios.compute.engine import Engine, InvalidStep, Step, UnavailableEngine, split_evenly
 from deaios.compute.generation import Generation, Sampled
+from deaios.compute.masking import MaskState
 from deaios.compute.records import Thresholds
 from deaios.compute.tokenizer import Tokenizer
 from deaios.compute.verification import PREFILL_TOKENS, Replay, Report, replay_output, verify_output
@@ -160,6 +161,7 @@ class EngineService:
         seed: bytes,
         tokenizer: Tokenizer,
         logprobs: int | None = None,
+        mask: MaskState | None = None,
     ) -> Stream:
         """Start an answer; it runs beside others as soon as a sequence is free.
 
@@ -169,6 +171,7 @@ class EngineService:
             seed: of the ask.
             tokenizer: of the model.
             logprobs: how many of the most probable tokens come with each sampled one; None for none of it.
+            mask: a new one for this answer, where the params name one.
 
         Raises:
             InvalidParams, InvalidStep: the request cannot be run by any engine of this model.
@@ -186,7 +189,7 @@ class EngineService:
         job = _Answer(
             loop=asyncio.get_running_loop(),
             tokens=tokens,
-            generation=Generation(len(prompt_ids), params, seed, tokenizer, logprobs),
+            generation=Generation(len(prompt_ids), params, seed, tokenizer, logprobs, mask),
             pieces=deque(
                 tuple(prompt_ids[first:last]) for first, last in split_evenly(len(prompt_ids), PREFILL_TOKENS)
             ),
@@ -204,12 +207,13 @@ class EngineService:
         stop_index: int,
         thresholds: Thresholds,
         tokenizer: Tokenizer,
+        mask: MaskState | None = None,
     ) -> Report:
         """`verification.verify_output` on this engine, between the turns of running answers.
 
         Raises:
             RefusedBusy, UnavailableEngine: as `generate`.
-            InvalidPrompt, UnavailableCheck, InvalidParams, InvalidLogits: as `verify_output`.
+            InvalidPrompt, UnavailableCheck, InvalidParams, InvalidConstraint, InvalidLogits: as `verify_output`.
         """
 
         def run(engine: Engine, sequence: int) -> Report:
@@ -224,20 +228,28 @@ class EngineService:
                 thresholds,
                 tokenizer,
                 sequence,
+                mask,
             )
 
         return await self._check(run, len(prompt_ids) + len(output_ids), alone=False)
 
-    async def replay(self, prompt_ids: Sequence[int], output_ids: Sequence[int], params: Params, seed: bytes) -> Replay:
+    async def replay(
+        self,
+        prompt_ids: Sequence[int],
+        output_ids: Sequence[int],
+        params: Params,
+        seed: bytes,
+        mask: MaskState | None = None,
+    ) -> Replay:
         """`verification.replay_output` on this engine, alone: answers that came later wait until it is done.
 
         Raises:
             RefusedBusy, UnavailableEngine: as `generate`.
-            InvalidPrompt, UnavailableCheck, InvalidParams, InvalidLogits: as `replay_output`.
+            InvalidPrompt, UnavailableCheck, InvalidParams, InvalidConstraint, InvalidLogits: as `replay_output`.
         """
 
         def run(engine: Engine, sequence: int) -> Replay:
-            return replay_output(engine, prompt_ids, output_ids, params, seed, sequence)
+            return replay_output(engine, prompt_ids, output_ids, params, seed, sequence, mask)
 
         return await self._check(run, len(prompt_ids) + len(output_ids), alone=True)
 
