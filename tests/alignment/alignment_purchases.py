@@ -11,7 +11,9 @@ from deaios.alignment.check import BatchView, ChainView, NetworkTerms
 from deaios.alignment.evidence import Evidence
 from deaios.alignment.examination import examine
 from deaios.compute.engine import Step, split_evenly
+from deaios.compute.constraint import hash_constraint
 from deaios.compute.generation import Generation, read_output
+from deaios.compute.masking import compile_mask
 from deaios.compute.records import encode_record, record_id
 from deaios.compute.sampling import seed_of
 from deaios.compute.verification import PREFILL_TOKENS, verify_output
@@ -63,15 +65,16 @@ class Bench:
         return NetworkTerms(NETWORK, DOMAIN, self.record_id)
 
     def render(self, body, part=PLAIN_CHAT):
-        def render(messages):
-            return self.template.render_ids(messages, self.tokenizer)
+        def render(messages, tools):
+            return self.template.render_ids(messages, self.tokenizer, tools=tools)
 
         return read_part(part, body).prompt_ids(render, self.tokenizer)
 
-    def generate(self, prompt_ids, params, seed, engine=None):
+    def generate(self, prompt_ids, params, seed, engine=None, constraint=None):
         """What a provider does: prompt in even pieces, then id by id."""
         engine = engine or self.engine
-        generation = Generation(len(prompt_ids), params, seed, self.tokenizer)
+        mask = compile_mask(constraint, params.mask_hash, self.tokenizer)
+        generation = Generation(len(prompt_ids), params, seed, self.tokenizer, mask=mask)
         engine.forget(0)
         *silent, (first, last) = split_evenly(len(prompt_ids), PREFILL_TOKENS)
         for start, end in silent:
@@ -131,6 +134,7 @@ class Sale:
             output_ids=self.delivery.output_ids,
             receipt=receipt,
             receipt_signature=sign_struct(self.provider, DOMAIN, receipt),
+            constraint=self.order.constraint,
         )
 
     @property
@@ -162,6 +166,7 @@ def sell(
     engine=None,
     served_prompt=None,
     served_params=None,
+    served_constraint=None,
     ask_changes=None,
     part=PLAIN_CHAT,
 ):
@@ -180,6 +185,7 @@ def sell(
         min_level=chat.min_level,
         audit_policy=chat.audit_policy,
         part=part,
+        constraint=None if chat.constraint is None else chat.constraint.encode(),
     )
     offer = Offer(
         provider=provider.address,
@@ -196,8 +202,11 @@ def sell(
     )
     ask_changes = ask_changes or {}
     ask = replace(build_ask(order, buyer.address), **ask_changes)
-    params = served_params or ask.params
-    generation = bench.generate(served_prompt or prompt_ids, params, seed_of(ask), engine)
+    params, constraint = served_params or ask.params, order.constraint
+    if served_constraint is not None:  # bytes; empty for a provider that masks nothing
+        constraint = served_constraint or None
+        params = replace(params, mask_hash=hash_constraint(constraint))
+    generation = bench.generate(served_prompt or prompt_ids, params, seed_of(ask), engine, constraint)
     delivery = Delivery(
         State.SERVED, generation.finish, generation.stop_index, generation.output_ids, 1_000_000, 1_000_050, 1_000_900
     )
@@ -276,6 +285,7 @@ class PaperChain:
             opening.receipt.stop_index,
             record.thresholds,
             self.bench.tokenizer,
+            mask=compile_mask(opening.constraint, opening.ask.params.mask_hash, self.bench.tokenizer),
         )
 
     async def examine(self, answer, user_nonce=None, terms=None):

@@ -66,7 +66,7 @@ class ToyTokenizer:
 TOKENIZER = ToyTokenizer()
 
 
-def render_messages(messages):
+def render_messages(messages, tools=()):
     """Prompt ids of messages: one per character, below the vocabulary's size."""
     text = "".join(message["content"] for message in messages)
     return tuple(1 + byte % (VOCABULARY - 1) for byte in text.encode())
@@ -77,7 +77,7 @@ class ToyTemplate:
 
     template_hash = TEMPLATE_HASH
 
-    def render_ids(self, messages, tokenizer):
+    def render_ids(self, messages, tokenizer, tools=()):
         return render_messages(messages)
 
 
@@ -141,7 +141,7 @@ class Machine:
     def recheck(self):
         return EngineRecheck(self.service, RECORD, TOKENIZER)
 
-    async def generate(self, prompt_ids, params, seed, logprobs):
+    async def generate(self, prompt_ids, params, seed, logprobs, constraint):
         """What an honest provider does."""
         async with aclosing(self.service.generate(prompt_ids, params, seed, TOKENIZER, logprobs)) as stream:
             async for sampled in stream:

@@ -20,6 +20,7 @@ from deaios.compute.sampling import (
     sample,
     score,
     seed_of,
+    validate_mask_hash,
     validate_params,
 )
 from deaios.ledger.eip712 import hash_struct
@@ -167,6 +168,15 @@ def test_greedy_takes_the_lowest_id_of_equal_logits():
     assert score(row, make_params(0), SEED, 0, 3, 0.0).margin == 1.0
 
 
+def test_masks_are_those_that_the_parameters_name():
+    named = make_params(mask_hash=b"\1" * 32)
+    validate_mask_hash(named, b"\1" * 32)
+    validate_mask_hash(make_params(), None)
+    for params, found in ((named, None), (named, b"\2" * 32), (make_params(), b"\1" * 32)):
+        with pytest.raises(InvalidParams, match="the masks at hand are"):
+            validate_mask_hash(params, found)
+
+
 def test_mask_has_no_edge():
     row = np.array([5, 4, 3, 2], np.float32)
     mask = np.array([False, True, True, False])
@@ -277,7 +287,6 @@ def test_a_rival_on_the_edge_counts_as_dropped():
         ({"stop_strings": ("é" * 129,)}, "stop string"),
         ({"stop_strings": tuple("abcdefghijklmnopq")}, "17 stop strings"),
         ({"stop_ids": tuple(range(17))}, "17 stop ids"),
-        ({"mask_hash": b"\1" * 32}, "mask_hash"),
     ],
 )
 def test_params_outside_the_bounds_are_refused(changes, word):

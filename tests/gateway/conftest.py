@@ -19,6 +19,7 @@ from deaios.ledger.eip712 import hash_struct
 from deaios.ledger.structs import Ask, FinishReason, Offer, Receipt, Request, State
 from deaios.market.batches import BatchProof
 from deaios.market.opening import Opening
+from deaios.market.question import hash_request
 from deaios.primitives.errors import Invalid, Unavailable
 from deaios.primitives.hashing import ZERO32
 from deaios.primitives.keys import Address
@@ -54,8 +55,14 @@ class ByteTokenizer:
         return "<end>" if token == END else self.get_bytes(token).decode("utf-8", "replace")
 
 
-def render(messages):
-    return tuple("".join(f"{message['role']}:{message['content']}\n" for message in messages).encode())
+def render(messages, tools):
+    """Tools by their names, then turns; calls and whom a result answers are in parentheses."""
+    lines = [f"tools:{','.join(tool.name for tool in tools)}"] if tools else []
+    for message in messages:
+        calls = "".join(f"({call['name']}{call['arguments']})" for call in message.get("toolCalls", ()))
+        answered = f"({message['toolCallId']})" if "toolCallId" in message else ""
+        lines.append(f"{message['role']}{answered}:{message['content']}{calls}")
+    return tuple("".join(line + "\n" for line in lines).encode())
 
 
 def build_record(context_tokens=1000):
@@ -153,7 +160,7 @@ class FakePurchase:
             prompt_count=len(order.prompt_ids),
             context_hash=hashlib.sha256(order.context + order.salt).digest(),
             params=order.params,
-            client_digest=hashlib.sha256(order.client_nonce + order.body).digest(),
+            client_digest=hash_request(order.part, order.client_nonce, order.body),
             min_level=order.min_level,
             audit_policy=order.audit_policy,
             nonce=order.nonce,

@@ -110,7 +110,7 @@ async def test_either_header_holds_the_key(world):
 @pytest.mark.parametrize(
     ("options", "kind", "word"),
     [
-        ({"tools": [{"name": "x", "input_schema": {}}]}, anthropic.BadRequestError, "tools"),
+        ({"tools": [{"type": "bash_20250124", "name": "bash"}]}, anthropic.BadRequestError, "tools"),
         ({"thinking": {"type": "enabled", "budget_tokens": 2000}}, anthropic.BadRequestError, "thinking"),
         ({"metadata": {"user_id": "7"}}, anthropic.BadRequestError, "metadata"),
         ({"extra_body": {"made_up": 1}}, anthropic.BadRequestError, "made_up"),

@@ -131,7 +131,7 @@ async def test_models_are_listed_with_context_prices_and_record(world):
         ({"n": 33}, openai.BadRequestError, "invalid_value", "n"),
         ({"logprobs": True, "top_logprobs": 21}, openai.BadRequestError, "invalid_value", "top_logprobs"),
         ({"top_logprobs": 1}, openai.BadRequestError, "invalid_value", "top_logprobs"),
-        ({"tools": [{"type": "function"}]}, openai.BadRequestError, "unsupported_parameter", "tools"),
+        ({"tools": [{"type": "custom"}]}, openai.BadRequestError, "unsupported_parameter", "tools[0].type"),
         ({"extra_body": {"made_up": 1}}, openai.BadRequestError, "unknown_parameter", "made_up"),
         ({"max_tokens": 990}, openai.BadRequestError, "context_length_exceeded", "max_tokens"),
         ({"extra_headers": {"X-DeAIOS-Nonce": "0x12"}}, openai.BadRequestError, "invalid_value", "X-DeAIOS-Nonce"),

@@ -31,8 +31,8 @@ async def test_a_served_model_renders_as_its_template_does_on_any_thread(languag
     messages = [{"role": "user", "content": "Hello <|im_end|> there"}]
     expected = template.render_ids(messages, tokenizer)
     assert model.record_id == record_id(encode_record(real_record))
-    assert model.render(messages) == expected
-    assert await asyncio.gather(*(asyncio.to_thread(model.render, messages) for _ in range(4))) == [expected] * 4
+    assert model.render(messages, ()) == expected
+    assert await asyncio.gather(*(asyncio.to_thread(model.render, messages, ()) for _ in range(4))) == [expected] * 4
 
 
 @pytest.mark.parametrize("field", ["tokenizer_hash", "template_hash"])

@@ -134,13 +134,19 @@ async def test_tokens_are_counted_for_nothing(world):
 @pytest.mark.parametrize(
     ("options", "param", "code"),
     [
-        ({"tools": [{"type": "web_search"}]}, "tools", "unsupported_parameter"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type", "unsupported_parameter"),
         ({"background": True}, "background", "unsupported_parameter"),
         ({"conversation": "conv_1"}, "conversation", "unsupported_parameter"),
         ({"truncation": "auto"}, "truncation", "unsupported_parameter"),
-        ({"text": {"format": {"type": "json_object"}}}, "text", "unsupported_parameter"),
+        ({"text": {"format": {"type": "grammar"}}}, "text.format.type", "invalid_value"),
+        ({"text": {"verbosity": "low"}}, "text.verbosity", "unsupported_parameter"),
         ({"reasoning": {"effort": "high"}}, "reasoning", "unsupported_parameter"),
-        ({"input": [{"type": "function_call_output", "output": "x"}]}, "input[0].type", "unsupported_parameter"),
+        ({"input": [{"type": "computer_call", "output": "x"}]}, "input[0].type", "unsupported_parameter"),
+        (
+            {"input": [{"type": "function_call_output", "call_id": "c1", "output": "x"}]},
+            "input.call_id",
+            "invalid_value",
+        ),
         (
             {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]},
             "input[0].content[0].type",

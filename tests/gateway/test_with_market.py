@@ -19,6 +19,8 @@ from deaios.compute.engine import Step
 from deaios.compute.engines.llama import LlamaEngine
 from deaios.compute.engines.numpy_llama import NumpyEngine
 from deaios.compute.logprobs import rank_tokens
+from deaios.compute.masking import compile_mask
+from deaios.compute.masks.service import MaskService
 from deaios.compute.records import Thresholds, encode_record
 from deaios.compute.records import record_id as compute_record_id
 from deaios.compute.sampling import seed_of
@@ -63,7 +65,7 @@ class Speaker:
         self.text = text
         self.gate = None
 
-    async def __call__(self, prompt_ids, params, seed, logprobs):
+    async def __call__(self, prompt_ids, params, seed, logprobs, constraint):
         for byte in self.text.encode():
             yield Piece(byte, logprobs=self.rank(byte, logprobs))
             await asyncio.sleep(0)
@@ -205,8 +207,11 @@ def language(model_files):
 
 
 def generate_with(service, tokenizer):
-    async def generate(prompt_ids, params, seed, logprobs):
-        async with aclosing(service.generate(prompt_ids, params, seed, tokenizer, logprobs)) as stream:
+    masks = MaskService(tokenizer)
+
+    async def generate(prompt_ids, params, seed, logprobs, constraint):
+        mask = await masks.open(constraint, params.mask_hash)
+        async with aclosing(service.generate(prompt_ids, params, seed, tokenizer, logprobs, mask)) as stream:
             async for sampled in stream:
                 yield Piece(sampled.token, sampled.finish, sampled.stop_index, sampled.logprobs)
 
@@ -245,7 +250,7 @@ async def test_what_the_sdk_shows_is_what_another_engine_computes(
     finally:
         await service.close()
     opening = Opening.decode_json(answer.model_extra["deaios"]["opening"])
-    table = recompute(model_files, opening, served.render(question))
+    table = recompute(model_files, opening, served.render(question, ()))
     entries = answer.choices[0].logprobs.content
     places = [place for place, token in enumerate(opening.output_ids) if tokenizer.get_bytes(token)]
     assert (
@@ -280,7 +285,8 @@ def check_answer(kit, engine, language, served, body, extra, text):
     prompt_ids = render_prompt(read_part(part, body), tokenizer, template)
     receipt = opening.receipt
     how = (seed_of(opening.ask), FinishReason(receipt.finish_reason), receipt.stop_index, Thresholds(20_000, 20_000))
-    report = verify_output(engine, prompt_ids, opening.output_ids, opening.ask.params, *how, tokenizer)
+    mask = compile_mask(opening.constraint, opening.ask.params.mask_hash, tokenizer)
+    report = verify_output(engine, prompt_ids, opening.output_ids, opening.ask.params, *how, tokenizer, mask=mask)
     assert report.ok
     assert report.tokens_checked == len(opening.output_ids)
 

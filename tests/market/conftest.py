@@ -239,7 +239,12 @@ class FakeGenerator:
         return None if logprobs is None or self.is_mute else rank_fake(token, logprobs)
 
     async def __call__(
-        self, prompt_ids: tuple[int, ...], params: Params, seed: bytes, logprobs: int | None
+        self,
+        prompt_ids: tuple[int, ...],
+        params: Params,
+        seed: bytes,
+        logprobs: int | None,
+        constraint: bytes | None = None,
     ) -> AsyncIterator[Piece]:
         self.started += 1
         self.asked.append(logprobs)

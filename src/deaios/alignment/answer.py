@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from deaios.alignment.documents import cut, read_document, read_hex
 from deaios.compute.commitments import CLIENT_NONCE_SIZE
+from deaios.compute.tools import CALLS_MAX, ToolCall
 from deaios.market.fields import BODY_BYTES_MAX
 from deaios.market.opening import Opening
 from deaios.market.question import CHOICES_MAX, PLAIN_CHAT, Api, Message, Part
@@ -36,7 +37,11 @@ INDEX_BITS = 48
 _KEYS = frozenset({"version", "network", "body", "clientNonce", "opening", "text", "batch"})
 _BATCH_KEYS = frozenset({"index", "path"})
 _PART_KEYS = frozenset({"api", "index", "history"})
-_ROLES = frozenset({"system", "user", "assistant"})
+_ROLES = frozenset({"system", "user", "assistant", "tool"})
+_TURN_KEYS = frozenset({"role", "content"})
+_TOOL_KEYS = _TURN_KEYS | {"toolCallId"}
+NAME_BYTES_MAX = 128
+"""Of a call: its id, or its tool's name."""
 
 
 class InvalidAnswer(Invalid):
@@ -141,11 +146,36 @@ def decode_part(value: object) -> Part:
 def _read_turn(where: str, value: object) -> Message:
     if not isinstance(value, dict):
         raise InvalidAnswer(f"{where}: expected an object")
-    _expect_keys(where, value, frozenset({"role", "content"}))
-    role = _read_text(f"{where}.role", value["role"], 16).decode()
+    role = _read_text(f"{where}.role", value.get("role"), 16).decode()
     if role not in _ROLES:
         raise InvalidAnswer(f"{where}.role: {role!r} is not one of {', '.join(sorted(_ROLES))}")
-    return Message(role, _read_text(f"{where}.content", value["content"], BODY_BYTES_MAX).decode())
+    keys = (
+        _TOOL_KEYS if role == "tool" else _TURN_KEYS | ({"toolCalls"} & value.keys() if role == "assistant" else set())
+    )
+    _expect_keys(where, value, keys)
+    return Message(
+        role,
+        _read_text(f"{where}.content", value["content"], BODY_BYTES_MAX).decode(),
+        _read_calls(f"{where}.toolCalls", value["toolCalls"]) if "toolCalls" in keys else (),
+        _read_text(f"{where}.toolCallId", value["toolCallId"], NAME_BYTES_MAX).decode() if role == "tool" else None,
+    )
+
+
+def _read_calls(where: str, value: object) -> tuple[ToolCall, ...]:
+    if not isinstance(value, list) or not 1 <= len(value) <= CALLS_MAX:
+        raise InvalidAnswer(f"{where}: expected a list of 1 to {CALLS_MAX} calls")
+    calls = []
+    for index, item in enumerate(value):
+        place = f"{where}[{index}]"
+        if not isinstance(item, dict):
+            raise InvalidAnswer(f"{place}: expected an object")
+        _expect_keys(place, item, frozenset({"id", "name", "arguments"}))
+        texts = [
+            _read_text(f"{place}.{name}", item[name], bytes_max).decode()
+            for name, bytes_max in (("id", NAME_BYTES_MAX), ("name", NAME_BYTES_MAX), ("arguments", BODY_BYTES_MAX))
+        ]
+        calls.append(ToolCall(*texts))
+    return tuple(calls)
 
 
 def _expect_keys(where: str, value: dict[str, object], keys: frozenset[str]) -> None:

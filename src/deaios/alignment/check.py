@@ -6,14 +6,14 @@ anything (times, the offer's URL) is bound by its signature and otherwise makes 
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import partial
 
 from deaios.alignment.answer import Answer
 from deaios.alignment.evidence import finish_of
 from deaios.alignment.facts import Fact, Head, check_signer, compare, state
 from deaios.compute.commitments import commit_output, commit_prompt, hash_context
+from deaios.compute.constraint import decode_constraint, hash_constraint
 from deaios.compute.generation import check_finish, read_output
 from deaios.compute.records import ModelRecord, Thresholds, encode_record, record_id
 from deaios.compute.template import ChatTemplate
@@ -115,6 +115,8 @@ def check_binding(answer: Answer, terms: NetworkTerms, user_nonce: bytes | None)
     yield compare("request digest", "the receipt answers this order", receipt.request_digest, hash_struct(request))
     says = f"the provider signed receipt {receipt.counter}"
     yield check_signer("receipt signature", says, domain, receipt, opening.receipt_signature, provider)
+    named = hash_constraint(opening.constraint)
+    yield compare("constraint", "the order is held to exactly this constraint", ask.params.mask_hash, named)
     yield compare("channel", "receipt and order name one channel", receipt.channel_id, request.channel_id)
     yield from _check_claims(answer)
 
@@ -155,7 +157,7 @@ def check_question(
         says = f"level {receipt.level} needs an engine on the record's replay list, and {_is(listed)} on it"
         yield state("replay profile", listed, says)
     try:
-        question = read_part(answer.part, answer.body)
+        question = _name_masker(read_part(answer.part, answer.body), answer)
         context = question.context(template.template_hash, tokenizer.tokenizer_hash)
         ids = render_prompt(question, tokenizer, template)
         wanted = question.params(record.context_tokens, len(ids))
@@ -192,7 +194,18 @@ def render_prompt(question: Question, tokenizer: Tokenizer, template: ChatTempla
     Raises:
         Invalid: the template refuses the messages, or there is no such id.
     """
-    return question.prompt_ids(partial(template.render_ids, tokenizer=tokenizer), tokenizer)
+    return question.prompt_ids(
+        lambda messages, tools: template.render_ids(messages, tokenizer, tools=tools),
+        tokenizer,
+    )
+
+
+def _name_masker(question: Question, answer: Answer) -> Question:
+    """The question as it was asked by a program with another masker, where it was: the body does not say which."""
+    if question.constraint is None or answer.opening.constraint is None:
+        return question
+    masker = decode_constraint(answer.opening.constraint).masker
+    return replace(question, constraint=replace(question.constraint, masker=masker))
 
 
 def _describe_prompt(question: Question) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from deaios.alignment.documents import cut, read_document
 from deaios.compute.commitments import commit_output, commit_prompt, leaf_salt
+from deaios.compute.constraint import hash_constraint
 from deaios.ledger.eip712 import Domain, hash_struct, recover_signer
 from deaios.ledger.structs import GREEDY, MAX_TOKENS_LIMIT, FinishReason, Judgement, Level, Receipt
 from deaios.market.opening import Opening, read_ids
@@ -86,6 +87,7 @@ def validate_evidence(
         ("offer signer", recover_signer(domain, offer, opening.offer_signature), provider),
         ("model record", ask.model_record_id, model_record_id),
         ("output commitment", receipt.output_commitment, commit_output(opening.output_ids, opening.salt)),
+        ("mask hash", ask.params.mask_hash, hash_constraint(opening.constraint)),
         ("prompt commitment", ask.prompt_commitment, commit_prompt(evidence.prompt_ids, opening.salt)),
     )
     for name, found, expected in pairs:

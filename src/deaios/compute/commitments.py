@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
-from deaios.primitives.encoding import InvalidEncoding, decode_hex, encode_canonical_json, encode_hex
+from deaios.primitives.encoding import InvalidEncoding, Json, decode_hex, encode_canonical_json, encode_hex
 from deaios.primitives.errors import Invalid
 from deaios.primitives.hashing import sha256, tagged_sha256
 from deaios.primitives.merkle import build_root
@@ -28,7 +28,7 @@ CLIENT_NONCE_SIZE = 32
 CONTEXT_BYTES_MAX = 1 << 20
 """Longest canonical context; the same bound as a chat body."""
 
-Message = Mapping[str, str]
+Message = Mapping[str, Json]
 
 
 class InvalidCommitment(Invalid):
@@ -73,11 +73,16 @@ def _salted_chunks(ids: Sequence[int], salt: bytes, label: str) -> list[bytes]:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What the template was given: enough to render the prompt's ids again."""
+    """What the template was given: enough to render the prompt's ids again.
+
+    Messages are objects of role, content, and for tools also toolCalls or toolCallId; `tools` is JSON text, because the
+    order of its keys reaches the prompt.
+    """
 
     messages: tuple[Message, ...]
     now: str
     template_hash: bytes
+    tools: str | None = None
 
 
 def encode_context(context: Context) -> bytes:
@@ -88,7 +93,7 @@ def encode_context(context: Context) -> bytes:
         "messages": list(context.messages),
         "now": context.now,
         "template": encode_hex(context.template_hash),
-        "tools": None,
+        "tools": context.tools,
     }
     try:
         data = encode_canonical_json(value)
@@ -110,7 +115,8 @@ def decode_context(data: bytes) -> Context:
     try:
         # Typed, so that nothing nests deeper than the format does, whatever the bytes say.
         value = msgspec.json.decode(data, type=_ContextJson)
-        context = Context(tuple(value.messages), value.now, decode_hex(value.template, 32))
+        messages = tuple(msgspec.to_builtins(message) for message in value.messages)
+        context = Context(messages, value.now, decode_hex(value.template, 32), value.tools)
     except (msgspec.DecodeError, UnicodeDecodeError, InvalidEncoding) as error:
         raise InvalidCommitment(f"context is not an object of messages, now, template and tools: {error}") from error
     if encode_context(context) != data:
@@ -118,13 +124,27 @@ def decode_context(data: bytes) -> Context:
     return context
 
 
-class _ContextJson(msgspec.Struct, forbid_unknown_fields=True):
-    """A context as JSON; version 1 has no tools, and every value of a message is text."""
+class _CallJson(msgspec.Struct, forbid_unknown_fields=True):
+    id: str
+    name: str
+    arguments: str
 
-    messages: list[dict[str, str]]
+
+class _MessageJson(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, rename="camel"):
+    role: str
+    content: str
+    name: str | msgspec.UnsetType = msgspec.UNSET
+    tool_calls: list[_CallJson] | msgspec.UnsetType = msgspec.UNSET
+    tool_call_id: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class _ContextJson(msgspec.Struct, forbid_unknown_fields=True):
+    """A context as JSON; nothing in it is deeper than a call of a message."""
+
+    messages: list[_MessageJson]
     now: str
     template: str
-    tools: None
+    tools: str | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from deaios.compute.logprobs import LOGPROBS_MAX, Ranking, rank_tokens
-from deaios.compute.sampling import InvalidParams, Row, sample, validate_params
+from deaios.compute.masking import MaskState
+from deaios.compute.sampling import InvalidParams, Row, sample, validate_mask_hash, validate_params
 from deaios.compute.tokenizer import StreamDecoder, Tokenizer
 from deaios.ledger.structs import FinishReason, Params
 
@@ -37,7 +38,13 @@ class Generation:
     """The state of one answer. Feed it with `offer` or `accept` until `finish` is set."""
 
     def __init__(
-        self, prompt_count: int, params: Params, seed: bytes, tokenizer: Tokenizer, logprobs: int | None = None
+        self,
+        prompt_count: int,
+        params: Params,
+        seed: bytes,
+        tokenizer: Tokenizer,
+        logprobs: int | None = None,
+        mask: MaskState | None = None,
     ) -> None:
         """Begin an answer.
 
@@ -47,6 +54,7 @@ class Generation:
             seed: of the ask.
             tokenizer: of the model.
             logprobs: how many of the most probable tokens `offer` ranks beside each sampled one; None for no ranking.
+            mask: a new one for this answer; whoever only reads ids needs none.
 
         Raises:
             InvalidParams: outside the protocol's bounds.
@@ -59,6 +67,7 @@ class Generation:
         self._seed = seed
         self._tokenizer = tokenizer
         self._logprobs = logprobs
+        self._mask = mask
         self._ends = tokenizer.end_ids | set(params.stop_ids)
         self._stops = tuple(text.encode() for text in params.stop_strings)
         self._decoder = StreamDecoder()
@@ -88,8 +97,15 @@ class Generation:
 
         Raises:
             InvalidLogits: a number is not finite.
+            InvalidParams: the parameters name a mask, and this is not it.
+            InvalidConstraint: no id can follow, or it costs too much to find out.
         """
-        sampled = self.accept(sample(logits, self._params, self._seed, self.position))
+        validate_mask_hash(self._params, None if self._mask is None else self._mask.mask_hash)
+        allowed = None if self._mask is None else self._mask.mask()
+        token = sample(logits, self._params, self._seed, self.position, allowed)
+        if self._mask is not None:
+            self._mask.accept(token)
+        sampled = self.accept(token)
         if self._logprobs is None:
             return sampled
         return replace(sampled, logprobs=rank_tokens(logits, sampled.token, self._logprobs))

@@ -111,8 +111,21 @@ def validate_params(params: Params) -> None:
     for text in params.stop_strings:
         if not 1 <= len(text.encode()) <= STOP_STRING_BYTES_MAX:
             raise InvalidParams(f"stop string of {len(text.encode())} bytes, 1 to {STOP_STRING_BYTES_MAX} allowed")
-    if params.mask_hash != ZERO32:
-        raise InvalidParams("mask_hash is set, but this version samples without masks only")
+
+
+def validate_mask_hash(params: Params, mask_hash: bytes | None) -> None:
+    """Check that the masks at hand are those that the parameters name.
+
+    Args:
+        params: of the ask.
+        mask_hash: what the masks stand for; None for none.
+
+    Raises:
+        InvalidParams: they name other masks, or none.
+    """
+    found = ZERO32 if mask_hash is None else mask_hash
+    if params.mask_hash != found:
+        raise InvalidParams(f"mask_hash is 0x{params.mask_hash.hex()}, the masks at hand are 0x{found.hex()}")
 
 
 def draw_words(seed: bytes, position: int, count: int) -> NDArray[np.uint32]:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from deaios.compute.engine import Engine, InvalidStep, SavingEngine, Step, UnavailableEngine, split_evenly
 from deaios.compute.generation import Generation, Sampled
+from deaios.compute.masking import MaskState
 from deaios.compute.pacing import Outstanding, Pace
 from deaios.compute.prefixes import PrefixCache
 from deaios.compute.records import Thresholds
@@ -217,6 +218,7 @@ class EngineService:
         seed: bytes,
         tokenizer: Tokenizer,
         logprobs: int | None = None,
+        mask: MaskState | None = None,
         *,
         owner: bytes | None = None,
     ) -> Stream:
@@ -228,6 +230,7 @@ class EngineService:
             seed: of the ask.
             tokenizer: of the model.
             logprobs: how many of the most probable tokens come with each sampled one; None for none of it.
+            mask: a new one for this answer, where the params name one.
             owner: whose earlier prompts may be gone on from, and who may go on from this one; None for nobody.
 
         Raises:
@@ -246,7 +249,7 @@ class EngineService:
         job = _Answer(
             loop=asyncio.get_running_loop(),
             tokens=tokens,
-            generation=Generation(len(prompt_ids), params, seed, tokenizer, logprobs),
+            generation=Generation(len(prompt_ids), params, seed, tokenizer, logprobs, mask),
             prompt_ids=tuple(prompt_ids),
             allowed=params.max_tokens,
             owner=owner if self._cache is not None else None,
@@ -264,12 +267,13 @@ class EngineService:
         stop_index: int,
         thresholds: Thresholds,
         tokenizer: Tokenizer,
+        mask: MaskState | None = None,
     ) -> Report:
         """`verification.verify_output` on this engine, between the turns of running answers.
 
         Raises:
             RefusedBusy, UnavailableEngine: as `generate`.
-            InvalidPrompt, UnavailableCheck, InvalidParams, InvalidLogits: as `verify_output`.
+            InvalidPrompt, UnavailableCheck, InvalidParams, InvalidConstraint, InvalidLogits: as `verify_output`.
         """
 
         def run(engine: Engine, sequence: int) -> Report:
@@ -284,20 +288,28 @@ class EngineService:
                 thresholds,
                 tokenizer,
                 sequence,
+                mask,
             )
 
         return await self._check(run, len(prompt_ids) + len(output_ids), alone=False)
 
-    async def replay(self, prompt_ids: Sequence[int], output_ids: Sequence[int], params: Params, seed: bytes) -> Replay:
+    async def replay(
+        self,
+        prompt_ids: Sequence[int],
+        output_ids: Sequence[int],
+        params: Params,
+        seed: bytes,
+        mask: MaskState | None = None,
+    ) -> Replay:
         """`verification.replay_output` on this engine, alone: answers that came later wait until it is done.
 
         Raises:
             RefusedBusy, UnavailableEngine: as `generate`.
-            InvalidPrompt, UnavailableCheck, InvalidParams, InvalidLogits: as `replay_output`.
+            InvalidPrompt, UnavailableCheck, InvalidParams, InvalidConstraint, InvalidLogits: as `replay_output`.
         """
 
         def run(engine: Engine, sequence: int) -> Replay:
-            return replay_output(engine, prompt_ids, output_ids, params, seed, sequence)
+            return replay_output(engine, prompt_ids, output_ids, params, seed, sequence, mask)
 
         return await self._check(run, len(prompt_ids) + len(output_ids), alone=True)
 

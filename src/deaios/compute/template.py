@@ -1,10 +1,12 @@
 """Chat template: messages to prompt ids, as transformers renders them.
 
-Invariant: a special token is in the prompt only where the template itself wrote it; no message can produce one, whole
-or in parts. A template is a stranger's program: it runs in compute/sandbox.py, within a budget. Knows nothing of HTTP
-bodies or models.
+Invariant: a special token is in the prompt only where the template itself wrote it; no message and no tool can produce
+one, whole or in parts. A template is a stranger's program: it runs in compute/sandbox.py, within a budget. Tools are
+shown by the template where it speaks of calls as we do, and else in plain text (compute/tool_prompt.py). Knows nothing
+of HTTP bodies or models.
 """
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -16,7 +18,9 @@ import jinja2
 from deaios.compute.gguf_file import ModelFile, read_model_file
 from deaios.compute.sandbox import InvalidTemplate, Sandbox, TemplateRefusal, grant_budget
 from deaios.compute.tokenizer import InvalidText, Tokenizer, validate_text
-from deaios.primitives.encoding import Json
+from deaios.compute.tool_prompt import KEPT_WORDS, speak_plainly, speaks_tools, structure_calls
+from deaios.compute.tools import CALL_ID_PATTERN, CALLS_MAX, TOOL_NAME_PATTERN, Tool, describe_tools, validate_tools
+from deaios.primitives.encoding import Json, validate_json_depth
 from deaios.primitives.errors import Invalid
 from deaios.primitives.hashing import tagged_sha256
 
@@ -46,6 +50,8 @@ _TEMPLATE_FAULTS: Final = (
 )
 """What a stranger's template may raise while it compiles or runs; anything else is our own fault."""
 
+_KEYS: Final = frozenset({"role", "content", "name", "toolCalls", "toolCallId"})
+
 Message = Mapping[str, Json]
 
 
@@ -66,6 +72,7 @@ class ChatTemplate:
         if size_bytes > TEMPLATE_BYTES_MAX:
             raise InvalidTemplate(f"chat template of {size_bytes} bytes exceeds {TEMPLATE_BYTES_MAX}")
         self.source = source
+        self._speaks_tools = speaks_tools(source)
         self.template_hash = tagged_sha256(TEMPLATE_TAG, source.encode())
         sandbox = Sandbox()
         try:
@@ -89,40 +96,52 @@ class ChatTemplate:
         """The template of an open model file; the empty one where it has none."""
         return cls(model.get_text(TEMPLATE_KEY) if TEMPLATE_KEY in model.metadata else "")
 
-    def render_ids(self, messages: Sequence[Message], tokenizer: Tokenizer, now: str = "") -> tuple[int, ...]:
+    def render_ids(
+        self, messages: Sequence[Message], tokenizer: Tokenizer, now: str = "", tools: Sequence[Tool] = ()
+    ) -> tuple[int, ...]:
         """Prompt ids of a conversation, up to where the assistant's answer begins.
 
         Args:
-            messages: objects with `role`, `content` and optionally `name`.
+            messages: objects with `role`, `content` and optionally `name`, `toolCalls`, `toolCallId`.
             tokenizer: of the same model.
             now: ISO 8601 time that the template may print; empty when it must not.
+            tools: what the model may call.
 
         Raises:
             InvalidMessages: malformed, or refused by the template.
+            InvalidConstraint: a tool is malformed.
             InvalidTemplate: the template fails or exceeds its budget.
         """
         validate_messages(messages)
         if not self.source:
             raise InvalidMessages("this model has no chat template; it completes text (POST /v1/completions)")
-        marker = _choose_marker([self.source, now, *_texts_of(messages)])
-        guarded = [_guard_message(message, tokenizer, marker) for message in messages]
-        text = self._render(guarded, tokenizer, now)
+        validate_tools(tools)
+        if self._speaks_tools:
+            turns: list[dict[str, object]] = [structure_calls(message) for message in messages]
+            shown = describe_tools(tools)
+        else:
+            turns, shown = [{**message} for message in speak_plainly(messages, tools)], []
+        marker = _choose_marker([self.source, now, *_texts_of(turns), *_texts_of(shown)])
+        guarded = [_guard_message(turn, tokenizer, marker) for turn in turns]
+        text = self._render(guarded, [_guard_value(item, tokenizer, marker) for item in shown], tokenizer, now)
         pieces: list[str | int] = []
         end = 0
         for match in tokenizer.special_pattern.finditer(text):
-            pieces += [text[end : match.start()].replace(marker, ""), tokenizer.special_ids[match[0]]]
+            pieces += [_unguard(text[end : match.start()], marker), tokenizer.special_ids[match[0]]]
             end = match.end()
-        pieces.append(text[end:].replace(marker, ""))
+        pieces.append(_unguard(text[end:], marker))
         return tokenizer.encode_rendered(pieces)
 
-    def _render(self, messages: Sequence[Message], tokenizer: Tokenizer, now: str) -> str:
+    def _render(
+        self, messages: Sequence[dict[str, object]], tools: Sequence[object], tokenizer: Tokenizer, now: str
+    ) -> str:
         # Without a time the function is not there at all, so that templates which ask whether it is show another date.
         clock = {"strftime_now": lambda layout: _format_time(now, layout)} if now else {}
         try:
             with grant_budget():
                 return self._template.render(
-                    messages=[dict(message) for message in messages],
-                    tools=None,
+                    messages=messages,
+                    tools=list(tools) or None,
                     documents=None,
                     add_generation_prompt=True,
                     **clock,
@@ -144,8 +163,10 @@ def validate_messages(messages: Sequence[Message]) -> None:
         raise InvalidMessages(f"{len(messages)} messages, 1 to {MESSAGES_MAX} allowed")
     total = 0
     for index, message in enumerate(messages):
-        if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys() <= {"role", "content", "name"}:
-            raise InvalidMessages(f"message {index} is not an object of role, content and optionally name")
+        if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys() <= _KEYS:
+            raise InvalidMessages(
+                f"message {index} is not an object of role, content and optionally name, toolCalls, toolCallId"
+            )
         role, content, name = message["role"], message["content"], message.get("name", "none")
         if not isinstance(role, str) or role not in ROLES:
             raise InvalidMessages(f"message {index}: role {str(role)[:40]!r} is not one of {', '.join(sorted(ROLES))}")
@@ -153,7 +174,7 @@ def validate_messages(messages: Sequence[Message]) -> None:
             raise InvalidMessages(f"message {index}: content is {type(content).__name__}, text expected")
         if not isinstance(name, str) or not NAME_PATTERN.fullmatch(name):
             raise InvalidMessages(f"message {index}: name is not {NAME_PATTERN.pattern}")
-        total += len(content)
+        total += len(content) + _validate_calls(index, message)
         try:
             validate_text(content)
         except InvalidText as error:
@@ -162,21 +183,82 @@ def validate_messages(messages: Sequence[Message]) -> None:
         raise InvalidMessages(f"messages hold {total} characters, at most {CONTENT_CHARACTERS_MAX} allowed")
 
 
-def _texts_of(messages: Sequence[Message]) -> list[str]:
-    return [str(value) for message in messages for value in message.values()]
+def _validate_calls(index: int, message: Message) -> int:
+    """Check what ties a message to calls; returns how many characters the arguments have."""
+    if "toolCallId" in message:
+        call_id = message["toolCallId"]
+        if message["role"] != "tool" or not isinstance(call_id, str) or not CALL_ID_PATTERN.fullmatch(call_id):
+            raise InvalidMessages(f"message {index}: toolCallId is for role tool, and is {CALL_ID_PATTERN.pattern}")
+    if "toolCalls" not in message:
+        return 0
+    calls = message["toolCalls"]
+    if message["role"] != "assistant" or not isinstance(calls, list | tuple) or not 1 <= len(calls) <= CALLS_MAX:
+        raise InvalidMessages(f"message {index}: toolCalls is for role assistant, and has 1 to {CALLS_MAX} calls")
+    total = 0
+    for call in calls:
+        if not isinstance(call, Mapping) or call.keys() != {"id", "name", "arguments"}:
+            raise InvalidMessages(f"message {index}: a call is not an object of id, name and arguments")
+        for name, pattern in (("id", CALL_ID_PATTERN), ("name", TOOL_NAME_PATTERN)):
+            if not isinstance(call[name], str) or not pattern.fullmatch(str(call[name])):
+                raise InvalidMessages(f"message {index}: {name} of a call is not {pattern.pattern}")
+        arguments = call["arguments"]
+        try:
+            validate_text(arguments if isinstance(arguments, str) else "\ud800")
+            validate_json_depth(str(arguments).encode())
+        except Invalid as error:
+            raise InvalidMessages(f"message {index}: arguments of a call are not plain text: {error}") from error
+        total += len(str(arguments))
+    return total
+
+
+def _texts_of(value: object) -> list[str]:
+    """Every text in a JSON value, keys too."""
+    texts, pending = [], [value]
+    while pending:
+        item = pending.pop()
+        if isinstance(item, str):
+            texts.append(item)
+        elif isinstance(item, Mapping):
+            pending += [*item.keys(), *item.values()]
+        elif isinstance(item, list | tuple):
+            pending += item
+    return texts
 
 
 def _choose_marker(texts: Sequence[str]) -> str:
     used = set().union(*texts)
     for code in _MARKERS:
-        if chr(code) not in used:
+        if chr(code) not in used and not any(_escaped(chr(code)) in text for text in texts):
             return chr(code)
     raise InvalidMessages("messages hold every private-use character; one must be left for the template")
 
 
-def _guard_message(message: Message, tokenizer: Tokenizer, marker: str) -> Message:
+def _escaped(marker: str) -> str:
+    """How a template writes it that asks for JSON in ASCII."""
+    return json.dumps(marker)[1:-1]
+
+
+def _unguard(text: str, marker: str) -> str:
+    return text.replace(marker, "").replace(_escaped(marker), "")
+
+
+def _guard_message(message: Mapping[str, object], tokenizer: Tokenizer, marker: str) -> dict[str, object]:
     """Break special-looking text; roles stay, which come from a fixed list: templates build tokens of them."""
-    return {key: value if key == "role" else _guard(str(value), tokenizer, marker) for key, value in message.items()}
+    return {key: value if key == "role" else _guard_value(value, tokenizer, marker) for key, value in message.items()}
+
+
+def _guard_value(value: object, tokenizer: Tokenizer, marker: str) -> object:
+    """The same in every text of a JSON value; words of schemas stay, by which templates tell types apart."""
+    if isinstance(value, str):
+        return value if value in KEPT_WORDS else _guard(value, tokenizer, marker)
+    if isinstance(value, Mapping):
+        return {
+            str(_guard_value(key, tokenizer, marker)): _guard_value(item, tokenizer, marker)
+            for key, item in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [_guard_value(item, tokenizer, marker) for item in value]
+    return value
 
 
 def _guard(text: str, tokenizer: Tokenizer, marker: str) -> str:

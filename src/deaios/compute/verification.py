@@ -5,13 +5,15 @@ says about itself enters it. One violation is a reason to replay, not yet guilt 
 nothing of receipts, money or juries.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 from deaios.compute.engine import Engine, Step, split_evenly
 from deaios.compute.generation import check_finish
+from deaios.compute.masking import MaskState
 from deaios.compute.records import Thresholds
-from deaios.compute.sampling import Row, Rule, sample, score, validate_params
+from deaios.compute.sampling import Margin, Row, Rule, sample, score, validate_mask_hash, validate_params
 from deaios.compute.tokenizer import Tokenizer
 from deaios.ledger.structs import FinishReason, Params
 from deaios.primitives.errors import Invalid, Unavailable
@@ -91,17 +93,35 @@ def verify_output(
     thresholds: Thresholds,
     tokenizer: Tokenizer,
     sequence: int = 0,
+    mask: MaskState | None = None,
 ) -> Report:
     """Check an answer with one prefill. The engine's sequence is emptied before and after.
 
+    Where there are masks, tokens after one that its mask forbids are not checked: no mask is defined for them.
+
+    Args:
+        engine: the checker's.
+        prompt_ids: of the ask.
+        output_ids: as the receipt covers them.
+        params: of the ask.
+        seed: of the ask.
+        finish_reason: as the receipt says.
+        stop_index: likewise.
+        thresholds: of the model record.
+        tokenizer: of the model.
+        sequence: of the engine, which is used.
+        mask: a new one, where the params name one.
+
     Raises:
-        InvalidParams: the params are outside the protocol's bounds.
+        InvalidParams: the params are outside the protocol's bounds, or name another mask.
+        InvalidConstraint: the constraint has no mask at some place; nothing the provider did.
         InvalidPrompt: nothing the provider did; the prompt itself cannot be run.
         UnavailableCheck: the answer does not fit the checker's engine.
         InvalidLogits: the checker's engine gave numbers that are not finite.
         UnavailableEngine: the checker's engine failed.
     """
     validate_params(params)
+    validate_mask_hash(params, None if mask is None else mask.mask_hash)
     _validate_fit(engine, prompt_ids, min(len(output_ids), params.max_tokens))
     broken = _find_broken_shape(engine, output_ids, params)
     wrong_finish = check_finish(output_ids, params, tokenizer, finish_reason, stop_index)
@@ -110,27 +130,46 @@ def verify_output(
     if any(item.rule in (Rule.VOCABULARY, Rule.LENGTH) for item in broken):
         return Report(0, (), tuple(broken))
     margins: list[float] = []
-    for place, row in enumerate(_prefill(engine, prompt_ids, output_ids, sequence)):
-        found = score(row, params, seed, len(prompt_ids) + place, output_ids[place], thresholds.epsilon)
-        margins.append(found.margin)
-        if found.margin > thresholds.margin:
-            detail = f"margin {found.margin:.6f} logits exceeds {thresholds.margin:.6f} ({found.rule})"
-            broken.append(Violation(place, found.margin, found.rule, detail))
+    with closing(_prefill(engine, prompt_ids, output_ids, sequence)) as rows:
+        for place, row in enumerate(rows):
+            token, allowed = output_ids[place], None if mask is None else mask.mask()
+            found = score(row, params, seed, len(prompt_ids) + place, token, thresholds.epsilon, allowed)
+            margins.append(found.margin)
+            if found.margin > thresholds.margin:
+                broken.append(Violation(place, found.margin, found.rule, _describe(found, token, thresholds)))
+            if found.rule is Rule.MASK:
+                break
+            if mask is not None:
+                mask.accept(token)
     broken.sort(key=lambda item: item.position)
     return Report(len(margins), tuple(margins), tuple(broken))
 
 
+def _describe(found: Margin, token: int, thresholds: Thresholds) -> str:
+    if found.rule is Rule.MASK:
+        return f"the constraint forbids id {token} at this place"
+    return f"margin {found.margin:.6f} logits exceeds {thresholds.margin:.6f} ({found.rule})"
+
+
 def replay_output(
-    engine: Engine, prompt_ids: Sequence[int], output_ids: Sequence[int], params: Params, seed: bytes, sequence: int = 0
+    engine: Engine,
+    prompt_ids: Sequence[int],
+    output_ids: Sequence[int],
+    params: Params,
+    seed: bytes,
+    sequence: int = 0,
+    mask: MaskState | None = None,
 ) -> Replay:
     """Sample the answer again on a provider's schedule, prompt in even pieces and then id by id, and compare.
 
     Equal ids acquit. A difference convicts only on an engine profile that the model record allow-lists.
 
     Raises:
-        InvalidParams, InvalidPrompt, UnavailableCheck, InvalidLogits, UnavailableEngine: as in `verify_output`.
+        InvalidParams, InvalidConstraint, InvalidPrompt, UnavailableCheck, InvalidLogits, UnavailableEngine: as in
+            `verify_output`.
     """
     validate_params(params)
+    validate_mask_hash(params, None if mask is None else mask.mask_hash)
     _validate_fit(engine, prompt_ids, min(len(output_ids), params.max_tokens))
     broken = _find_broken_shape(engine, output_ids, params)
     if broken:
@@ -143,8 +182,11 @@ def replay_output(
         step = Step(sequence, first, tuple(prompt_ids[first:last]), 1)
         for place, token in enumerate(output_ids):
             (logits,) = engine.decode([step])
-            if sample(logits[0], params, seed, len(prompt_ids) + place) != token:
+            allowed = None if mask is None else mask.mask()
+            if sample(logits[0], params, seed, len(prompt_ids) + place, allowed) != token:
                 return Replay(False, place)
+            if mask is not None:
+                mask.accept(token)
             step = Step(sequence, len(prompt_ids) + place, (token,), 1)
     finally:
         engine.forget(sequence)
@@ -177,7 +219,9 @@ def _find_broken_shape(engine: Engine, output_ids: Sequence[int], params: Params
     return broken
 
 
-def _prefill(engine: Engine, prompt_ids: Sequence[int], output_ids: Sequence[int], sequence: int) -> Iterator[Row]:
+def _prefill(
+    engine: Engine, prompt_ids: Sequence[int], output_ids: Sequence[int], sequence: int
+) -> Generator[Row, None, None]:
     """The logits row before each output id, from one pass over prompt and output in bounded pieces."""
     read = (*prompt_ids, *output_ids[:-1])
     done, position = 0, 0

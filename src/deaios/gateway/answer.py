@@ -49,6 +49,7 @@ class Wanted:
         question: what for.
         part: which purchase of the request.
         request: identifies the purchase among requests, as `retries.identify` does.
+        digest: the ask's client digest where the answer may hold calls, which it names; empty otherwise.
         repeats: charge for an answer to the same request that never reached its client; this one costs only what it
             is above that, and the gateway bears the rest.
     """
@@ -61,6 +62,7 @@ class Wanted:
     part: Part
     client_nonce: bytes
     request: bytes
+    digest: bytes
     repeats: str | None = None
 
 

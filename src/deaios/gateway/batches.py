@@ -24,7 +24,7 @@ from deaios.gateway.files import PURPOSE
 from deaios.gateway.files_wire import Batch, BatchList, Counts, InputLine, LineError, LineErrors
 from deaios.gateway.keys import Draws, KeyRecord, derive_draws
 from deaios.gateway.queries import cut_page, read_limit, read_query
-from deaios.market.fields import BODY_BYTES_MAX, InvalidParameter, Reader, read_parameters, read_text
+from deaios.market.fields import BODY_BYTES_MAX, JSON_DEPTH_MAX, InvalidParameter, Reader, read_parameters, read_text
 from deaios.market.parts import count_choices
 from deaios.market.question import Api, Part
 from deaios.market.responses import read_metadata
@@ -35,7 +35,7 @@ from deaios.runtime.dice import Dice
 from deaios.runtime.http import json_response, read_body
 
 LINES_MAX = 2048
-LINE_DEPTH_MAX = 20
+LINE_DEPTH_MAX = JSON_DEPTH_MAX + 4
 CUSTOM_ID_CHARS_MAX = 512
 ERRORS_MAX = 50
 WINDOW = "24h"

@@ -4,21 +4,34 @@
 the answer file and that `deaios verify` does not look at. Tokens, counts and price are bound; these numbers are not.
 """
 
+from collections.abc import Sequence
 from functools import partial
+from typing import assert_never
 
 import msgspec
 from aiohttp import web
 
 from deaios.gateway import openai_wire as wire
-from deaios.gateway.answer import Piece
+from deaios.gateway.answer import Answer, Piece
 from deaios.gateway.desk import Desk, Sale, off_loop
 from deaios.gateway.errors import build_error, status_of
 from deaios.gateway.keys import KeyRecord
-from deaios.gateway.papers import build_proof, fingerprint_of, finish_of, logprobs_of, opening_of, text_of, usage_of
+from deaios.gateway.papers import (
+    Speech,
+    build_proof,
+    fingerprint_of,
+    finish_of,
+    is_calling,
+    logprobs_of,
+    opening_of,
+    spoken_of,
+    usage_of,
+)
 from deaios.gateway.telling import encode_event, read_asked, tell
 from deaios.market.chat import read_chat_body
 from deaios.market.opening import Opening
 from deaios.market.question import Api
+from deaios.market.tool_text import CallBegan, CallEnded, CallGrew, Event, Spoken, TextGrew, build_call_id
 from deaios.primitives.errors import DeaiosError
 from deaios.runtime.http import json_response
 
@@ -48,23 +61,32 @@ def build_chat_completion(network_id: bytes, sale: Sale) -> wire.ChatCompletion:
         id=wanted.answer_id,
         created=wanted.created_s,
         model=wanted.model.record.name,
-        choices=[
-            wire.Choice(
-                wire.AnswerMessage(text_of(answer)),
-                finish_of(opening),
-                index,
-                logprobs_of(answer.wanted, answer.pieces),
-            )
-            for index, (answer, opening) in enumerate(zip(sale.answers, openings, strict=True))
-        ],
+        choices=[_build_choice(index, answer) for index, answer in enumerate(sale.answers)],
         usage=usage_of(openings),
         system_fingerprint=fingerprint_of(wanted.model),
         deaios=build_proof(network_id, sale.answers),
     )
 
 
+def _build_choice(index: int, answer: Answer) -> wire.Choice:
+    spoken = spoken_of(answer)
+    calls = [wire.Call(call.id, wire.CalledFunction(call.name, call.arguments)) for call in spoken.calls]
+    message = wire.AnswerMessage(
+        content=None if calls and not spoken.text else spoken.text, tool_calls=calls or msgspec.UNSET
+    )
+    return wire.Choice(message, _finish_of(answer, spoken), index, logprobs_of(answer.wanted, answer.pieces))
+
+
+def _finish_of(answer: Answer, spoken: Spoken) -> str:
+    opening = opening_of(answer)
+    return "tool_calls" if is_calling(opening, spoken) else finish_of(opening)
+
+
 class _ChatVoice:
-    """The chunks of one stream."""
+    """The chunks of one stream.
+
+    Entries of log probabilities ride on the chunk that shows their text; those of markup on the next one.
+    """
 
     def __init__(self, network_id: bytes, sale: Sale, *, include_usage: bool) -> None:
         self._network_id = network_id
@@ -72,6 +94,8 @@ class _ChatVoice:
         self._wanted = sale.first.wanted
         self._include_usage = include_usage
         self._blank_usage = None if include_usage else msgspec.UNSET
+        self._speeches = [Speech(answer.wanted) for answer in sale.answers]
+        self._unranked: list[list[Piece]] = [[] for _ in sale.answers]
 
     def first(self) -> bytes:
         roles = (
@@ -81,19 +105,48 @@ class _ChatVoice:
         return b"".join(roles)
 
     def piece(self, index: int, piece: Piece) -> bytes:
-        return self._chunk(index, wire.ChunkDelta(content=piece.text), logprobs=logprobs_of(self._wanted, [piece]))
+        self._unranked[index].append(piece)
+        return self._tell(index, self._speeches[index].push(piece.text))
 
-    def end(self, index: int, opening: Opening, *, is_last: bool) -> bytes:
+    def _tell(self, index: int, events: Sequence[Event]) -> bytes:
+        deltas = (self._word(index, event) for event in events)
+        return b"".join(
+            self._chunk(index, delta, logprobs=self._take_logprobs(index)) for delta in deltas if delta is not None
+        )
+
+    def _word(self, index: int, event: Event) -> wire.ChunkDelta | None:
+        match event:
+            case TextGrew():
+                return wire.ChunkDelta(content=event.text)
+            case CallBegan():
+                call_id = build_call_id(self._sale.answers[index].wanted.digest, event.index)
+                began = wire.CallDelta(event.index, {"name": event.name, "arguments": ""}, call_id, "function")
+                return wire.ChunkDelta(tool_calls=[began])
+            case CallGrew():
+                return wire.ChunkDelta(tool_calls=[wire.CallDelta(event.index, {"arguments": event.text})])
+            case CallEnded():
+                return None
+            case _:
+                assert_never(event)
+
+    def _take_logprobs(self, index: int) -> wire.ChoiceLogprobs | None:
+        pieces, self._unranked[index] = self._unranked[index], []
+        return logprobs_of(self._wanted, pieces)
+
+    def end(self, index: int, _opening: Opening, *, is_last: bool) -> bytes:
         """The finish, and the usage where it is wanted; the proof rides on whichever is last."""
-        finish = finish_of(opening)
+        answer = self._sale.answers[index]
+        held = self._tell(index, self._speeches[index].close())
+        left = self._take_logprobs(index) if self._unranked[index] else None
+        finish = _finish_of(answer, spoken_of(answer))
         if not is_last:
-            return self._chunk(index, wire.ChunkDelta(), finish)
+            return held + self._chunk(index, wire.ChunkDelta(), finish, logprobs=left)
         proof = build_proof(self._network_id, self._sale.answers)
         if not self._include_usage:
-            return self._chunk(index, wire.ChunkDelta(), finish, deaios=proof) + DONE
+            return held + self._chunk(index, wire.ChunkDelta(), finish, deaios=proof, logprobs=left) + DONE
         usage = usage_of([opening_of(answer) for answer in self._sale.answers])
         last = encode_event(self._build([], usage=usage, deaios=proof))
-        return self._chunk(index, wire.ChunkDelta(), finish) + last + DONE
+        return held + self._chunk(index, wire.ChunkDelta(), finish, logprobs=left) + last + DONE
 
     def error(self, error: DeaiosError) -> bytes:
         return encode_event(wire.ErrorAnswer(build_error(status_of(error), error))) + DONE

@@ -12,6 +12,7 @@ from functools import partial
 from typing import TypeVar
 
 from deaios.compute.records import UNAUDITABLE
+from deaios.compute.schema import InvalidConstraint
 from deaios.gateway.answer import Answer, Patience, Prepared, Reader, Wanted
 from deaios.gateway.budgets import Budgets
 from deaios.gateway.errors import RefusedModel
@@ -21,9 +22,11 @@ from deaios.gateway.purchasing import Purchasing, ServedModel, ServedModels
 from deaios.gateway.rates import Rates
 from deaios.gateway.retries import WINDOW_S, AnswerBook, identify
 from deaios.ledger.structs import Level
+from deaios.market.fields import InvalidParameter
 from deaios.market.orders import Order
 from deaios.market.parts import count_choices
-from deaios.market.question import Api, Message, Part, Question
+from deaios.market.question import Api, Message, Part, Question, hash_request
+from deaios.market.tools import may_call
 from deaios.primitives.errors import DeaiosError
 from deaios.primitives.hashing import sha256
 from deaios.primitives.units import compute_fee
@@ -37,6 +40,8 @@ WINDOW_MS = int(WINDOW_S * 1000)
 HEAVY_BODY_BYTES = 8 << 10
 """From this size on, reading and rendering go to a thread; below, the hop costs more than the work."""
 _PREFIXES = {Api.CHAT: "chatcmpl-", Api.COMPLETIONS: "cmpl-", Api.RESPONSES: "resp_", Api.MESSAGES: "msg_"}
+_FORMAT_NAMES = {Api.RESPONSES: "text.format", Api.MESSAGES: "output_config.format"}
+"""What bodies call the form of an answer, where it is not `response_format`."""
 T = TypeVar("T")
 
 
@@ -296,6 +301,7 @@ class Desk:
                     part=item.part,
                     client_nonce=wish.draws.client_nonce,
                     request=item.identity,
+                    digest=_digest(asked, wish) if may_call(wish.question) else b"",
                     repeats=item.repeats,
                 ),
                 take,
@@ -329,6 +335,7 @@ class Desk:
     async def _prepare(self, asked: Asked, model: ServedModel, wish: "_Wish") -> Prepared:
         prompt_ids = await off_loop(asked.body, partial(wish.question.prompt_ids, model.render, model.tokenizer))
         order = _order(asked.body, model, wish, prompt_ids)
+        await _validate_constraint(model, order)
         return Prepared(order, self._budgets.reserve(asked.key.key_id, _most_of(order, model)))
 
     async def _order_all(self, asked: Asked, model: ServedModel, wishes: "Sequence[_Wish]") -> list[tuple[Order, int]]:
@@ -341,8 +348,13 @@ class Desk:
                 make = partial(wish.question.prompt_ids, model.render, model.tokenizer)
                 rendered[place] = await off_loop(asked.body, make)
             order = _order(asked.body, model, wish, rendered[place])
+            await _validate_constraint(model, order)
             priced.append((order, _most_of(order, model)))
         return priced
+
+
+def _digest(asked: Asked, wish: "_Wish") -> bytes:
+    return hash_request(wish.part, wish.draws.client_nonce, asked.body)
 
 
 @dataclass(frozen=True, slots=True)
@@ -392,7 +404,19 @@ def _order(body: bytes, model: ServedModel, wish: _Wish, prompt_ids: tuple[int, 
         provider=question.provider,
         logprobs=question.top_logprobs,
         part=wish.part,
+        constraint=None if question.constraint is None else question.constraint.encode(),
     )
+
+
+async def _validate_constraint(model: ServedModel, order: Order) -> None:
+    """Refuse what does not compile before any money is set aside; a provider would, and by then it is on a receipt."""
+    if order.constraint is None:
+        return
+    try:
+        await model.masks.validate(order.constraint, order.params.mask_hash)
+    except InvalidConstraint as error:
+        param = "tools" if error.path.startswith("tools") else _FORMAT_NAMES.get(order.part.api, "response_format")
+        raise InvalidParameter(param, str(error)) from error
 
 
 def _most_of(order: Order, model: ServedModel) -> int:

@@ -1,13 +1,16 @@
-"""`POST /v1/messages` and `/v1/messages/count_tokens`: the Anthropic messages API for text.
+"""`POST /v1/messages` and `/v1/messages/count_tokens`: the Anthropic messages API for text and tools.
 
 The version header is read; betas change nothing here, because what they add to a body is refused by name. Errors come
 in this API's own shape.
 """
 
 from functools import partial
+from typing import assert_never
 
+import msgspec
 from aiohttp import web
 
+from deaios.compute.tools import ToolCall
 from deaios.gateway.answer import Piece
 from deaios.gateway.desk import Desk, Sale, off_loop
 from deaios.gateway.errors import build_message_error, status_of
@@ -17,6 +20,7 @@ from deaios.gateway.messages_wire import (
     BlockDelta,
     BlockStart,
     BlockStop,
+    InputDelta,
     MessageDelta,
     MessageErrorAnswer,
     MessageStart,
@@ -26,14 +30,25 @@ from deaios.gateway.messages_wire import (
     TextBlock,
     TextDelta,
     TokenCount,
+    ToolUseBlock,
 )
-from deaios.gateway.papers import build_proof, opening_of, text_of
+from deaios.gateway.papers import Speech, build_proof, is_calling, opening_of, spoken_of
 from deaios.gateway.telling import encode_event, read_asked, tell
 from deaios.ledger.structs import FinishReason
 from deaios.market.fields import InvalidParameter
 from deaios.market.messages import read_count_body, read_messages_body
 from deaios.market.opening import Opening
 from deaios.market.question import Api
+from deaios.market.tool_text import (
+    CallBegan,
+    CallEnded,
+    CallGrew,
+    Event,
+    Spoken,
+    TextGrew,
+    build_call_id,
+    cut_to_members,
+)
 from deaios.primitives.errors import DeaiosError
 from deaios.runtime.http import json_response
 
@@ -86,12 +101,12 @@ def _check_version(request: web.Request) -> None:
 
 
 def _build_message(network_id: bytes, sale: Sale) -> AnswerMessage:
-    wanted, opening = sale.first.wanted, opening_of(sale.first)
-    stop = _stop_of(opening)
+    wanted, opening, spoken = sale.first.wanted, opening_of(sale.first), spoken_of(sale.first)
+    stop = _stop_of(opening, spoken)
     return AnswerMessage(
         id=wanted.answer_id,
         model=wanted.model.record.name,
-        content=[TextBlock(text_of(sale.first))],
+        content=[_build_block(part) for part in spoken.parts or ("",)],
         usage=_usage_of(opening),
         stop_reason=stop.stop_reason,
         stop_sequence=stop.stop_sequence,
@@ -108,7 +123,20 @@ def _usage_of(opening: Opening) -> MessageUsage:
     )
 
 
-def _stop_of(opening: Opening) -> StopDelta:
+def _build_block(part: str | ToolCall) -> TextBlock | ToolUseBlock:
+    if isinstance(part, str):
+        return TextBlock(part)
+    return ToolUseBlock(_use_id(part.id), part.name, msgspec.Raw(cut_to_members(part.arguments).encode()))
+
+
+def _use_id(call_id: str) -> str:
+    """The call's name in this API's spelling."""
+    return "toolu_" + call_id.removeprefix("call_")
+
+
+def _stop_of(opening: Opening, spoken: Spoken) -> StopDelta:
+    if is_calling(opening, spoken):
+        return StopDelta("tool_use", None)
     reason = FinishReason(opening.receipt.finish_reason)
     is_string = reason == FinishReason.STOP_STRING
     return StopDelta(_STOPS[reason], opening.ask.params.stop_strings[opening.receipt.stop_index] if is_string else None)
@@ -120,6 +148,9 @@ class _MessageVoice:
     def __init__(self, network_id: bytes, sale: Sale) -> None:
         self._network_id = network_id
         self._sale = sale
+        self._speech = Speech(sale.first.wanted)
+        self._blocks = 0
+        self._is_open = self._is_text = False
 
     def first(self) -> bytes:
         """The frame; its counts are what is known by then, the last event has those that were paid for."""
@@ -127,18 +158,54 @@ class _MessageVoice:
         frame = AnswerMessage(
             wanted.answer_id, wanted.model.record.name, [], MessageUsage(self._sale.first.prompt_tokens, 0)
         )
-        start = BlockStart(TextBlock(""))
-        return encode_event(MessageStart(frame), "message_start") + encode_event(start, start.type)
+        return encode_event(MessageStart(frame), "message_start")
 
     def piece(self, _index: int, piece: Piece) -> bytes:
-        delta = BlockDelta(TextDelta(piece.text))
+        return b"".join(map(self._tell, self._speech.push(piece.text)))
+
+    def _tell(self, event: Event) -> bytes:
+        match event:
+            case TextGrew():
+                began = b"" if self._is_open and self._is_text else self._begin(TextBlock(""))
+                return began + self._grow(TextDelta(event.text))
+            case CallBegan():
+                call_id = build_call_id(self._sale.first.wanted.digest, event.index)
+                return self._begin(ToolUseBlock(_use_id(call_id), event.name, msgspec.Raw(b"{}")))
+            case CallGrew():
+                return self._grow(InputDelta(event.text))
+            case CallEnded():
+                return b""
+            case _:
+                assert_never(event)
+
+    def _begin(self, block: TextBlock | ToolUseBlock) -> bytes:
+        ended = self._close()
+        self._is_open, self._is_text = True, isinstance(block, TextBlock)
+        start = BlockStart(block, self._blocks)
+        return ended + encode_event(start, start.type)
+
+    def _grow(self, grown: TextDelta | InputDelta) -> bytes:
+        delta = BlockDelta(grown, self._blocks)
         return encode_event(delta, delta.type)
+
+    def _close(self) -> bytes:
+        if not self._is_open:
+            return b""
+        stop = BlockStop(self._blocks)
+        self._is_open = False
+        self._blocks += 1
+        return encode_event(stop, stop.type)
 
     def end(self, _index: int, opening: Opening, *, is_last: bool) -> bytes:
         assert is_last, "a message has one answer"
         proof = build_proof(self._network_id, self._sale.answers)
-        events = (BlockStop(), MessageDelta(_stop_of(opening), _usage_of(opening), proof), MessageStop())
-        return b"".join(encode_event(event, event.type) for event in events)
+        held = b"".join(map(self._tell, self._speech.close()))
+        if not self._is_open and not self._blocks:
+            held += self._begin(TextBlock(""))
+        held += self._close()
+        stop = _stop_of(opening, spoken_of(self._sale.first))
+        events = (MessageDelta(stop, _usage_of(opening), proof), MessageStop())
+        return held + b"".join(encode_event(event, event.type) for event in events)
 
     def error(self, error: DeaiosError) -> bytes:
         return encode_event(MessageErrorAnswer(build_message_error(status_of(error), error)), "error")

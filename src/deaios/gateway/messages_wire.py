@@ -13,6 +13,15 @@ class TextBlock(msgspec.Struct, frozen=True):
     type: str = "text"
 
 
+class ToolUseBlock(msgspec.Struct, frozen=True):
+    """A call of a tool; `input` is a JSON object as the model wrote it."""
+
+    id: str
+    name: str
+    input: msgspec.Raw
+    type: str = "tool_use"
+
+
 class MessageUsage(msgspec.Struct, frozen=True):
     """Counts from the receipt; what was read from a cache is not in `input_tokens`, as in the Anthropic API."""
 
@@ -27,7 +36,7 @@ class AnswerMessage(msgspec.Struct, frozen=True):
 
     id: str
     model: str
-    content: list[TextBlock]
+    content: list[TextBlock | ToolUseBlock]
     usage: MessageUsage
     stop_reason: str | None = None
     stop_sequence: str | None = None
@@ -44,9 +53,9 @@ class MessageStart(msgspec.Struct, frozen=True):
 
 
 class BlockStart(msgspec.Struct, frozen=True):
-    """The one block begins."""
+    """A block begins."""
 
-    content_block: TextBlock
+    content_block: TextBlock | ToolUseBlock
     index: int = 0
     type: str = "content_block_start"
 
@@ -58,10 +67,17 @@ class TextDelta(msgspec.Struct, frozen=True):
     type: str = "text_delta"
 
 
+class InputDelta(msgspec.Struct, frozen=True):
+    """More of a call's input."""
+
+    partial_json: str
+    type: str = "input_json_delta"
+
+
 class BlockDelta(msgspec.Struct, frozen=True):
     """More of the block."""
 
-    delta: TextDelta
+    delta: TextDelta | InputDelta
     index: int = 0
     type: str = "content_block_delta"
 

@@ -54,12 +54,28 @@ class Proofs(msgspec.Struct, rename="camel", frozen=True):
     purchases: list[Bought]
 
 
-class AnswerMessage(msgspec.Struct, frozen=True):
-    """The assistant's turn."""
+class CalledFunction(msgspec.Struct, frozen=True):
+    """What a call calls; `arguments` is JSON text."""
 
-    content: str
+    name: str
+    arguments: str
+
+
+class Call(msgspec.Struct, frozen=True):
+    """One call of an answer."""
+
+    id: str
+    function: CalledFunction
+    type: str = "function"
+
+
+class AnswerMessage(msgspec.Struct, frozen=True):
+    """The assistant's turn; without words of its own where it only calls."""
+
+    content: str | None
     role: str = "assistant"
     refusal: None = None
+    tool_calls: list[Call] | msgspec.UnsetType = msgspec.UNSET
 
 
 class TopLogprob(msgspec.Struct, frozen=True):
@@ -108,11 +124,21 @@ class ChatCompletion(msgspec.Struct, frozen=True):
     object: str = "chat.completion"
 
 
+class CallDelta(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a chunk adds to a call: all but the arguments at once, then those as they grow."""
+
+    index: int
+    function: dict[str, str]
+    id: str | None = None
+    type: str | None = None
+
+
 class ChunkDelta(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a chunk adds."""
 
     role: str | None = None
     content: str | None = None
+    tool_calls: list[CallDelta] | None = None
 
 
 class ChunkChoice(msgspec.Struct, frozen=True):

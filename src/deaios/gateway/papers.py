@@ -13,6 +13,8 @@ from deaios.gateway.errors import InternalFault
 from deaios.gateway.purchasing import ServedModel
 from deaios.ledger.structs import FinishReason
 from deaios.market.opening import Opening
+from deaios.market.tool_text import Event, Spoken, TextGrew, ToolText, read_calls
+from deaios.market.tools import may_call
 from deaios.primitives.encoding import Json, encode_hex
 
 _FINISH = {
@@ -32,6 +34,35 @@ def opening_of(answer: Answer) -> Opening:
 def text_of(answer: Answer) -> str:
     """All that was released."""
     return "".join(piece.text for piece in answer.pieces)
+
+
+def spoken_of(answer: Answer) -> Spoken:
+    """All that was released as words and calls."""
+    text, wanted = text_of(answer), answer.wanted
+    if may_call(wanted.question):
+        return read_calls(text, wanted.digest)
+    return Spoken((text,) if text else ())
+
+
+class Speech:
+    """The same of an answer that grows."""
+
+    def __init__(self, wanted: Wanted) -> None:
+        self._calls = ToolText() if may_call(wanted.question) else None
+
+    def push(self, text: str) -> list[Event]:
+        """What more text brings."""
+        return [TextGrew(text)] if self._calls is None else self._calls.push(text)
+
+    def close(self) -> list[Event]:
+        """What was held back."""
+        return [] if self._calls is None else self._calls.close()
+
+
+def is_calling(opening: Opening, spoken: Spoken) -> bool:
+    """Does the answer end for its calls to be made: it has some, and all of them are whole?"""
+    is_cut = opening.receipt.finish_reason == FinishReason.LENGTH
+    return not is_cut and bool(spoken.calls) and spoken.is_whole
 
 
 def finish_of(opening: Opening) -> str:

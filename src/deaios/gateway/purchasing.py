@@ -10,14 +10,16 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from deaios.compute.logprobs import Ranking
+from deaios.compute.masks.service import MaskService
 from deaios.compute.records import ModelRecord, encode_record
 from deaios.compute.records import record_id as compute_record_id
 from deaios.compute.template import ChatTemplate
 from deaios.compute.tokenizer import Tokenizer
+from deaios.compute.tools import Tool
 from deaios.market.batches import BatchProof
 from deaios.market.opening import Opening
 from deaios.market.orders import Order
-from deaios.primitives.encoding import encode_hex
+from deaios.primitives.encoding import Json, encode_hex
 from deaios.primitives.errors import ConfigError
 from deaios.primitives.keys import Address
 
@@ -89,8 +91,8 @@ class Purchasing(Protocol):
 class Render(Protocol):
     """A chat template with its tokenizer."""
 
-    def __call__(self, messages: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
-        """Prompt ids of messages.
+    def __call__(self, messages: Sequence[Mapping[str, Json]], tools: Sequence[Tool]) -> tuple[int, ...]:
+        """Prompt ids of messages and tools.
 
         Raises:
             Invalid: the template refuses them.
@@ -112,6 +114,7 @@ class ServedModel:
         owned_by: publisher, for people.
         aliases: further names.
         name: what users call it, and lists show; the record's own name otherwise.
+        masks: of the tokenizer.
     """
 
     record_id: bytes
@@ -124,6 +127,10 @@ class ServedModel:
     owned_by: str
     aliases: tuple[str, ...] = ()
     name: str = ""
+    masks: MaskService = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "masks", MaskService(self.tokenizer))
 
     @classmethod
     def build(
@@ -155,11 +162,11 @@ class ServedModel:
                 )
         per_thread = threading.local()  # a template counts its own steps, so no two threads may share one
 
-        def render(messages: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
+        def render(messages: Sequence[Mapping[str, Json]], tools: Sequence[Tool]) -> tuple[int, ...]:
             if not hasattr(per_thread, "template"):
                 per_thread.template = ChatTemplate(template.source)
             own: ChatTemplate = per_thread.template
-            return own.render_ids(messages, tokenizer)
+            return own.render_ids(messages, tokenizer, tools=tools)
 
         return cls(
             record_id=compute_record_id(encode_record(record)),

@@ -64,4 +64,11 @@ MIGRATIONS = (
         PRIMARY KEY (batch_id, number)
     ) STRICT;
     """,
+    # Turns are objects: some have calls, or answer one.
+    """
+    UPDATE responses SET turns = CAST((
+        SELECT json_group_array(json_object('role', value ->> 0, 'content', value ->> 1))
+        FROM json_each(CAST(turns AS TEXT))
+    ) AS BLOB);
+    """,
 )

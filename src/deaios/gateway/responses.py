@@ -1,4 +1,4 @@
-"""`/v1/responses`: one answer to turns of text, kept so that a later one may continue it.
+"""`/v1/responses`: one answer to turns of text and calls, kept so that a later one may continue it.
 
     POST   /v1/responses                     create, whole or as events
     GET    /v1/responses/{id}                what was answered
@@ -12,19 +12,26 @@ body's, because the body does not hold them. With `store` false nothing is kept.
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
+from typing import assert_never
 
 import msgspec
 from aiohttp import web
 
-from deaios.gateway.answer import Piece
+from deaios.compute.tools import ToolCall
+from deaios.gateway.answer import Piece, Wanted
 from deaios.gateway.desk import Desk, Sale, off_loop
 from deaios.gateway.errors import build_error, status_of
 from deaios.gateway.keys import KeyRecord
-from deaios.gateway.papers import build_proof, finish_of, opening_of, text_of, usage_of
+from deaios.gateway.papers import Speech, build_proof, finish_of, opening_of, spoken_of, usage_of
 from deaios.gateway.queries import cut_page, read_limit, read_order, read_query
 from deaios.gateway.records import RecordStore, ResponseRecord
 from deaios.gateway.responses_wire import (
+    ArgumentsDeltaEvent,
+    ArgumentsEvent,
+    CallItem,
+    CallOutputItem,
     ContentEvent,
     Deleted,
     DeltaEvent,
@@ -49,6 +56,7 @@ from deaios.market.fields import InvalidParameter
 from deaios.market.opening import Opening
 from deaios.market.question import Api, Message
 from deaios.market.responses import ResponseBody, read_response_body
+from deaios.market.tool_text import CallBegan, CallEnded, CallGrew, Event, TextGrew, build_call_id
 from deaios.primitives.errors import DeaiosError
 from deaios.primitives.units import MILLI
 from deaios.runtime.errors import NotFound
@@ -75,13 +83,14 @@ class ResponsesDoor:
         document = Document(self._desk, sale, body)
 
         async def keep() -> None:
-            turns = (*history, *body.turns, Message("assistant", text_of(sale.first)))
+            spoken = spoken_of(sale.first)
+            turns = (*history, *body.turns, Message("assistant", spoken.text, spoken.whole_calls))
             record = ResponseRecord(
                 response_id=sale.first.wanted.answer_id,
                 key_id=key.key_id,
                 created_at_ms=self._desk.clock.now_ms(),
                 document=msgspec.json.encode(document.build_final()),
-                turns=msgspec.json.encode([(turn.role, turn.content) for turn in turns]),
+                turns=msgspec.json.encode(turns),
             )
             await asyncio.to_thread(self._records.keep_response, record)
 
@@ -90,7 +99,7 @@ class ResponsesDoor:
             self._desk,
             sale,
             lambda: json_response(document.build_final()),
-            partial(_ResponseVoice, document) if question.stream else None,
+            partial(_ResponseVoice, document, sale.first.wanted) if question.stream else None,
             keep if body.store else None,
         )
 
@@ -148,22 +157,31 @@ class ResponsesDoor:
         return _read_turns(record)
 
 
+_Item = InputItem | OutputItem | CallItem | CallOutputItem
+
+
 def _not_found(response_id: str) -> NotFound:
     return NotFound(f"no response {response_id[:80]!r} of this key is kept")
 
 
 def _read_turns(record: ResponseRecord) -> tuple[Message, ...]:
-    return tuple(Message(*turn) for turn in msgspec.json.decode(record.turns, type=list[tuple[str, str]]))
+    return tuple(msgspec.json.decode(record.turns, type=list[Message]))
 
 
-def _build_items(response_id: str, turns: Sequence[Message]) -> list[InputItem | OutputItem]:
-    items: list[InputItem | OutputItem] = []
+def _build_items(response_id: str, turns: Sequence[Message]) -> list[_Item]:
+    items: list[_Item] = []
     for index, turn in enumerate(turns):
-        item_id = f"msg_{response_id.removeprefix('resp_')}_{index}"
-        if turn.role == "assistant":
-            items.append(OutputItem(item_id, [OutputText(turn.content)], "completed"))
-        else:
-            items.append(InputItem(item_id, turn.role, [InputText(turn.content)]))
+        place = f"{response_id.removeprefix('resp_')}_{index}"
+        if turn.role == "tool":
+            items.append(CallOutputItem(f"fco_{place}", turn.tool_call_id or "", turn.content))
+        elif turn.role != "assistant":
+            items.append(InputItem(f"msg_{place}", turn.role, [InputText(turn.content)]))
+        elif turn.content or not turn.tool_calls:
+            items.append(OutputItem(f"msg_{place}", [OutputText(turn.content)], "completed"))
+        items += [
+            CallItem(f"fc_{place}_{number}", call.id, call.name, call.arguments, "completed")
+            for number, call in enumerate(turn.tool_calls)
+        ]
     return items
 
 
@@ -175,11 +193,6 @@ class Document:
         self._sale = sale
         self._body = body
         self._final: Response | None = None
-
-    @property
-    def item_id(self) -> str:
-        """Of the one item of its output."""
-        return "msg_" + self._sale.first.wanted.answer_id.removeprefix("resp_")
 
     def build(self, status: str, error: DeaiosError | None = None) -> Response:
         """The response before it is whole, or where it failed."""
@@ -198,6 +211,7 @@ class Document:
             previous_response_id=self._body.previous,
             max_output_tokens=question.max_tokens,
             error=None if error is None else _describe(error),
+            **self._body.shown,  # type: ignore[arg-type] # the fields that repeat the body's
         )
 
     def build_final(self) -> Response:
@@ -207,7 +221,7 @@ class Document:
             usage, is_whole = usage_of([opening]), finish_of(opening) == "stop"
             self._final = msgspec.structs.replace(
                 self.build("completed" if is_whole else "incomplete"),
-                output=[self.build_item("completed" if is_whole else "incomplete")],
+                output=self._build_output(is_whole=is_whole),
                 incomplete_details=None if is_whole else Incomplete("max_output_tokens"),
                 completed_at=self._desk.clock.now_ms() // 1000 if is_whole else None,
                 usage=ResponseUsage(
@@ -221,10 +235,19 @@ class Document:
             )
         return self._final
 
-    def build_item(self, status: str) -> OutputItem:
-        """The assistant's turn; without text while it is in progress."""
-        content = [] if status == "in_progress" else [OutputText(text_of(self._sale.first))]
-        return OutputItem(self.item_id, content, status)
+    def _build_output(self, *, is_whole: bool) -> list[OutputItem | CallItem]:
+        """Words and calls as items; only the last may be cut off."""
+        parts = spoken_of(self._sale.first).parts or ("",)
+        states = ["completed"] * (len(parts) - 1) + ["completed" if is_whole else "incomplete"]
+        return [self.build_item(index, *pair) for index, pair in enumerate(zip(parts, states, strict=True))]
+
+    def build_item(self, index: int, part: str | ToolCall, status: str) -> OutputItem | CallItem:
+        """One item of the output; words and arguments are not in it while it is in progress."""
+        suffix = self._sale.first.wanted.answer_id.removeprefix("resp_")
+        begins = status == "in_progress"
+        if isinstance(part, str):
+            return OutputItem(f"msg_{suffix}_{index}", [] if begins else [OutputText(part)], status)
+        return CallItem(f"fc_{suffix}_{index}", part.id, part.name, "" if begins else part.arguments, status)
 
 
 def _describe(error: DeaiosError) -> Failure:
@@ -232,43 +255,90 @@ def _describe(error: DeaiosError) -> Failure:
     return Failure("rate_limit_exceeded" if said.code == "rate_limit_exceeded" else "server_error", said.message)
 
 
+_Event = ResponseEvent | ItemEvent | ContentEvent | DeltaEvent | TextEvent | ArgumentsDeltaEvent | ArgumentsEvent
+
+
 class _ResponseVoice:
     """The events of one stream, in the order that the OpenAI API documents."""
 
-    def __init__(self, document: Document) -> None:
+    def __init__(self, document: Document, wanted: Wanted) -> None:
         self._document = document
+        self._digest = wanted.digest
+        self._speech = Speech(wanted)
         self._sequence = 0
+        self._items = 0
+        self._open: str | ToolCall | None = None
 
     def first(self) -> bytes:
-        document = self._document
-        response, item = document.build("in_progress"), document.build_item("in_progress")
+        response = self._document.build("in_progress")
         return b"".join(
             (
                 self._event(ResponseEvent("response.created", self._next(), response)),
                 self._event(ResponseEvent("response.in_progress", self._next(), response)),
-                self._event(ItemEvent("response.output_item.added", self._next(), item)),
-                self._event(
-                    ContentEvent("response.content_part.added", self._next(), document.item_id, OutputText(""))
-                ),
             )
         )
 
     def piece(self, _index: int, piece: Piece) -> bytes:
-        return self._event(DeltaEvent(self._next(), self._document.item_id, piece.text))
+        return b"".join(map(self._tell, self._speech.push(piece.text)))
+
+    def _tell(self, event: Event) -> bytes:
+        match event:
+            case TextGrew():
+                began = b"" if isinstance(self._open, str) else self._close("completed") + self._begin("")
+                assert isinstance(self._open, str)
+                self._open += event.text
+                delta = DeltaEvent(self._next(), self._item_id, event.text, output_index=self._items)
+                return began + self._event(delta)
+            case CallBegan():
+                call = ToolCall(build_call_id(self._digest, event.index), event.name, "")
+                return self._close("completed") + self._begin(call)
+            case CallGrew():
+                assert isinstance(self._open, ToolCall)
+                self._open = replace(self._open, arguments=self._open.arguments + event.text)
+                return self._event(ArgumentsDeltaEvent(self._next(), self._item_id, event.text, self._items))
+            case CallEnded():
+                return b""
+            case _:
+                assert_never(event)
+
+    @property
+    def _item_id(self) -> str:
+        assert self._open is not None
+        return self._document.build_item(self._items, self._open, "in_progress").id
+
+    def _begin(self, part: str | ToolCall) -> bytes:
+        self._open = part
+        item = self._document.build_item(self._items, part, "in_progress")
+        added = self._event(ItemEvent("response.output_item.added", self._next(), item, self._items))
+        if isinstance(part, ToolCall):
+            return added
+        text = ContentEvent("response.content_part.added", self._next(), item.id, OutputText(""), self._items)
+        return added + self._event(text)
+
+    def _close(self, status: str) -> bytes:
+        """The item that is open is whole, or as much of it as there is."""
+        part, index = self._open, self._items
+        if part is None:
+            return b""
+        item = self._document.build_item(index, part, status)
+        if isinstance(part, ToolCall):
+            said = self._event(ArgumentsEvent(self._next(), item.id, part.name, part.arguments, index))
+        else:
+            text = self._event(TextEvent(self._next(), item.id, part, output_index=index))
+            whole = ContentEvent("response.content_part.done", self._next(), item.id, OutputText(part), index)
+            said = text + self._event(whole)
+        self._open = None
+        self._items += 1
+        return said + self._event(ItemEvent("response.output_item.done", self._next(), item, index))
 
     def end(self, _index: int, _opening: Opening, *, is_last: bool) -> bytes:
         assert is_last, "a response has one answer"
         final = self._document.build_final()
-        item = final.output[0]
-        part = item.content[0]
-        return b"".join(
-            (
-                self._event(TextEvent(self._next(), item.id, part.text)),
-                self._event(ContentEvent("response.content_part.done", self._next(), item.id, part)),
-                self._event(ItemEvent("response.output_item.done", self._next(), item)),
-                self._event(ResponseEvent(f"response.{final.status}", self._next(), final)),
-            )
-        )
+        held = b"".join(map(self._tell, self._speech.close()))
+        if self._open is None and not self._items:
+            held += self._begin("")
+        held += self._close(final.status)
+        return held + self._event(ResponseEvent(f"response.{final.status}", self._next(), final))
 
     def error(self, error: DeaiosError) -> bytes:
         return self._event(ResponseEvent("response.failed", self._next(), self._document.build("failed", error)))
@@ -277,5 +347,5 @@ class _ResponseVoice:
         self._sequence += 1
         return self._sequence - 1
 
-    def _event(self, event: ResponseEvent | ItemEvent | ContentEvent | DeltaEvent | TextEvent) -> bytes:
+    def _event(self, event: _Event) -> bytes:
         return encode_event(event, event.type)

@@ -25,6 +25,27 @@ class OutputItem(msgspec.Struct, frozen=True):
     type: str = "message"
 
 
+class CallItem(msgspec.Struct, frozen=True):
+    """A call that the assistant makes; `arguments` is JSON text."""
+
+    id: str
+    call_id: str
+    name: str
+    arguments: str
+    status: str
+    type: str = "function_call"
+
+
+class CallOutputItem(msgspec.Struct, frozen=True):
+    """What a call gave."""
+
+    id: str
+    call_id: str
+    output: str
+    status: str = "completed"
+    type: str = "function_call_output"
+
+
 class InputText(msgspec.Struct, frozen=True):
     """The text of a turn that came in."""
 
@@ -104,7 +125,7 @@ class Response(msgspec.Struct, frozen=True):
     created_at: int
     status: str
     model: str
-    output: list[OutputItem]
+    output: list[OutputItem | CallItem]
     temperature: float
     top_p: float
     store: bool
@@ -120,8 +141,8 @@ class Response(msgspec.Struct, frozen=True):
     parallel_tool_calls: bool = True
     reasoning: Reasoning = Reasoning()
     service_tier: str = "default"
-    text: TextConfig = TextConfig()
-    tool_choice: str = "auto"
+    text: TextConfig | Json = TextConfig()
+    tool_choice: Json = "auto"
     tools: list[Json] = []
     top_logprobs: int = 0
     truncation: str = "disabled"
@@ -142,7 +163,7 @@ class ItemEvent(msgspec.Struct, frozen=True):
 
     type: str
     sequence_number: int
-    item: OutputItem
+    item: OutputItem | CallItem
     output_index: int = 0
 
 
@@ -181,10 +202,31 @@ class TextEvent(msgspec.Struct, frozen=True):
     type: str = "response.output_text.done"
 
 
+class ArgumentsDeltaEvent(msgspec.Struct, frozen=True):
+    """More of a call's arguments."""
+
+    sequence_number: int
+    item_id: str
+    delta: str
+    output_index: int
+    type: str = "response.function_call_arguments.delta"
+
+
+class ArgumentsEvent(msgspec.Struct, frozen=True):
+    """A call's whole arguments."""
+
+    sequence_number: int
+    item_id: str
+    name: str
+    arguments: str
+    output_index: int
+    type: str = "response.function_call_arguments.done"
+
+
 class ItemList(msgspec.Struct, frozen=True):
     """Some of a response's turns."""
 
-    data: list[InputItem | OutputItem]
+    data: list[InputItem | OutputItem | CallItem | CallOutputItem]
     first_id: str | None
     last_id: str | None
     has_more: bool

@@ -8,6 +8,7 @@ channel, channel to buyer, request to ask, offer and channel, ask to the prompt'
 from dataclasses import dataclass
 
 from deaios.compute.commitments import commit_prompt
+from deaios.compute.constraint import MASKER, decode_constraint, validate_constraint_hash
 from deaios.compute.sampling import validate_params
 from deaios.ledger.eip712 import hash_struct, recover_signer
 from deaios.ledger.structs import AuditPolicy, Offer
@@ -78,7 +79,8 @@ def validate_ask(papers: Papers, offer: Offer, shelf: Shelf) -> None:
     Raises:
         InvalidPurchase: a bound or a commitment is broken.
         InvalidParams: a sampling parameter outside the protocol's bounds.
-        RefusedPurchase: another model or level than this provider serves.
+        InvalidConstraint: the constraint is not what the parameters name, or cannot be enforced.
+        RefusedPurchase: another model, level or masker than this provider serves.
     """
     ask = papers.ask
     if ask.model_record_id != offer.model_record_id:
@@ -98,6 +100,17 @@ def validate_ask(papers: Papers, offer: Offer, shelf: Shelf) -> None:
     validate_tokens(papers, shelf.vocabulary_size)
     if commit_prompt(papers.prompt_ids, papers.salt) != ask.prompt_commitment:
         raise InvalidPurchase("prompt ids and salt do not give the ask's prompt commitment")
+    _validate_constraint(papers)
+
+
+def _validate_constraint(papers: Papers) -> None:
+    """Check a constraint as far as is cheap; whether it compiles is found on a thread, before the first token."""
+    validate_constraint_hash(papers.constraint, papers.ask.params.mask_hash)
+    if papers.constraint is None:
+        return
+    needed = decode_constraint(papers.constraint).masker
+    if needed != MASKER:
+        raise RefusedPurchase(f"the answer's masks need {needed[:80]}, this provider has {MASKER}")
 
 
 def validate_price(papers: Papers, signed_offer: SignedOffer, now_ms: int, head: int) -> int:

@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 
+from deaios.compute.schema import JSON_NESTING_MAX
 from deaios.ledger.structs import STOPS_MAX, AuditPolicy, Level
 from deaios.primitives.encoding import InvalidEncoding, Json, validate_json_depth
 from deaios.primitives.errors import Invalid
@@ -21,8 +22,8 @@ BODY_BYTES_MAX = 1 << 20
 PARTS_MAX = 256
 MODEL_CHARS_MAX = 256
 STOP_BYTES_MAX = 256
-JSON_DEPTH_MAX = 16
-"""Three times what any accepted body needs."""
+JSON_DEPTH_MAX = JSON_NESTING_MAX + 8
+"""A schema of a tool, in its body."""
 _MILLI_TOLERANCE = 1e-6
 _AUDIT_POLICIES = {"buyer_only": AuditPolicy.BUYER_ONLY, "open": AuditPolicy.OPEN}
 
@@ -257,6 +258,24 @@ def read_fields(param: str, value: object) -> dict[str, object]:
     if not isinstance(value, dict):
         raise wrong_type(param, "an object", value)
     return value
+
+
+def require_fields(where: str, fields: Mapping[str, object], *names: str) -> None:
+    """Hold an object to having these fields, none of them null."""
+    for name in names:
+        if fields.get(name) is None:
+            raise InvalidParameter(f"{where}.{name}", f"{where}.{name} is missing", "missing_required_parameter")
+
+
+def refuse_other_fields(
+    where: str, fields: Mapping[str, object], known: Collection[str], neutral: Mapping[str, tuple[Json, ...]]
+) -> None:
+    """Hold an object to fields that are known, or said with a value that means the same as leaving them out."""
+    for name, value in fields.items():
+        if name in neutral:
+            refuse_unless_neutral(f"{where}.{name}", value, neutral[name])
+        elif name not in known:
+            raise unknown(f"{where}.{name}")
 
 
 def unknown(where: str) -> InvalidParameter:

@@ -7,6 +7,7 @@ output as token ids, the prompt only as its commitment: who opens a receipt hand
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from deaios.compute.constraint import CONSTRAINT_BYTES_MAX
 from deaios.ledger.eip712 import decode_json, encode_json, hash_struct
 from deaios.ledger.structs import MAX_TOKENS_LIMIT, Ask, Offer, Receipt, Request
 from deaios.primitives.encoding import InvalidEncoding, Json, decode_hex, encode_hex
@@ -27,6 +28,8 @@ _KEYS = frozenset(
         "receiptSignature",
     }
 )
+_CONSTRAINT = "constraint"
+"""The one key that is left out where there is nothing to say."""
 
 
 class InvalidOpening(Invalid):
@@ -35,7 +38,7 @@ class InvalidOpening(Invalid):
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """One purchase as buyer and provider hold it."""
+    """One purchase as buyer and provider hold it; `constraint` is what the ask's mask hash stands for."""
 
     ask: Ask
     salt: bytes
@@ -46,6 +49,7 @@ class Opening:
     output_ids: tuple[int, ...]
     receipt: Receipt
     receipt_signature: bytes
+    constraint: bytes | None = None
 
     @property
     def receipt_digest(self) -> bytes:
@@ -54,7 +58,7 @@ class Opening:
 
     def encode_json(self) -> dict[str, Json]:
         """The opening as a JSON object in its one canonical form."""
-        return {
+        value: dict[str, Json] = {
             "ask": encode_json(self.ask),
             "salt": encode_hex(self.salt),
             "offer": encode_json(self.offer),
@@ -65,6 +69,9 @@ class Opening:
             "receipt": encode_json(self.receipt),
             "receiptSignature": encode_hex(self.receipt_signature),
         }
+        if self.constraint is not None:
+            value[_CONSTRAINT] = self.constraint.decode()
+        return value
 
     @classmethod
     def decode_json(cls, value: object) -> "Opening":
@@ -74,7 +81,7 @@ class Opening:
             InvalidOpening: missing or unknown keys, or ids that are not a bounded list of 32-bit integers.
             InvalidStruct: a part is not well formed.
         """
-        if not isinstance(value, Mapping) or value.keys() != _KEYS:
+        if not isinstance(value, Mapping) or value.keys() - {_CONSTRAINT} != _KEYS:
             found = sorted(str(key) for key in value) if isinstance(value, Mapping) else type(value).__name__
             raise InvalidOpening(f"opening has keys {found}, expected {sorted(_KEYS)}")
         return cls(
@@ -87,6 +94,7 @@ class Opening:
             output_ids=read_ids(value["outputIds"], MAX_TOKENS_LIMIT),
             receipt=decode_json(Receipt, value["receipt"]),
             receipt_signature=_read_hex(value, "receiptSignature", SIGNATURE_SIZE),
+            constraint=read_constraint(value[_CONSTRAINT]) if _CONSTRAINT in value else None,
         )
 
 
@@ -95,6 +103,21 @@ def _read_hex(value: Mapping[str, object], name: str, size_bytes: int) -> bytes:
         return decode_hex(value[name], size_bytes)  # type: ignore[arg-type]  # decode_hex refuses what is not text
     except InvalidEncoding as error:
         raise InvalidOpening(f"{name}: {error}") from error
+
+
+def read_constraint(value: object) -> bytes:
+    """A constraint's bytes from JSON, where they are text; what they say is checked elsewhere.
+
+    Raises:
+        InvalidOpening: not text with a UTF-8 form, or too long.
+    """
+    try:
+        data = value.encode() if isinstance(value, str) else None
+    except UnicodeEncodeError:
+        data = None
+    if data is None or len(data) > CONSTRAINT_BYTES_MAX:
+        raise InvalidOpening(f"constraint: expected text of at most {CONSTRAINT_BYTES_MAX} bytes")
+    return data
 
 
 def read_ids(value: object, count_max: int) -> tuple[int, ...]:

@@ -33,6 +33,7 @@ class Order:
         logprobs: how many of the most probable tokens are wanted with each sampled one; None for no log probabilities.
             It changes no token and no price, so no signature covers it.
         part: which purchase of the request this is.
+        constraint: canonical bytes of what the answer is held to, which `params.mask_hash` binds.
     """
 
     model_record_id: bytes
@@ -49,6 +50,7 @@ class Order:
     excluded: frozenset[Address] = frozenset()
     logprobs: int | None = None
     part: Part = PLAIN_CHAT
+    constraint: bytes | None = None
 
 
 def build_ask(order: Order, buyer: Address) -> Ask:
@@ -84,6 +86,7 @@ class Papers:
     voucher: Voucher
     voucher_signature: bytes
     logprobs: int | None = None
+    constraint: bytes | None = None
 
     @property
     def request_digest(self) -> bytes:

@@ -125,9 +125,22 @@ class Generate(Protocol):
     """
 
     def __call__(
-        self, prompt_ids: tuple[int, ...], params: Params, seed: bytes, logprobs: int | None
+        self,
+        prompt_ids: tuple[int, ...],
+        params: Params,
+        seed: bytes,
+        logprobs: int | None,
+        constraint: bytes | None,
     ) -> AsyncIterator[Piece]:
-        """Start one generation; `logprobs` is how many of the most probable tokens come with each, None for none."""
+        """Start one generation.
+
+        Args:
+            prompt_ids: rendered prompt.
+            params: of the ask.
+            seed: of the ask.
+            logprobs: how many of the most probable tokens come with each; None for none.
+            constraint: canonical bytes of what the answer is held to, which the params bind; None for nothing.
+        """
 
 
 class PutBytes(Protocol):

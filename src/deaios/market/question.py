@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from deaios.compute.commitments import Context, RawContext, encode_context, encode_raw_context, hash_client, hash_part
+from deaios.compute.constraint import Constraint
 from deaios.compute.tokenizer import Tokenizer
+from deaios.compute.tools import Tool, ToolCall, encode_tools
 from deaios.ledger.structs import TOP_K_OFF, TOP_P_OFF, AuditPolicy, Level, Params
 from deaios.market.fields import InvalidParameter
 from deaios.primitives.encoding import Json
@@ -27,7 +29,8 @@ MAX_TOKENS_DEFAULT = 256
 MIN_LEVEL_DEFAULT = Level.SEEDED
 AUDIT_POLICY_DEFAULT = AuditPolicy.BUYER_ONLY
 
-Render = Callable[[Sequence[Mapping[str, str]]], tuple[int, ...]]
+Render = Callable[[Sequence[Mapping[str, Json]], Sequence[Tool]], tuple[int, ...]]
+"""The model's chat template with its tokenizer: messages and tools to prompt ids."""
 
 
 class Api(StrEnum):
@@ -41,10 +44,25 @@ class Api(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn; the role is `system`, `user` or `assistant`."""
+    """One turn; the role is `system`, `user`, `assistant` or `tool`.
+
+    An assistant's turn may have made calls, beside or instead of content; a tool's turn answers the call of an id.
+    """
 
     role: str
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+
+    def encode_json(self) -> dict[str, Json]:
+        """As contexts, templates and answer files take it."""
+        value: dict[str, Json] = {"role": self.role, "content": self.content}
+        if self.tool_calls:
+            calls = [{"id": call.id, "name": call.name, "arguments": call.arguments} for call in self.tool_calls]
+            value["toolCalls"] = calls
+        if self.tool_call_id is not None:
+            value["toolCallId"] = self.tool_call_id
+        return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +71,9 @@ class Question:
 
     `max_tokens` is None where the body left it open; `top_logprobs` is None where no log probabilities are wanted,
     otherwise the number of alternatives per token. `provider` restricts who may serve. `raw` is the prompt where there
-    is no conversation. `n` answers are wanted, each a purchase of its own. `prompt_name` and `limit_name` are what the
-    body calls the prompt and the bound of its answer.
+    is no conversation. `n` answers are wanted, each a purchase of its own. `tools` are shown to the model, `constraint`
+    is what its answer is held to. `prompt_name` and `limit_name` are what the body calls the prompt and the bound of
+    its answer.
     """
 
     model: str
@@ -73,12 +92,14 @@ class Question:
     min_level: int = MIN_LEVEL_DEFAULT
     audit_policy: int = AUDIT_POLICY_DEFAULT
     provider: Address | None = None
+    tools: tuple[Tool, ...] = ()
+    constraint: Constraint | None = None
     prompt_name: str = "messages"
     limit_name: str = "max_tokens"
 
-    def message_objects(self) -> list[dict[str, str]]:
+    def message_objects(self) -> list[dict[str, Json]]:
         """The messages as plain objects, the form that templates and the context take."""
-        return [{"role": message.role, "content": message.content} for message in self.messages]
+        return [message.encode_json() for message in self.messages]
 
     def prompt_ids(self, render: Render, tokenizer: Tokenizer) -> tuple[int, ...]:
         """The token ids that are bought.
@@ -91,7 +112,7 @@ class Question:
             Invalid: the template refuses the messages, or an id is not in the vocabulary.
         """
         if self.raw is None:
-            return render(self.message_objects())
+            return render(self.message_objects(), self.tools)
         if isinstance(self.raw, str):
             return tokenizer.encode_prompt(self.raw)
         highest = max(self.raw, default=0)
@@ -138,7 +159,7 @@ class Question:
             max_tokens=min(MAX_TOKENS_DEFAULT, room) if self.max_tokens is None else self.max_tokens,
             stop_ids=(),
             stop_strings=self.stop,
-            mask_hash=ZERO32,
+            mask_hash=ZERO32 if self.constraint is None else self.constraint.mask_hash(),
         )
 
 
@@ -150,7 +171,8 @@ def context_of(question: Question, template_hash: bytes, now: str = "") -> bytes
         template_hash: 32 bytes, from the model record.
         now: the text that the template shows as the current date; empty where it shows none.
     """
-    return encode_context(Context(tuple(question.message_objects()), now, template_hash))
+    tools = encode_tools(question.tools) if question.tools else None
+    return encode_context(Context(tuple(question.message_objects()), now, template_hash, tools))
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +196,7 @@ class Part:
 
     def encode_json(self) -> dict[str, Json]:
         """As answers and answer files carry it."""
-        history: list[Json] = [{"role": turn.role, "content": turn.content} for turn in self.history]
+        history: list[Json] = [turn.encode_json() for turn in self.history]
         return {"api": str(self.api), "index": self.index, "history": history}
 
 

@@ -8,6 +8,7 @@ believed. It cannot see gaps between receipts: batches and the chain do.
 from dataclasses import dataclass
 
 from deaios.compute.commitments import commit_output
+from deaios.compute.constraint import validate_constraint_hash
 from deaios.ledger.eip712 import Domain, hash_struct, recover_signer
 from deaios.ledger.structs import Ask, FinishReason, Offer, Receipt, Request, State
 from deaios.market.opening import Opening
@@ -106,7 +107,7 @@ def validate_opening(domain: Domain, opening: Opening, acknowledged: int | None 
         acknowledged: tokens of the cancel that the buyer signed, None where it signed none or it is not known.
 
     Raises:
-        InvalidRequest: the buyer's side does not hold together.
+        InvalidRequest, InvalidConstraint: the buyer's side does not hold together.
         InvalidReceipt: the provider's side does not.
         InvalidSignature: a signature is malformed.
     """
@@ -120,6 +121,7 @@ def validate_opening(domain: Domain, opening: Opening, acknowledged: int | None 
         raise InvalidRequest("request refers to another offer")
     if request.provider != offer.provider or offer.model_record_id != ask.model_record_id:
         raise InvalidRequest("offer is of another provider or model than the request asks for")
+    validate_constraint_hash(opening.constraint, ask.params.mask_hash)
     seller = recover_signer(domain, offer, opening.offer_signature)
     if seller != offer.provider:
         raise InvalidRequest(f"offer of 0x{offer.provider.hex()} is signed by 0x{seller.hex()}")

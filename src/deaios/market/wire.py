@@ -11,6 +11,7 @@ from typing import Annotated
 
 import msgspec
 
+from deaios.compute.constraint import CONSTRAINT_BYTES_MAX
 from deaios.compute.logprobs import LOGPROBS_MAX, Ranking
 from deaios.ledger.eip712 import decode_json, encode_json
 from deaios.ledger.structs import (
@@ -24,7 +25,7 @@ from deaios.ledger.structs import (
     Voucher,
 )
 from deaios.market.batches import BatchProof, SignedReceipt
-from deaios.market.opening import SALT_SIZE, read_ids
+from deaios.market.opening import SALT_SIZE, read_constraint, read_ids
 from deaios.market.orders import Papers
 from deaios.primitives.encoding import Json, decode_decimal, decode_hex, encode_canonical_json, encode_hex
 from deaios.primitives.errors import Invalid
@@ -55,6 +56,7 @@ class PurchaseBody(msgspec.Struct, rename="camel", forbid_unknown_fields=True, f
     voucher: dict[str, object]
     voucher_signature: str
     logprobs: Annotated[int, msgspec.Meta(ge=0, le=LOGPROBS_MAX)] | msgspec.UnsetType = msgspec.UNSET
+    constraint: Annotated[str, msgspec.Meta(max_length=CONSTRAINT_BYTES_MAX)] | msgspec.UnsetType = msgspec.UNSET
 
 
 class Admitted(msgspec.Struct, tag_field="kind", tag="admitted", forbid_unknown_fields=True, frozen=True):
@@ -141,6 +143,8 @@ def encode_papers(papers: Papers) -> bytes:
     }
     if papers.logprobs is not None:
         body["logprobs"] = papers.logprobs
+    if papers.constraint is not None:
+        body["constraint"] = papers.constraint.decode()
     return encode_canonical_json(body)
 
 
@@ -165,6 +169,7 @@ def decode_papers(data: bytes) -> Papers:
         voucher=decode_json(Voucher, body.voucher),
         voucher_signature=decode_hex(body.voucher_signature, SIGNATURE_SIZE),
         logprobs=None if body.logprobs is msgspec.UNSET else body.logprobs,
+        constraint=None if body.constraint is msgspec.UNSET else read_constraint(body.constraint),
     )
 
 

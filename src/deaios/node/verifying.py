@@ -13,6 +13,7 @@ from deaios.alignment.examination import examine
 from deaios.alignment.facts import Fact, Head, Outcome, Verification
 from deaios.compute.attestation import Finding, Standing
 from deaios.compute.engines import EngineKind
+from deaios.compute.masking import compile_mask
 from deaios.compute.records import UNAUDITABLE, ModelRecord
 from deaios.compute.sampling import seed_of
 from deaios.compute.template import ChatTemplate
@@ -201,6 +202,8 @@ class _World:
 
     def _recompute(self, answer: Answer, files: ModelFiles, prompt_ids: Sequence[int]) -> Report:
         opening = answer.opening
+        tokenizer = files.open_tokenizer()
+        mask = compile_mask(opening.constraint, opening.ask.params.mask_hash, tokenizer)
         engine = open_checked_engine(self.config, files, sequences_max=1, kind=self.engine)
         try:
             return verify_output(
@@ -212,7 +215,8 @@ class _World:
                 FinishReason(opening.receipt.finish_reason),
                 opening.receipt.stop_index,
                 files.record.thresholds,
-                files.open_tokenizer(),
+                tokenizer,
+                mask=mask,
             )
         finally:
             engine.close()

@@ -7,6 +7,7 @@ import math
 
 from deaios.alignment.evidence import Evidence, finish_of
 from deaios.compute.generation import check_finish
+from deaios.compute.masks.service import MaskService
 from deaios.compute.records import ModelRecord
 from deaios.compute.sampling import Rule, seed_of
 from deaios.compute.service import EngineService
@@ -21,6 +22,7 @@ class EngineRecheck:
         self._service = service
         self._record = record
         self._tokenizer = tokenizer
+        self._masks = MaskService(tokenizer)
 
     async def check(self, evidence: Evidence) -> Report:
         """One prefill over prompt and output; the margin of every token, and the finish."""
@@ -30,6 +32,7 @@ class EngineRecheck:
             last = max(len(opening.output_ids) - 1, 0)
             detail = f"finish reason {opening.receipt.finish_reason} is not known"
             return Report(0, (), (Violation(last, math.inf, Rule.FINISH, detail),))
+        mask = await self._masks.open(opening.constraint, opening.ask.params.mask_hash)
         return await self._service.verify(
             evidence.prompt_ids,
             opening.output_ids,
@@ -39,6 +42,7 @@ class EngineRecheck:
             opening.receipt.stop_index,
             self._record.thresholds,
             self._tokenizer,
+            mask,
         )
 
     async def replay(self, evidence: Evidence) -> bool | None:
@@ -55,5 +59,7 @@ class EngineRecheck:
             return False
         if self._service.engine.profile.digest() not in self._record.replay_profiles:
             return None
-        replay = await self._service.replay(evidence.prompt_ids, opening.output_ids, params, seed_of(opening.ask))
+        mask = await self._masks.open(opening.constraint, params.mask_hash)
+        seed = seed_of(opening.ask)
+        replay = await self._service.replay(evidence.prompt_ids, opening.output_ids, params, seed, mask)
         return replay.equal

@@ -114,7 +114,7 @@ def _describe(record_id: bytes, files: ModelFiles, tokenizer: Tokenizer) -> Audi
 
     def render(body: bytes) -> tuple[tuple[int, ...], bytes]:
         chat = read_chat_body(body)
-        ids = template.render_ids(chat.message_objects(), tokenizer)
+        ids = template.render_ids(chat.message_objects(), tokenizer, tools=chat.tools)
         return ids, context_of(chat, template.template_hash)
 
     return AuditedModel(record_id, files.record.name, files.record.context_tokens, render)

@@ -13,6 +13,7 @@ from deaios.alignment.defence.service import Defender
 from deaios.alignment.ports import Recheck
 from deaios.alignment.recheck.service import EngineRecheck
 from deaios.compute.engine import Engine
+from deaios.compute.masks.service import MaskService
 from deaios.compute.records import ModelRecord
 from deaios.compute.service import EngineService
 from deaios.compute.tokenizer import Tokenizer
@@ -171,10 +172,13 @@ async def _open_service(context: RoleContext, files: ModelFiles) -> AsyncIterato
 
 
 def _generate_with(service: EngineService, tokenizer: Tokenizer) -> Generate:
+    masks = MaskService(tokenizer)
+
     async def generate(
-        prompt_ids: tuple[int, ...], params: Params, seed: bytes, logprobs: int | None
+        prompt_ids: tuple[int, ...], params: Params, seed: bytes, logprobs: int | None, constraint: bytes | None
     ) -> AsyncIterator[Piece]:
-        stream = service.generate(prompt_ids, params, seed, tokenizer, logprobs)
+        mask = await masks.open(constraint, params.mask_hash)
+        stream = service.generate(prompt_ids, params, seed, tokenizer, logprobs, mask)
         async with contextlib.aclosing(stream):
             async for sampled in stream:
                 yield Piece(sampled.token, sampled.finish, sampled.stop_index, sampled.logprobs)

@@ -43,9 +43,9 @@ Give = Callable[[tuple[int, ...], Params, bytes], AsyncIterator[Piece]]
 
 def _giving(give: Give) -> Generate:
     def generate(
-        prompt_ids: tuple[int, ...], params: Params, seed: bytes, logprobs: int | None
+        prompt_ids: tuple[int, ...], params: Params, seed: bytes, logprobs: int | None, constraint: bytes | None
     ) -> AsyncIterator[Piece]:
-        assert logprobs is None, "nobody asks a cheat for log probabilities"
+        assert logprobs is None and constraint is None, "nobody asks a cheat for more than tokens"
         return give(prompt_ids, params, seed)
 
     return generate
@@ -77,10 +77,10 @@ def counting(world: World, name: str, generate: Generate) -> Generate:
     """The same generator, counted at each use."""
 
     def generate_counted(
-        prompt_ids: tuple[int, ...], params: Params, seed: bytes, logprobs: int | None
+        prompt_ids: tuple[int, ...], params: Params, seed: bytes, logprobs: int | None, constraint: bytes | None
     ) -> AsyncIterator[Piece]:
         world.counts[f"cheat: {name}"] += 1
-        return generate(prompt_ids, params, seed, logprobs)
+        return generate(prompt_ids, params, seed, logprobs, constraint)
 
     return generate_counted
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from deaios.compute.engine import EngineProfile, Step, validate_steps
 from deaios.compute.generation import Generation
+from deaios.compute.masking import MaskState
 from deaios.compute.records import (
     DEFAULT_THRESHOLDS,
     Calibration,
@@ -25,6 +26,7 @@ from deaios.compute.records import (
 )
 from deaios.compute.records import record_id as compute_record_id
 from deaios.compute.tokenizer import Tokenizer
+from deaios.compute.tools import Tool
 from deaios.compute.verification import Replay, Report, replay_output, verify_output
 from deaios.ledger.structs import FinishReason, Params
 from deaios.market.ports import Piece
@@ -66,8 +68,9 @@ class ByteTokenizer:
 TOKENIZER: Tokenizer = ByteTokenizer()  # type: ignore[assignment] # has what answers use of a tokenizer, no GGUF file
 
 
-def render(messages: Sequence[Mapping[str, object]]) -> tuple[int, ...]:
+def render(messages: Sequence[Mapping[str, object]], tools: Sequence[Tool] = ()) -> tuple[int, ...]:
     """A chat as prompt ids."""
+    assert not tools, "nobody shows tools to a toy"
     return tuple("".join(f"{message['role']}:{message['content']}\n" for message in messages).encode())
 
 
@@ -190,15 +193,23 @@ class ToyService:
         stop_index: int,
         thresholds: Thresholds,
         tokenizer: Tokenizer,
+        mask: MaskState | None,
     ) -> Report:
         """One prefill."""
         return verify_output(
-            self.engine, prompt_ids, output_ids, params, seed, finish, stop_index, thresholds, tokenizer
+            self.engine, prompt_ids, output_ids, params, seed, finish, stop_index, thresholds, tokenizer, mask=mask
         )
 
-    async def replay(self, prompt_ids: Sequence[int], output_ids: Sequence[int], params: Params, seed: bytes) -> Replay:
+    async def replay(
+        self,
+        prompt_ids: Sequence[int],
+        output_ids: Sequence[int],
+        params: Params,
+        seed: bytes,
+        mask: MaskState | None,
+    ) -> Replay:
         """Exact replay."""
-        return replay_output(self.engine, prompt_ids, output_ids, params, seed)
+        return replay_output(self.engine, prompt_ids, output_ids, params, seed, mask=mask)
 
 
 async def generate(

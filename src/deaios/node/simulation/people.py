@@ -138,7 +138,7 @@ class User:
     def _compare(self, opening: Opening, body: bytes, nonce: bytes) -> None:
         """What `verify` finds first: was this bought for exactly this body, nonce, prompt and parameters?"""
         ask, chat = opening.ask, read_chat_body(body)
-        prompt_ids = model.render(chat.message_objects())
+        prompt_ids = model.render(chat.message_objects(), chat.tools)
         wrong = [
             name
             for name, found, expected in (

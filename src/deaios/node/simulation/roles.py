@@ -221,9 +221,9 @@ def generate_with(weights: model.Weights, token_s: float = model.TOKEN_S) -> Gen
     """A generator over some weights."""
 
     def generate(
-        prompt_ids: tuple[int, ...], params: Params, seed: bytes, logprobs: int | None
+        prompt_ids: tuple[int, ...], params: Params, seed: bytes, logprobs: int | None, constraint: bytes | None
     ) -> AsyncIterator[Piece]:
-        assert logprobs is None, "nobody asks a toy for log probabilities"
+        assert logprobs is None and constraint is None, "nobody asks a toy for more than tokens"
         return model.generate(prompt_ids, params, seed, weights=weights, token_s=token_s)
 
     return generate
@@ -295,7 +295,7 @@ async def live_gateway(life: Life, on_start: Callable[[Buyer, KeyStore, str], No
 def render_chat(body: bytes) -> tuple[tuple[int, ...], bytes]:
     """A chat body as prompt ids and context."""
     chat = read_chat_body(body)
-    return model.render(chat.message_objects()), context_of(chat, model.RECORD.template_hash)
+    return model.render(chat.message_objects(), chat.tools), context_of(chat, model.RECORD.template_hash)
 
 
 async def live_auditor(

@@ -259,6 +259,7 @@ class Buyer:
             voucher=Voucher(channel_id=account.row.channel_id, max_claimable_amount=0),
             voucher_signature=b"",
             logprobs=order.logprobs,
+            constraint=order.constraint,
         )
         purchase = Purchase(self._desk, account, offer, request, papers)
         self._live[purchase.request_digest] = purchase

@@ -407,6 +407,7 @@ def build_opening(papers: Papers, offer: SignedOffer, ids: tuple[int, ...], entr
         output_ids=ids[: entry.receipt.completion_tokens],
         receipt=entry.receipt,
         receipt_signature=entry.signature,
+        constraint=papers.constraint,
     )
 
 

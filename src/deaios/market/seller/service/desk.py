@@ -339,7 +339,9 @@ class Desk:
     async def _generate_into(self, run: Run) -> None:
         papers = run.papers
         async with self._slots:
-            pieces = self._generate(papers.prompt_ids, papers.ask.params, seed_of(papers.ask), papers.logprobs)
+            pieces = self._generate(
+                papers.prompt_ids, papers.ask.params, seed_of(papers.ask), papers.logprobs, papers.constraint
+            )
             try:
                 async for piece in pieces:
                     if len(run.ids) >= papers.ask.params.max_tokens:

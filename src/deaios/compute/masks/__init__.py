@@ -1,0 +1,1 @@
+"""Masks for callers on an event loop."""
