@@ -138,7 +138,7 @@ def serving_once(world):
     """Serves one answer; from the second order on it takes the money's promise and gives nothing."""
     served = []
 
-    async def generate(prompt_ids, params, seed, logprobs):
+    async def generate(prompt_ids, params, seed, logprobs, prefix=()):
         served.append(seed)
         if len(served) > 1:
             await asyncio.Event().wait()

@@ -21,14 +21,16 @@ async def _serve(folder: StateFolder, spec: RoleSpec, *, as_json: bool) -> None:
 @click.command()
 @common
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="TCP port; picked once and kept otherwise.")
+@click.option("--relay", metavar="URL", default="", help="Be reached through this relay; `direct` for none.")
 @run_async
-async def provide(folder: StateFolder, as_json: bool, port: int) -> None:
+async def provide(folder: StateFolder, as_json: bool, port: int, relay: str) -> None:
     """Run models for others and be paid per answer.
 
     Fetches the model from the network's storage, stakes, registers, and serves until Ctrl-C. Earnings are claimed as
-    you go and show up in `deaios wallet`.
+    you go and show up in `deaios wallet`. Where nobody can dial this machine, a gateway of the network passes requests
+    on. Without money, a sponsor lends the first stake, where the network has one; the first earnings repay it.
     """
-    await _serve(folder, RoleSpec("provider-1", "provider", port), as_json=as_json)
+    await _serve(folder, RoleSpec("provider-1", "provider", port, relay=relay), as_json=as_json)
 
 
 @click.command()

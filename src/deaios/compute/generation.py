@@ -9,9 +9,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from deaios.compute.logprobs import LOGPROBS_MAX, Ranking, rank_tokens
-from deaios.compute.sampling import InvalidParams, Row, sample, validate_params
+from deaios.compute.records import Thresholds
+from deaios.compute.sampling import InvalidParams, Row, sample, score, validate_params
 from deaios.compute.tokenizer import StreamDecoder, Tokenizer
 from deaios.ledger.structs import FinishReason, Params
+from deaios.primitives.errors import Invalid
+
+
+class InvalidPrefix(Invalid):
+    """Ids that are said to begin an answer, and that this model could not have sampled.
+
+    Attributes:
+        position: index into the prefix of the first id that is wrong.
+    """
+
+    def __init__(self, position: int, detail: str) -> None:
+        super().__init__(f"prefix violates at {position}: {detail}")
+        self.position = position
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +107,26 @@ class Generation:
         if self._logprobs is None:
             return sampled
         return replace(sampled, logprobs=rank_tokens(logits, sampled.token, self._logprobs))
+
+    def take_over(self, logits: Row, token: int, thresholds: Thresholds) -> Sampled:
+        """Take an id that another provider sampled for the same ask, if this row could have led to it.
+
+        The rule is the one by which answers are verified, so what is taken here passes there.
+
+        Raises:
+            InvalidPrefix: its margin exceeds the threshold.
+            InvalidLogits: a number is not finite.
+        """
+        place = len(self._ids)
+        found = score(logits, self._params, self._seed, self.position, token, thresholds.epsilon)
+        if found.margin > thresholds.margin:
+            raise InvalidPrefix(
+                place, f"margin {found.margin:.6f} logits exceeds {thresholds.margin:.6f} ({found.rule})"
+            )
+        sampled = self.accept(token)
+        if self._logprobs is None:
+            return sampled
+        return replace(sampled, logprobs=rank_tokens(logits, token, self._logprobs))
 
     def accept(self, token: int) -> Sampled:
         """Take an id that was sampled elsewhere.

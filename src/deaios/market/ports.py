@@ -125,9 +125,27 @@ class Generate(Protocol):
     """
 
     def __call__(
-        self, prompt_ids: tuple[int, ...], params: Params, seed: bytes, logprobs: int | None
+        self,
+        prompt_ids: tuple[int, ...],
+        params: Params,
+        seed: bytes,
+        logprobs: int | None,
+        *,
+        prefix: tuple[int, ...] = (),
     ) -> AsyncIterator[Piece]:
-        """Start one generation; `logprobs` is how many of the most probable tokens come with each, None for none."""
+        """Start one generation.
+
+        Args:
+            prompt_ids: rendered prompt.
+            params: of the ask.
+            seed: of the ask.
+            logprobs: how many of the most probable tokens come with each; None for none.
+            prefix: how another provider began this answer. The pieces then begin with these ids, each as soon as it
+                has been checked against the model; who samples the whole answer anew may leave the prefix unread.
+
+        Raises:
+            InvalidPrefix: while iterating; the model could not have sampled one of them.
+        """
 
 
 class PutBytes(Protocol):

@@ -51,12 +51,14 @@ class RoleSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         kind: which role.
         port: preferred TCP port; 0 lets the system pick once, later starts keep it.
         weights: what a provider computes with: `f16` (honest), or `q8_0`, `q4_0` (a cheat, for demonstrations).
+        relay: URL of the relay that a provider is reached through; empty for what deaios.toml says.
     """
 
     name: str
     kind: RoleKind
     port: int = 0
     weights: Literal["f16", "q8_0", "q4_0"] = "f16"
+    relay: str = ""
 
 
 class RunState(msgspec.Struct, frozen=True):

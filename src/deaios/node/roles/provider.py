@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from deaios.alignment.defence.service import Defender
 from deaios.alignment.recheck.service import EngineRecheck
 from deaios.compute.engine import Engine
+from deaios.compute.records import Thresholds
 from deaios.compute.service import EngineService
 from deaios.compute.tokenizer import Tokenizer
 from deaios.ledger.structs import Level, Params
@@ -19,10 +20,13 @@ from deaios.market.ports import Generate, Piece
 from deaios.market.seller.service import Seller, SellerSettings
 from deaios.node.context import RoleContext
 from deaios.node.engines import count_engines, open_checked_engine, open_configured_engine, serving_engine
-from deaios.node.member import Member, build_fees, open_member
+from deaios.node.member import Member, RefusedUnfunded, build_fees, open_member
 from deaios.node.models import ModelFiles, weaken_model
 from deaios.node.network import BatchShelf, open_blobs, open_default_model, open_storage, terms_of
-from deaios.node.ports import HOST, keep_port
+from deaios.node.ports import keep_port
+from deaios.node.relaying import find_place, reached_at
+from deaios.node.sponsoring import be_sponsored
+from deaios.runtime.client import RefusedByPeer
 from deaios.runtime.http import serve
 from deaios.runtime.logs import get_logger
 
@@ -31,17 +35,17 @@ async def run(context: RoleContext) -> None:
     """Fetch the model, stake, register, sell until told to stop."""
     descriptor = context.folder.load_descriptor()
     async with open_member(descriptor, context.open_key(), fees=build_fees(context.config.chain)) as member:
-        port = keep_port(context.data, context.spec.port)
-        url = f"http://{HOST}:{port}"
+        port = keep_port(context.data, context.spec.port, context.host)
+        place = await find_place(member, context.host, port, context.spec.relay or context.config.provider.relay)
         log = get_logger("provider")
-        files, _ = await asyncio.gather(
+        files, has_joined = await asyncio.gather(
             open_default_model(member, context.folder, context.clock, log.info), _join_providers(member)
         )
         shelf = await open_storage(member, context.clock)
         tokenizer = files.open_tokenizer()
         async with _open_service(context, files) as (service, profile):
             settings = SellerSettings(
-                url=url,
+                url=place.url,
                 model_record_id=descriptor.default_model_record_id,
                 engine_profile=profile,
                 vocabulary_size=service.engine.vocabulary_size,
@@ -60,7 +64,7 @@ async def run(context: RoleContext) -> None:
                 settings,
                 context.data / "seller.db",
                 LedgerChain(member.contracts, member.sender),
-                _generate_with(service, tokenizer),
+                _generate_with(service, tokenizer, files.record.thresholds),
                 BatchShelf(open_blobs(member, context.clock, context.dice), descriptor.windows).put_bytes,
                 clock=context.clock,
                 metrics=context.metrics,
@@ -79,16 +83,30 @@ async def run(context: RoleContext) -> None:
                 recheck=EngineRecheck(service, files.record, tokenizer),
                 clock=context.clock,
             )
-            async with seller, serve(seller.application, HOST, port) as bound:
-                await member.contracts.identities.ensure_registered(member.sender, bound, "provider")
-                context.report_ready(bound)
-                await context.work_until_stopped(seller.watch(), defender.run())
+            async with (
+                seller,
+                serve(seller.application, context.host, port) as bound,
+                reached_at(place, bound, context, member) as relay,
+            ):
+                if not has_joined:
+                    await be_sponsored(member, COMPUTE, descriptor.windows.compute_stake_min, place.url)
+                await member.contracts.identities.ensure_registered(member.sender, place.url, "provider")
+                context.report_ready(place.url)
+                work = [seller.watch(), defender.run()]
+                await context.work_until_stopped(*work, *(() if relay is None else (relay.watch(),)))
 
 
-async def _join_providers(member: Member) -> None:
+async def _join_providers(member: Member) -> bool:
+    """Stand behind compute with money of one's own; False where a sponsor has to be asked, which looks at the door."""
     stake = member.descriptor.windows.compute_stake_min
-    await member.ensure_funded(stake)
+    try:
+        await member.ensure_funded(stake)
+    except (RefusedUnfunded, RefusedByPeer):
+        if member.descriptor.sponsor_url is None:
+            raise
+        return False
     await member.ensure_staked(COMPUTE, stake)
+    return True
 
 
 @contextlib.asynccontextmanager
@@ -108,11 +126,17 @@ async def _open_service(context: RoleContext, files: ModelFiles) -> AsyncIterato
         yield service, profile
 
 
-def _generate_with(service: EngineService, tokenizer: Tokenizer) -> Generate:
+def _generate_with(service: EngineService, tokenizer: Tokenizer, thresholds: Thresholds) -> Generate:
     async def generate(
-        prompt_ids: tuple[int, ...], params: Params, seed: bytes, logprobs: int | None
+        prompt_ids: tuple[int, ...],
+        params: Params,
+        seed: bytes,
+        logprobs: int | None,
+        prefix: tuple[int, ...] = (),
     ) -> AsyncIterator[Piece]:
-        stream = service.generate(prompt_ids, params, seed, tokenizer, logprobs)
+        stream = service.generate(
+            prompt_ids, params, seed, tokenizer, logprobs, prefix_ids=prefix, thresholds=thresholds
+        )
         async with contextlib.aclosing(stream):
             async for sampled in stream:
                 yield Piece(sampled.token, sampled.finish, sampled.stop_index, sampled.logprobs)

@@ -43,7 +43,7 @@ Give = Callable[[tuple[int, ...], Params, bytes], AsyncIterator[Piece]]
 
 def _giving(give: Give) -> Generate:
     def generate(
-        prompt_ids: tuple[int, ...], params: Params, seed: bytes, logprobs: int | None
+        prompt_ids: tuple[int, ...], params: Params, seed: bytes, logprobs: int | None, prefix: tuple[int, ...] = ()
     ) -> AsyncIterator[Piece]:
         assert logprobs is None, "nobody asks a cheat for log probabilities"
         return give(prompt_ids, params, seed)
@@ -77,10 +77,10 @@ def counting(world: World, name: str, generate: Generate) -> Generate:
     """The same generator, counted at each use."""
 
     def generate_counted(
-        prompt_ids: tuple[int, ...], params: Params, seed: bytes, logprobs: int | None
+        prompt_ids: tuple[int, ...], params: Params, seed: bytes, logprobs: int | None, prefix: tuple[int, ...] = ()
     ) -> AsyncIterator[Piece]:
         world.counts[f"cheat: {name}"] += 1
-        return generate(prompt_ids, params, seed, logprobs)
+        return generate(prompt_ids, params, seed, logprobs, prefix=prefix)
 
     return generate_counted
 
