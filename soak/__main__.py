@@ -22,6 +22,7 @@ SEARCHES = (
     "networks",
     "live",
     "foreign",
+    "behind_nat",
 )
 """Modules of this folder, each with `search(budget) -> str`: what was tried, in words."""
 

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from contextlib import aclosing
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from deaios.compute.engine import EngineProfile, InvalidStep, UnavailableEngine, validate_steps
 from deaios.compute.engines.llama import LlamaEngine
+from deaios.compute.generation import InvalidPrefix
 from deaios.compute.records import DEFAULT_THRESHOLDS
 from deaios.compute.sampling import InvalidLogits
 from deaios.compute.service import EngineService, Load, RefusedLength
@@ -376,3 +378,83 @@ async def test_close_ends_every_job_and_leaves_no_thread(tokenizer):
     await service.drain()
     with pytest.raises(UnavailableEngine, match="shutting down"):
         await service.replay((5,), (100,), params(1, GREEDY), SEED)
+
+
+async def begin(service, tokenizer, prompt, asked, prefix, thresholds=DEFAULT_THRESHOLDS, logprobs=None):
+    how = {"prefix_ids": prefix, "thresholds": thresholds}
+    return [item async for item in service.generate(prompt, asked, SEED, tokenizer, logprobs, **how)]
+
+
+async def test_an_answer_goes_on_after_any_prefix_with_the_real_model(model_files, tokenizer):
+    """What one engine began another one ends, with the same ids, and the joined answer verifies; greedy and seeded."""
+    first = EngineService(LlamaEngine(model_files.served, threads=2, context_tokens=256, sequences_max=2))
+    second = EngineService(LlamaEngine(model_files.served, threads=1, context_tokens=256, sequences_max=4))
+    prompt = tokenizer.encode_plain("In the beginning there was")
+    try:
+        for asked in (params(24), params(24, GREEDY)):
+            whole = [item async for item in first.generate(prompt, asked, SEED, tokenizer)]
+            ids = [item.token for item in whole]
+            parts = (ids[:1], ids[:11], ids[:23], ids)
+            joined = await asyncio.gather(*(begin(second, tokenizer, prompt, asked, part) for part in parts))
+            assert all(item == whole for item in joined)
+            end = whole[-1]
+            report = await first.verify(
+                prompt, ids, asked, SEED, end.finish, end.stop_index, DEFAULT_THRESHOLDS, tokenizer
+            )
+            assert report.ok
+            wrong = [*ids[:7], (ids[7] + 1) % VOCABULARY, *ids[8:11]]
+            with pytest.raises(InvalidPrefix, match="prefix violates at 7: margin") as found:
+                await begin(second, tokenizer, prompt, asked, wrong)
+            assert found.value.position == 7
+        ranked = await begin(second, tokenizer, prompt, params(24, GREEDY), ids[:5], logprobs=2)
+        assert [(len(item.logprobs), item.logprobs[0][0]) for item in ranked] == [(3, token) for token in ids]
+    finally:
+        await first.close()
+        await second.close()
+
+
+async def test_a_prefix_is_read_in_one_pass_and_gives_its_sequence_back(counting, tokenizer):
+    engine, service = counting
+    ids = list(range(103, 403))
+    answer = await begin(service, tokenizer, (5,) * 4, params(302, GREEDY), ids[:-1])
+    assert [item.token for item in answer] == [*ids, 403, 404]
+    assert [step for batch in engine.batches for step in batch] == [
+        (0, 0, 4),
+        (0, 4, 128),
+        (0, 132, 128),
+        (0, 260, 43),
+        (0, 303, 1),
+        (0, 304, 1),
+    ]
+    assert engine.held == [0, 0]
+    whole = await begin(service, tokenizer, (5,) * 4, params(3, GREEDY), ids[:3])
+    assert [item.token for item in whole] == ids[:3]
+    assert whole[-1].finish == FinishReason.LENGTH
+
+
+@pytest.mark.parametrize(
+    ("prefix", "most", "position"),
+    [
+        ([103, 104, 999, 106], 9, 2),
+        ([102], 9, 0),
+        ([103, 104, 105], 2, 2),
+    ],
+)
+async def test_a_wrong_prefix_is_refused_where_it_is_wrong(counting, tokenizer, prefix, most, position):
+    engine, service = counting
+    with pytest.raises(InvalidPrefix) as found:
+        await begin(service, tokenizer, (5,) * 4, params(most, GREEDY), prefix)
+    assert found.value.position == position
+    assert await collect(service.generate((5,), params(2, GREEDY), SEED, tokenizer)) == [100, 101]
+    assert engine.held == [0, 0]
+
+
+async def test_a_prefix_that_goes_on_after_the_end_is_refused_there(counting, tokenizer):
+    _engine, service = counting
+    asked = replace(params(9, GREEDY), stop_ids=(104,))
+    assert [item.token for item in await begin(service, tokenizer, (5,) * 4, asked, [103])] == [103, 104]
+    ended = await begin(service, tokenizer, (5,) * 4, asked, [103, 104])
+    assert [item.finish for item in ended] == [None, FinishReason.STOP_TOKEN]
+    with pytest.raises(InvalidPrefix, match="had ended") as found:
+        await begin(service, tokenizer, (5,) * 4, asked, [103, 104, 105])
+    assert found.value.position == 2

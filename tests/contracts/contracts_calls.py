@@ -37,6 +37,7 @@ from networks_world import message_tuple, sign_by
 
 from deaios.ledger import structs
 from deaios.ledger.eip712 import hash_struct, sign_struct
+from deaios.ledger.sponsorship import SponsorTerms
 from deaios.primitives.hashing import keccak256
 from deaios.primitives.keys import Address
 from deaios.primitives.merkle import build_root, prove_leaf
@@ -59,6 +60,7 @@ CONTRACT_NAMES = {
     "inbox": "Inbox",
     "bridge": "Bridge",
     "mirror": "ValsetMirror",
+    "sponsorship": "Sponsorship",
 }
 
 PEOPLE = (
@@ -99,6 +101,7 @@ class Scene:
             "inbox": root.inbox,
             "bridge": root.bridge,
             "mirror": self.island.mirror,
+            "sponsorship": world.sponsorship,
         }
         for name in ("deployer", "faucet", "provider", "buyer", "accuser", "stranger"):
             setattr(self, name, getattr(world, name))
@@ -553,6 +556,53 @@ def move_agent(scene: Scene, agent_id: int) -> tuple[Any, ...]:
     return (scene.provider.text, scene.stranger.text, agent_id)
 
 
+def pledged(scene: Scene) -> Any:
+    """The newcomer pledges to the backer, who lends by itself."""
+    newcomer, backer, deadline = make_actor("newcomer"), scene.backer.text, scene.world.now + 100
+    signature = scene.world.sign_pledge(newcomer, backer, backer, AMOUNT, ZERO32, deadline)
+    return newcomer.text, backer, AMOUNT, ZERO32, deadline, signature
+
+
+def indebted(scene: Scene) -> Any:
+    """The provider earned more than it owes."""
+    world, backer, deadline = scene.world, scene.backer.text, scene.world.now + 100
+    signature = world.sign_pledge(scene.provider, backer, backer, AMOUNT - 1, ZERO32, deadline)
+    world.channels.pledge(
+        scene.provider.text, backer, AMOUNT - 1, ZERO32, deadline, signature, sender=scene.backer.text
+    )
+    scene.claimed()
+    return scene.provider.text, world.credit.address
+
+
+def sponsor_signed(scene: Scene) -> Any:
+    terms = SponsorTerms(scene.backer.address, CREDIT // 2, CREDIT, CREDIT, 1000)
+    for role in sorted(EVERYONE):
+        scene.world.credit.approve(scene.world.sponsorship.address, 2 * CREDIT, sender=scene.address(role))
+    return scene.world.sponsor_arguments(make_actor("newcomer"), terms)
+
+
+def seed_staked(scene: Scene) -> Any:
+    newcomer = make_actor("newcomer")
+    scene.world.sponsorship.sponsor(*sponsor_signed(scene), sender=scene.backer.text)
+    scene.world.approve(newcomer, scene.world.staking)
+    scene.world.staking.stake(CREDIT // 2, sender=newcomer.text)
+    return (newcomer.text,)
+
+
+def term_over(scene: Scene) -> Any:
+    arguments = seed_staked(scene)
+    scene.world.sponsorship.back(*arguments, sender=scene.stranger.text)
+    scene.world.wait(1000)
+    return arguments
+
+
+def recalled(scene: Scene) -> Any:
+    arguments = term_over(scene)
+    scene.world.sponsorship.recall(*arguments, sender=scene.backer.text)
+    scene.world.wait(UNBONDING)
+    return arguments
+
+
 ROWS = (
     Row("credit.transfer/2", lambda scene: (scene.spectator.text, AMOUNT)),
     Row("credit.transferFrom/3", allowance_for_accuser, some("accuser"), ("credit: allowance is too small",)),
@@ -773,4 +823,15 @@ ROWS = (
     Row("bridge.send/3", sent_abroad, some("buyer"), ("credit: allowance is too small",)),
     Row("bridge.receiveMessage/4", message_heard, some("inbox"), ("bridge: caller is not the inbox",)),
     Row("mirror.update/4", update_signed),
+    Row("channels.pledge/6", pledged, some("backer"), ("channels: pledge's signature",)),
+    Row("channels.settle/2", indebted, costs=some("channels"), case="in debt"),
+    Row("sponsorship.sponsor/7", sponsor_signed, some("backer"), ("channels: pledge's signature",)),
+    Row("sponsorship.back/1", seed_staked),
+    Row(
+        "sponsorship.recall/1",
+        term_over,
+        some("backer"),
+        ("sponsorship: caller is not the sponsor",),
+    ),
+    Row("sponsorship.collect/1", recalled),
 )

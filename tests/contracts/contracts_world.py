@@ -20,6 +20,7 @@ from deaios.coding.parameters import build_committee_profile
 from deaios.ledger import structs
 from deaios.ledger.committee import Committee, decode_committee
 from deaios.ledger.eip712 import Domain, hash_struct, hash_typed_data, sign_struct
+from deaios.ledger.sponsorship import Pledge, SponsorTerms
 from deaios.primitives.hashing import keccak256, sha256
 from deaios.primitives.keys import ADDRESS_SIZE, Address, PrivateKey, checksum_address
 from deaios.primitives.units import CREDIT
@@ -253,6 +254,8 @@ class World:
         both = (self.credit.address, self.staking.address)
         self.networks = deploy("Networks", *both, equivocation, *windows, NETWORK_BOND, sender=sender)
         self.equivocation = deploy("Equivocation", *both, networks, SLASH_BPS, sender=sender)
+        addresses = (self.credit.address, self.channels.address, self.staking.address)
+        self.sponsorship = deploy("Sponsorship", *addresses, sender=sender)
 
     def availability_arguments(self, **changes: Any) -> tuple[Any, ...]:
         """Constructor arguments of DataAvailability, some of them changed."""
@@ -337,6 +340,20 @@ class World:
         voucher = structs.Voucher(self.channel_id(config), ceiling)
         signature = sign_struct((signer or self.buyer).key, self.channels_domain(), voucher)
         return ((struct_tuple(config), ceiling), signature, total)
+
+    def sign_pledge(
+        self, newcomer: Actor, lender: str, creditor: str, owed: int, terms: bytes, deadline: int, nonce: int = 0
+    ) -> bytes:
+        lender_address, creditor_address = (Address(bytes.fromhex(text[2:])) for text in (lender, creditor))
+        pledge = Pledge(newcomer.address, lender_address, creditor_address, owed, terms, nonce, deadline)
+        return sign_struct(newcomer.key, self.channels_domain(), pledge)
+
+    def sponsor_arguments(self, newcomer: Actor, terms: SponsorTerms, nonce: int = 0) -> tuple[Any, ...]:
+        """What a sponsor calls `sponsor` with."""
+        deadline, creditor = self.now + 100, checksum_address(terms.sponsor)
+        lender = str(self.sponsorship.address)
+        signature = self.sign_pledge(newcomer, lender, creditor, terms.owed, terms.digest(), deadline, nonce)
+        return newcomer.text, terms.seed, terms.backing, terms.owed, terms.term_s, deadline, signature
 
     # Purchases
 

@@ -13,7 +13,9 @@ from boa.contracts.base_evm_contract import BoaError
 from contracts_calls import CONTRACT_NAMES, EVERYONE, ROWS, Scene
 from contracts_world import ARTIFACTS
 
-PREFIXES = "credit|identity|channels|staking|beacon|disputes|forks|availability|networks|equivocation|inbox|bridge"
+PREFIXES = (
+    "credit|identity|channels|staking|beacon|disputes|forks|availability|networks|equivocation|inbox|bridge|sponsorship"
+)
 """With what each contract's errors begin."""
 
 

@@ -2,9 +2,12 @@
 
 import asyncio
 import hashlib
+import importlib.util
+import sys
 from collections.abc import Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 from aiohttp import web
@@ -292,6 +295,7 @@ def start_gateway(tmp_path):
         buyer=None,
         served=None,
         alias="tiny",
+        payments=None,
     ):
         keys = KeyStore.open(tmp_path / "keys.sqlite", b"p" * 32)
         records = RecordStore.open(tmp_path / "records.sqlite")
@@ -317,6 +321,7 @@ def start_gateway(tmp_path):
             dice=dice or SystemDice(),
             limits=limits or Limits(),
             records=records,
+            payments=payments,
         )
         try:
             async with serve(application) as url:
@@ -333,6 +338,17 @@ async def world(start_gateway):
     """A gateway with default settings."""
     async with start_gateway() as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def x402_kit():
+    """A chain with x402's contracts, money and payers."""
+    path = Path(__file__).parent / "x402_kit.py"
+    spec = importlib.util.spec_from_file_location("x402_kit", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["x402_kit"] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture

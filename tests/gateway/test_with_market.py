@@ -21,7 +21,7 @@ from deaios.compute.engines.numpy_llama import NumpyEngine
 from deaios.compute.logprobs import rank_tokens
 from deaios.compute.masking import compile_mask
 from deaios.compute.masks.service import MaskService
-from deaios.compute.records import Thresholds, encode_record
+from deaios.compute.records import DEFAULT_THRESHOLDS, Thresholds, encode_record
 from deaios.compute.records import record_id as compute_record_id
 from deaios.compute.sampling import seed_of
 from deaios.compute.service import EngineService
@@ -65,7 +65,7 @@ class Speaker:
         self.text = text
         self.gate = None
 
-    async def __call__(self, prompt_ids, params, seed, logprobs, constraint):
+    async def __call__(self, prompt_ids, params, seed, logprobs, constraint, prefix=()):
         for byte in self.text.encode():
             yield Piece(byte, logprobs=self.rank(byte, logprobs))
             await asyncio.sleep(0)
@@ -108,6 +108,30 @@ async def market(kit, tmp_path):
                 directory,
                 http,
             )
+            yield await stack.enter_async_context(buyer)
+
+    return start
+
+
+@pytest.fixture
+async def rivals(kit, tmp_path):
+    """Several providers of one model, and a buyer; each generator's provider can be killed by its place."""
+
+    @asynccontextmanager
+    async def start(generators, record_id, **settings):
+        chain, directory, vault = kit.FakeChain(), kit.FakeDirectory(), kit.FakeVault()
+        terms = {"model_record_id": record_id, "vocabulary_size": END + 1}
+        async with AsyncExitStack() as stack:
+            for place, generator in enumerate(generators):
+                key, url = kit.build_key(f"rival {place}"), f"http://127.0.0.1:{kit.free_port()}"
+                sold = kit.build_settings(url, **(terms | settings))
+                seller = Seller(key, kit.TERMS, sold, tmp_path / f"rival{place}.db", chain, generator, vault)
+                await stack.enter_async_context(seller)
+                await stack.enter_async_context(serve(seller.application, port=int(url.rsplit(":", 1)[1])))
+                directory.urls[key.address] = url
+            http = await stack.enter_async_context(HttpClient())
+            limits = BuyerSettings(resolve_interval_s=0.05, stall_s=0.5, stall_gaps=0.0)
+            buyer = Buyer(kit.BUYER, kit.TERMS, limits, tmp_path / "buyer.db", chain, directory, http)
             yield await stack.enter_async_context(buyer)
 
     return start
@@ -209,9 +233,10 @@ def language(model_files):
 def generate_with(service, tokenizer):
     masks = MaskService(tokenizer)
 
-    async def generate(prompt_ids, params, seed, logprobs, constraint):
+    async def generate(prompt_ids, params, seed, logprobs, constraint, prefix=()):
         mask = await masks.open(constraint, params.mask_hash)
-        async with aclosing(service.generate(prompt_ids, params, seed, tokenizer, logprobs, mask)) as stream:
+        how = {"prefix_ids": prefix, "thresholds": DEFAULT_THRESHOLDS}
+        async with aclosing(service.generate(prompt_ids, params, seed, tokenizer, logprobs, mask, **how)) as stream:
             async for sampled in stream:
                 yield Piece(sampled.token, sampled.finish, sampled.stop_index, sampled.logprobs)
 
@@ -347,3 +372,84 @@ async def test_what_every_door_sells_verifies_with_the_default_model(
         await service.close()
         engine.close()
     assert checked == 9
+
+
+def failing_once(generate, after):
+    """A provider that gives so many tokens of its first answer and then hangs; `failed` is set as it does."""
+    failed = asyncio.Event()
+
+    async def generate_some(prompt_ids, params, seed, logprobs, prefix=()):
+        place = 0
+        async with aclosing(generate(prompt_ids, params, seed, logprobs, prefix=prefix)) as pieces:
+            async for piece in pieces:
+                if place == after and not failed.is_set():
+                    failed.set()
+                    await asyncio.Event().wait()
+                yield piece
+                place += 1
+
+    return generate_some, failed
+
+
+@pytest.mark.parametrize("temperature", [0, 0.8])
+async def test_a_stream_that_hangs_ends_elsewhere_as_it_would_have_and_verifies(
+    kit, model_files, language, rivals, start_gateway, tiny_record, temperature
+):
+    """Streams of two users, greedy or seeded: what the SDK reads is what one provider alone would have said."""
+    tokenizer, template = language
+    hashes = {"tokenizer_hash": tokenizer.tokenizer_hash, "template_hash": template.template_hash}
+    record = replace(tiny_record, name="smol", **hashes)
+    prices = {"input_price": 1_000_000, "output_price": 4_000_000, "created_s": 0, "owned_by": "tests"}
+    served = ServedModel.build(record, tokenizer, template, **prices)
+    services = [
+        EngineService(LlamaEngine(model_files.served, threads=1, context_tokens=256, sequences_max=2)) for _ in range(2)
+    ]
+    generators, failed = zip(*(failing_once(generate_with(one, tokenizer), 9) for one in services), strict=True)
+    terms = {"vocabulary_size": tokenizer.vocabulary_size, "context_tokens": 256}
+    body = {
+        "model": "smol",
+        "messages": HELLO,
+        "max_tokens": 24,
+        "temperature": temperature,
+        "seed": 11,
+        "stream": True,
+    }
+    engine = NumpyEngine(model_files.served, context_tokens=256, sequences_max=1)
+    try:
+        async with (
+            rivals(generators, served.record_id, **terms) as buyer,
+            start_gateway(buyer=buyer, served=served) as world,
+            aiohttp.ClientSession() as session,
+        ):
+
+            async def ask():
+                """The text and the last chunk's papers of one stream."""
+                text, extra = "", None
+                async with session.post(
+                    world.base_url + "/chat/completions", data=json.dumps(body).encode(), headers=world.headers
+                ) as response:
+                    assert response.status == 200
+                    async for line in response.content:
+                        if line.startswith(b"data: {"):
+                            chunk = json.loads(line[6:])
+                            text += "".join(choice["delta"].get("content") or "" for choice in chunk["choices"])
+                            extra = chunk.get("deaios", extra)
+                return text, extra
+
+            text, extra = await ask()
+            assert sum(event.is_set() for event in failed) == 1
+            opening = Opening.decode_json(extra["opening"])
+            check_answer(kit, engine, language, served, json.dumps(body).encode(), extra, text)
+            assert len(opening.output_ids) > 9
+            # A third purchase, undisturbed: the same seed, the same ids, in whoever's engine.
+            for event in failed:
+                event.set()
+            again, extra = await ask()
+            assert again == text
+            assert Opening.decode_json(extra["opening"]).output_ids == opening.output_ids
+            # The user has paid twice for two answers; the provider that hung has nothing.
+            assert world.spent == 2 * opening.receipt.fee == sum(row.state.charged for row in buyer.accounts)
+    finally:
+        engine.close()
+        for service in services:
+            await service.close()

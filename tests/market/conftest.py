@@ -1,6 +1,7 @@
 """Fakes and builders for the market's tests: a chain in memory, a generator without a model, papers ready to send."""
 
 import asyncio
+import importlib.util
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -245,6 +246,7 @@ class FakeGenerator:
         seed: bytes,
         logprobs: int | None,
         constraint: bytes | None = None,
+        prefix: tuple[int, ...] = (),
     ) -> AsyncIterator[Piece]:
         self.started += 1
         self.asked.append(logprobs)
@@ -478,6 +480,17 @@ class FakeObserver:
 def kit() -> SimpleNamespace:
     """Everything above by name, because test modules cannot import each other."""
     return SimpleNamespace(**{name: value for name, value in globals().items() if not name.startswith("_")})
+
+
+@pytest.fixture
+def buyer_world(kit: SimpleNamespace, tmp_path: Path) -> Callable[[AsyncExitStack], object]:
+    """Makes a world of providers and buyers that ends with a stack."""
+    spec = importlib.util.spec_from_file_location("buyer_world", Path(__file__).with_name("buyer_world.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return lambda stack: module.World(kit, tmp_path, stack)
 
 
 @pytest.fixture

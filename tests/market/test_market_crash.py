@@ -5,8 +5,10 @@ import json
 import shutil
 import sqlite3
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+from deaios.compute.sampling import seed_of
 from deaios.ledger.eip712 import hash_struct
 from deaios.ledger.structs import State
 from deaios.market.batches import decode_batch, validate_batch
@@ -14,13 +16,14 @@ from deaios.market.buyer.client import Buyer, BuyerSettings
 from deaios.market.buyer.errors import UnavailableProvider
 from deaios.market.client import LedgerChain
 from deaios.market.directory.client import Directory
+from deaios.market.orders import build_ask
 from deaios.market.seller.service.desk import Desk
 from deaios.market.seller.store import SellerStore
 from deaios.market.store import Journal
 from deaios.market.view import ChainView
 from deaios.market.wire import encode_papers
 from deaios.primitives.encoding import encode_hex
-from deaios.primitives.hashing import ZERO32
+from deaios.primitives.hashing import ZERO32, sha256
 from deaios.primitives.units import CREDIT
 from deaios.runtime.client import HttpClient
 from deaios.runtime.clock import SystemClock
@@ -134,15 +137,19 @@ class ProviderProcess:
         assert self._process.returncode == 0
 
 
+def sample(seed, place):
+    """As `seller_process.generate` does."""
+    return int.from_bytes(sha256(seed + place.to_bytes(4))[:2]) % 900
+
+
 async def read(purchase):
     return tuple([token async for delta in purchase for token in delta.ids])
 
 
-async def test_killed_provider_loses_nothing_and_bills_nothing_twice(kit, network, tmp_path):
-    key, _, port, _ = await network.add_seller("killed", kit.FakeGenerator())
-    sender = await network.join(kit.BUYER, 20 * CREDIT)
-    (tmp_path / "vault").mkdir()
-    config = tmp_path / "seller.json"
+def write_config(kit, network, tmp_path, name, key, port):
+    """What a provider process reads."""
+    (tmp_path / "vault").mkdir(exist_ok=True)
+    config = tmp_path / f"{name}.json"
     config.write_text(
         json.dumps(
             {
@@ -158,10 +165,55 @@ async def test_killed_provider_loses_nothing_and_bills_nothing_twice(kit, networ
                 "record": encode_hex(kit.RECORD),
                 "profile": encode_hex(kit.PROFILE),
                 "vault": str(tmp_path / "vault"),
-                "journal": str(tmp_path / "killed.db"),
+                "journal": str(tmp_path / f"{name}.db"),
             }
         )
     )
+    return config
+
+
+async def test_streams_of_a_killed_process_end_in_another_one(kit, network, tmp_path):
+    """`kill -9` under eight streams: all go on in the other process with the ids that they would have had."""
+    sender = await network.join(kit.BUYER, 20 * CREDIT)
+    providers = {}
+    for name in ("first", "second"):
+        key, _, port, _ = await network.add_seller(name, kit.FakeGenerator())
+        provider = ProviderProcess(write_config(kit, network, tmp_path, name, key, port))
+        network.stack.push_async_callback(provider.kill)
+        await provider.start()
+        providers[key.address] = provider
+    order = kit.build_order("long", params=kit.build_params(max_tokens=400))
+    orders = [replace(order, nonce=sha256(b"stream%d" % number)) for number in range(8)]
+    async with HttpClient() as http:
+        directory = Directory(network.contracts, network.terms, http)
+        network.stack.push_async_callback(directory.close)
+        settings = BuyerSettings(resolve_interval_s=0.05)
+        chain = LedgerChain(network.contracts, sender)
+        buyer = Buyer(kit.BUYER, network.terms, settings, tmp_path / "buyer.db", chain, directory, http)
+        async with buyer:
+            streams = await asyncio.gather(*(buyer.purchase(order) for order in orders))
+            victim = streams[0].provider
+            cut = sum(stream.provider == victim for stream in streams)
+            await providers[victim].kill()
+            outputs = await asyncio.gather(*(read(stream) for stream in streams))
+            for order, ids in zip(orders, outputs, strict=True):
+                seed = seed_of(build_ask(order, kit.BUYER.address))
+                assert ids == tuple(sample(seed, place) for place in range(400))
+            assert {stream.provider for stream in streams} == providers.keys() - {victim}
+            assert sum(stream.hops for stream in streams) == cut >= 1
+            openings = [stream.opening for stream in streams]
+            assert [opening.receipt.completion_tokens for opening in openings] == [400] * 8
+            await providers[victim].start()
+            await kit.wait_for(lambda: all(row.state.reserved == 0 for row in buyer.accounts))
+            charged = {row.provider: row.state.charged for row in buyer.accounts}
+            assert charged[victim] == 0
+            assert sum(charged.values()) == sum(opening.receipt.fee for opening in openings)
+
+
+async def test_killed_provider_loses_nothing_and_bills_nothing_twice(kit, network, tmp_path):
+    key, _, port, _ = await network.add_seller("killed", kit.FakeGenerator())
+    sender = await network.join(kit.BUYER, 20 * CREDIT)
+    config = write_config(kit, network, tmp_path, "killed", key, port)
     provider = ProviderProcess(config)
     network.stack.push_async_callback(provider.kill)
     await provider.start()
@@ -184,7 +236,7 @@ async def test_killed_provider_loses_nothing_and_bills_nothing_twice(kit, networ
             )
             await provider.kill()
             results = await asyncio.gather(*(read(purchase) for purchase in cut), return_exceptions=True)
-            assert [type(result) for result in results] == [UnavailableProvider] * 4
+            assert [type(result) for result in results] == [UnavailableProvider] * 4  # nobody else is there
             await provider.start()
             account = await buyer.wallet.fetch_account(key.address)
             await kit.wait_for(lambda: account.state.reserved == 0)

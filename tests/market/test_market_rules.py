@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -22,8 +23,14 @@ from deaios.market.admission import (
 )
 from deaios.market.offers import PRICE_MAX, InvalidOffer, compute_quote, sign_offer, validate_offer, validate_url
 from deaios.market.orders import build_ask
+from deaios.market.preferences import Preferences, SortBy
 from deaios.market.routing import (
     BREAKER_FAILURES,
+    BUSY_REST_MS,
+    DRAW_SIZE,
+    EXPLORED_OF,
+    WAITING_MEMORY_MS,
+    Breaker,
     Candidate,
     ProviderStats,
     Wish,
@@ -143,13 +150,31 @@ def test_breaker_opens_rests_longer_and_closes(kit):
     stats = stats.begin().fail(now)
     first = stats.rest_until_ms - now
     assert first > 0
-    stats = stats.begin().fail(now)
-    assert stats.rest_until_ms - now == 2 * first
-    for _ in range(40):
+    assert (stats.breaker(now), stats.admits(now)) == (Breaker.OPEN, False)
+    for _ in range(40):  # what one fault cut off besides says nothing new
+        stats = stats.fail(now)
+    assert stats.rest_until_ms - now == first
+    for _ in range(8):
+        now = stats.rest_until_ms
+        assert (stats.breaker(now), stats.admits(now)) == (Breaker.HALF_OPEN, True)
+        stats = stats.begin()
+        assert not stats.admits(now)
         stats = stats.fail(now)
     assert stats.rest_until_ms - now == 60_000
+    now = stats.rest_until_ms
+    assert stats.begin().abandon().admits(now)
     stats = stats.begin().succeed(100.0, 20, 500.0)
     assert (stats.rest_until_ms, stats.failures_in_a_row, stats.in_flight) == (0, 0, 0)
+    assert (stats.breaker(now), stats.admits(now)) == (Breaker.CLOSED, True)
+
+
+def test_a_full_provider_is_left_alone_for_a_while_and_not_blamed(kit):
+    now = kit.NOW_MS
+    stats = ProviderStats().begin().turn_away(now)
+    assert (stats.admits(now + BUSY_REST_MS - 1), stats.admits(now + BUSY_REST_MS)) == (False, True)
+    assert (stats.in_flight, stats.failures, stats.failures_in_a_row) == (0, 0.0, 0)
+    queued = ProviderStats().queue(16, now)
+    assert (queued.crowding(8, now), queued.crowding(8, now + WAITING_MEMORY_MS)) == (2.0, 0.0)
 
 
 def test_score_prefers_cheap_fast_and_reliable(kit):
@@ -163,23 +188,88 @@ def test_score_prefers_cheap_fast_and_reliable(kit):
     assert compute_score(here, wish, replace(plain, in_flight=8)) > base
 
 
-@given(st.binary(min_size=8, max_size=8), st.integers(0, 5))
-@settings(max_examples=60)
-def test_order_is_a_permutation_and_never_starts_with_the_worst(draw, count):
-    # Offers need no valid signatures here.
-    from types import SimpleNamespace
-
+def build_cheap_candidates(count):
+    """Each dearer than the one before; offers need no valid signatures here."""
     offers = [
         SimpleNamespace(offer=SimpleNamespace(input_price=0, output_price=(n + 1) * CREDIT, streams_max=8))
         for n in range(count)
     ]
-    candidates = [Candidate(bytes([n]) * 20, offer, 1, False) for n, offer in enumerate(offers)]
-    wish = Wish(ZERO32, 10, 20, 0, 900, CREDIT)
-    order = order_candidates(candidates, wish, [ProviderStats()] * count, draw)
+    return [Candidate(bytes([n]) * 20, offer, 1, False) for n, offer in enumerate(offers)]
+
+
+def build_plain_wish(**preferences):
+    return Wish(ZERO32, 10, 20, 0, 900, CREDIT, preferences=Preferences(**preferences))
+
+
+def order_with(candidates, draw, favourite=None, stats=None, **preferences):
+    wish = build_plain_wish(**preferences)
+    return order_candidates(candidates, wish, stats or [ProviderStats()] * len(candidates), draw, 0, favourite)
+
+
+@given(st.binary(min_size=DRAW_SIZE, max_size=DRAW_SIZE), st.integers(0, 5))
+@settings(max_examples=60)
+def test_order_is_a_permutation_and_starts_with_the_worst_only_to_explore(draw, count):
+    candidates = build_cheap_candidates(count)
+    order = order_with(candidates, draw)
     assert sorted(c.provider for c in order) == sorted(c.provider for c in candidates)
     if count >= 2:
-        assert order[0] is not candidates[-1]
+        assert order[0] is not candidates[-1] or int.from_bytes(draw[8:]) % EXPLORED_OF == 0
         assert order[1:] == sorted(order[1:], key=lambda c: c.signed_offer.offer.output_price)
+
+
+def test_one_purchase_in_a_hundred_goes_to_anybody():
+    candidates = build_cheap_candidates(4)
+    draws = [sha256(number.to_bytes(4))[:DRAW_SIZE] for number in range(20_000)]
+    worst = sum(order_with(candidates, draw)[0] is candidates[-1] for draw in draws)
+    assert 20 < worst < 90  # a quarter of one in a hundred of 20,000: 50
+
+
+def test_a_users_order_sort_and_cache_come_before_the_draw():
+    candidates, draw = build_cheap_candidates(4), bytes(DRAW_SIZE)
+    names = [candidate.provider for candidate in candidates]
+    ordered = order_with(candidates, draw, order=(names[2], names[3]))
+    assert [c.provider for c in ordered] == [names[2], names[3], names[0], names[1]]
+    slow_first = [replace(ProviderStats(), ttft_ms=1000.0 - n, tokens_per_s=1.0 + n) for n in range(4)]
+    for sort in (SortBy.LATENCY, SortBy.THROUGHPUT):
+        assert [c.provider for c in order_with(candidates, draw, stats=slow_first, sort=sort)] == names[::-1]
+    assert [c.provider for c in order_with(candidates, draw, stats=slow_first, sort=SortBy.PRICE)] == names
+    assert order_with(candidates, draw, names[3])[0].provider == names[3]
+    assert order_with(candidates, draw, b"nobody here" + bytes(9))[0].provider != names[3]
+    preferred = order_with(candidates, draw, stats=slow_first, sort=SortBy.PRICE, throughput_min=2.5)
+    assert [c.provider for c in preferred] == [names[2], names[3], names[0], names[1]]
+    assert (
+        order_with(candidates, draw, stats=slow_first, sort=SortBy.PRICE, latency_max_s=0.997)[0].provider == names[3]
+    )
+
+
+@pytest.mark.parametrize(
+    ("wanted", "reason"),
+    [
+        ({"only": frozenset({bytes(20)})}, "not in provider.only"),
+        ({"ignore": "me"}, "in provider.ignore"),
+        ({"order": (bytes(20),), "allow_fallbacks": False}, "allow_fallbacks is false"),
+        ({"input_price_max": CREDIT - 1}, "exceeds provider.max_price.prompt"),
+        ({"output_price_max": CREDIT}, "exceeds provider.max_price.completion"),
+        ({"quantizations": frozenset({"int8"})}, "weights are fp16"),
+        ({"promises": frozenset({"zdr"})}, "does not promise"),
+    ],
+)
+def test_what_a_user_rules_out_is_refused_with_the_reason(kit, wanted, reason):
+    here = build_candidate(kit, "a")
+    if "ignore" in wanted:
+        wanted = {"ignore": frozenset({here.provider})}
+    wish = replace(build_wish(kit), preferences=Preferences(**wanted), quantisation="fp16")
+    assert reason in refuse_reason(here, wish, kit.NOW_MS)
+    fits = Preferences(
+        order=(bytes(20),),
+        only=frozenset({here.provider}),
+        input_price_max=CREDIT,
+        output_price_max=4 * CREDIT,
+        quantizations=frozenset({"fp16"}),
+        promises=frozenset({"zdr"}),
+    )
+    promising = replace(here, promises=frozenset({"zdr"}))
+    assert refuse_reason(promising, replace(wish, preferences=fits), kit.NOW_MS) is None
 
 
 def test_quote_never_overflows(kit):

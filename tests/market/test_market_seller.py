@@ -79,7 +79,8 @@ class Shop:
 
     async def buy(self, papers):
         lines = await self.lines(papers)
-        assert lines[0] == Admitted()
+        assert isinstance(lines[0], Admitted)
+        assert lines[0].prefix == len(papers.prefix)
         ids = tuple(token for line in lines if isinstance(line, Tokens) for token in line.ids)
         assert isinstance(lines[-1], Finished)
         return self.opening(papers, ids, read_receipt(lines[-1].receipt, lines[-1].signature), await self.offer())
@@ -273,7 +274,7 @@ async def test_engine_failure_is_a_free_signed_receipt(kit, open_shop, error, st
 
 async def test_generator_without_an_end_fails_instead_of_running_on(kit, open_shop):
     class Endless(kit.FakeGenerator):
-        async def __call__(self, prompt_ids, params, seed, logprobs, constraint):
+        async def __call__(self, prompt_ids, params, seed, logprobs, constraint, prefix=()):
             while True:
                 yield kit.Piece(5)
 

@@ -50,6 +50,7 @@ async def serve_role(folder: StateFolder, spec: RoleSpec, *, as_json: bool) -> N
 @click.option(
     "--level", type=click.IntRange(0, 2), help="What the server's answers promise; the most it can, otherwise."
 )
+@click.option("--relay", metavar="URL", default="", help="Be reached through this relay; `direct` for none.")
 @run_async
 async def provide(
     folder: StateFolder,
@@ -65,13 +66,16 @@ async def provide(
     upstream_dialect: str,
     unauditable: str | None,
     level: int | None,
+    relay: str,
 ) -> None:
     """Run a model for others and be paid per answer.
 
     Takes the network's default model, another of its catalogue (--model NAME or ID, fetched from storage), or a GGUF
     file of yours (--model FILE: calibrated, stored and published first). Stakes, registers, and serves until Ctrl-C.
     Earnings are claimed as you go; see `deaios earnings` and `deaios wallet`. With --upstream, another server computes;
-    its offers say honestly how far anybody can check it (docs/engines.md).
+    its offers say honestly how far anybody can check it (docs/engines.md). Where nobody can dial this machine, a
+    gateway of the network passes requests on. Without money, a sponsor lends the first stake, where the network has
+    one; the first earnings repay it.
     """
     if upstream is None and (
         upstream_model or upstream_key_file or upstream_dialect or unauditable or level is not None
@@ -89,7 +93,7 @@ async def provide(
         spec = RoleSpec("provider-1", "provider", port)
     else:
         spec = await _arrange(folder, model, price, name, noise_class, port, as_json=as_json)
-    await serve_role(folder, msgspec.structs.replace(spec, upstream=server), as_json=as_json)
+    await serve_role(folder, msgspec.structs.replace(spec, upstream=server, relay=relay), as_json=as_json)
 
 
 async def _arrange_unauditable(

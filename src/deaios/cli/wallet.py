@@ -36,3 +36,5 @@ async def wallet(folder: StateFolder, as_json: bool, name: str, recipient: str |
         )
         if entry.stake:
             say(f"{'':16} {'stake':42}  {format_credit(entry.stake):>12} credit")
+        if entry.debt:
+            say(f"{'':16} {'owed to a sponsor, from earnings':42}  {format_credit(entry.debt):>12} credit")

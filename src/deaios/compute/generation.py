@@ -10,9 +10,23 @@ from dataclasses import dataclass, replace
 
 from deaios.compute.logprobs import LOGPROBS_MAX, Ranking, rank_tokens
 from deaios.compute.masking import MaskState
-from deaios.compute.sampling import InvalidParams, Row, sample, validate_mask_hash, validate_params
+from deaios.compute.records import Thresholds
+from deaios.compute.sampling import InvalidParams, Mask, Row, sample, score, validate_mask_hash, validate_params
 from deaios.compute.tokenizer import StreamDecoder, Tokenizer
 from deaios.ledger.structs import FinishReason, Params
+from deaios.primitives.errors import Invalid
+
+
+class InvalidPrefix(Invalid):
+    """Ids that are said to begin an answer, and that this model could not have sampled.
+
+    Attributes:
+        position: index into the prefix of the first id that is wrong.
+    """
+
+    def __init__(self, position: int, detail: str) -> None:
+        super().__init__(f"prefix violates at {position}: {detail}")
+        self.position = position
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,15 +114,38 @@ class Generation:
             InvalidParams: the parameters name a mask, and this is not it.
             InvalidConstraint: no id can follow, or it costs too much to find out.
         """
+        return self._take(logits, sample(logits, self._params, self._seed, self.position, self._allowed()))
+
+    def take_over(self, logits: Row, token: int, thresholds: Thresholds) -> Sampled:
+        """Take an id that another provider sampled for the same ask, if this row could have led to it.
+
+        The rule is the one by which answers are verified, so what is taken here passes there.
+
+        Raises:
+            InvalidPrefix: its margin exceeds the threshold.
+            InvalidLogits: a number is not finite.
+            InvalidParams, InvalidConstraint: as `offer`.
+        """
+        place, allowed = len(self._ids), self._allowed()
+        found = score(logits, self._params, self._seed, self.position, token, thresholds.epsilon, allowed)
+        if found.margin > thresholds.margin:
+            raise InvalidPrefix(
+                place, f"margin {found.margin:.6f} logits exceeds {thresholds.margin:.6f} ({found.rule})"
+            )
+        return self._take(logits, token)
+
+    def _allowed(self) -> Mask | None:
+        """The mask of the next id."""
         validate_mask_hash(self._params, None if self._mask is None else self._mask.mask_hash)
-        allowed = None if self._mask is None else self._mask.mask()
-        token = sample(logits, self._params, self._seed, self.position, allowed)
+        return None if self._mask is None else self._mask.mask()
+
+    def _take(self, logits: Row, token: int) -> Sampled:
         if self._mask is not None:
             self._mask.accept(token)
         sampled = self.accept(token)
         if self._logprobs is None:
             return sampled
-        return replace(sampled, logprobs=rank_tokens(logits, sampled.token, self._logprobs))
+        return replace(sampled, logprobs=rank_tokens(logits, token, self._logprobs))
 
     def accept(self, token: int) -> Sampled:
         """Take an id that was sampled elsewhere.

@@ -19,13 +19,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deaios.compute.engine import Engine, InvalidStep, SavingEngine, Step, UnavailableEngine, split_evenly
-from deaios.compute.generation import Generation, Sampled
+from deaios.compute.generation import Generation, InvalidPrefix, Sampled
 from deaios.compute.masking import MaskState
 from deaios.compute.pacing import Outstanding, Pace
 from deaios.compute.prefixes import PrefixCache
 from deaios.compute.records import Thresholds
 from deaios.compute.tokenizer import Tokenizer
-from deaios.compute.verification import PREFILL_TOKENS, Replay, Report, replay_output, verify_output
+from deaios.compute.verification import (
+    OUTPUTS_PER_STEP,
+    PREFILL_TOKENS,
+    Replay,
+    Report,
+    replay_output,
+    verify_output,
+)
 from deaios.ledger.structs import FinishReason, Params
 from deaios.primitives.errors import DeaiosError, Refused
 from deaios.runtime.errors import RefusedBusy
@@ -124,22 +131,30 @@ class _Job:
 
 @dataclass(eq=False, kw_only=True)
 class _Answer(_Job):
-    """One answer being generated; `pieces` are the parts of the prompt that are still to be read."""
+    """One answer being generated.
+
+    Attributes:
+        pieces: the parts of prompt and prefix that are still to be read, each with how many rows it must give.
+        prefix: ids of another provider's answer that are still to be checked.
+        thresholds: by which they are.
+    """
 
     generation: Generation
     prompt_ids: tuple[int, ...]
     allowed: int
     owner: bytes | None
-    pieces: deque[tuple[int, ...]] = field(default_factory=deque)
+    pieces: deque[tuple[tuple[int, ...], int]] = field(default_factory=deque)
     cached: int = 0
+    prefix: deque[int] = field(default_factory=deque)
+    thresholds: Thresholds | None = None
     position: int = 0
     events: asyncio.Queue[Sampled | Exception] = field(default_factory=asyncio.Queue)  # bounded by max_tokens
 
     def begin(self, cached: int) -> None:
-        """Cut what is left of the prompt into pieces."""
+        """Cut what is left to read into pieces."""
         self.cached = self.position = cached
-        rest = self.prompt_ids[cached:]
-        self.pieces.extend(rest[first:last] for first, last in split_evenly(len(rest), PREFILL_TOKENS))
+        # The last id that an answer can have is never read back.
+        self.pieces = _cut(self.prompt_ids[cached:], tuple(self.prefix)[: self.allowed - 1])
 
     def outstanding(self) -> Outstanding:
         sampled = self.generation.position - len(self.prompt_ids)
@@ -221,8 +236,12 @@ class EngineService:
         mask: MaskState | None = None,
         *,
         owner: bytes | None = None,
+        prefix_ids: Sequence[int] = (),
+        thresholds: Thresholds | None = None,
     ) -> Stream:
         """Start an answer; it runs beside others as soon as a sequence is free.
+
+        With `prefix_ids` the stream gives these first, each once it has been checked, and then what follows them.
 
         Args:
             prompt_ids: rendered prompt.
@@ -232,9 +251,12 @@ class EngineService:
             logprobs: how many of the most probable tokens come with each sampled one; None for none of it.
             mask: a new one for this answer, where the params name one.
             owner: whose earlier prompts may be gone on from, and who may go on from this one; None for nobody.
+            prefix_ids: how another provider began this answer; nothing is believed of it.
+            thresholds: of the model record; needed with a prefix.
 
         Raises:
             InvalidParams, InvalidStep: the request cannot be run by any engine of this model.
+            InvalidPrefix: the prefix is longer than an answer may be; where an id is wrong, the stream raises it.
             RefusedLength: it does not fit the context.
             RefusedBusy: too many jobs wait.
             UnavailableEngine: the engine failed, drains or is closed.
@@ -246,6 +268,9 @@ class EngineService:
             raise RefusedLength(
                 f"{len(prompt_ids)} prompt ids and max_tokens {params.max_tokens} exceed the context of {room}"
             )
+        if len(prefix_ids) > params.max_tokens:
+            raise InvalidPrefix(params.max_tokens, f"an answer has at most {params.max_tokens} ids")
+        assert thresholds is not None or not prefix_ids, "a prefix is checked by its record's thresholds"
         job = _Answer(
             loop=asyncio.get_running_loop(),
             tokens=tokens,
@@ -253,6 +278,8 @@ class EngineService:
             prompt_ids=tuple(prompt_ids),
             allowed=params.max_tokens,
             owner=owner if self._cache is not None else None,
+            prefix=deque(prefix_ids),
+            thresholds=thresholds,
         )
         self._enqueue(job)
         return Stream(job, self._cancel)
@@ -434,28 +461,35 @@ class EngineService:
         budget = PREFILL_TOKENS  # so that running answers never pause for longer than one such batch
         for job in self._running.values():  # in the order of admission: the oldest prompt is never passed over
             if job.pieces:
-                if len(job.pieces[0]) > budget and budget < PREFILL_TOKENS:
+                if len(job.pieces[0][0]) > budget and budget < PREFILL_TOKENS:
                     continue
-                budget -= len(job.pieces[0])
-                ids = job.pieces.popleft()
+                budget -= len(job.pieces[0][0])
+                ids, outputs = job.pieces.popleft()
                 self._prompt_tokens += len(ids)
             else:
-                ids = job.generation.output_ids[-1:]
+                ids, outputs = job.generation.output_ids[-1:], 1
             assert job.sequence is not None
-            steps.append(Step(job.sequence, job.position, ids, 0 if job.pieces else 1))
+            steps.append(Step(job.sequence, job.position, ids, outputs))
             jobs.append(job)
             job.position += len(ids)
         if steps:
             start = self._read_time_s()
             found = self.engine.decode(steps)
             for job, logits in zip(jobs, found, strict=True):
-                if len(logits):
-                    self._sample(job, logits[0])
+                for row in logits:
+                    if job.sequence is not None:
+                        self._sample(job, row)
             self._pace.observe_turn(self._read_time_s() - start, sum(len(step.ids) for step in steps))
 
     def _sample(self, job: _Answer, logits: NDArray[np.float32]) -> None:
         try:
-            sampled = job.generation.offer(logits)
+            if job.prefix:
+                assert job.thresholds is not None
+                sampled = job.generation.take_over(logits, job.prefix.popleft(), job.thresholds)
+                if sampled.finish is not None and job.prefix:
+                    raise InvalidPrefix(len(job.generation.output_ids), "the answer had ended before it")
+            else:
+                sampled = job.generation.offer(logits)
         except DeaiosError as error:
             job.fail(error)
             job.owner = None  # nothing goes on from a sequence that gives such numbers
@@ -528,6 +562,7 @@ class EngineService:
         self.engine.forget(job.sequence)
         with self._wake:
             del self._running[job.sequence]
+        job.sequence = None
         job.tell(job.released.set)
 
     def _run_check(self) -> None:
@@ -601,3 +636,17 @@ class _Guest:
 
     def close(self) -> None:
         """A guest never closes its host's engine."""
+
+
+def _cut(prompt_ids: Sequence[int], prefix_ids: Sequence[int]) -> deque[tuple[tuple[int, ...], int]]:
+    """Prompt and prefix in the steps in which they are read: one row after the prompt, one after each prefix id.
+
+    The prompt is cut as without a prefix; another cut would round differently.
+    """
+    *silent, last = (tuple(prompt_ids[start:end]) for start, end in split_evenly(len(prompt_ids), PREFILL_TOKENS))
+    pieces = deque((ids, 0) for ids in silent)
+    pieces.append((last, 1))
+    for start in range(0, len(prefix_ids), OUTPUTS_PER_STEP):
+        ids = tuple(prefix_ids[start : start + OUTPUTS_PER_STEP])
+        pieces.append((ids, len(ids)))
+    return pieces

@@ -28,7 +28,7 @@ from deaios.market.parts import count_choices
 from deaios.market.question import Api, Message, Part, Question, hash_request
 from deaios.market.tools import may_call
 from deaios.primitives.errors import DeaiosError
-from deaios.primitives.hashing import sha256
+from deaios.primitives.hashing import sha256, tagged_sha256
 from deaios.primitives.units import compute_fee
 from deaios.runtime.clock import Clock
 from deaios.runtime.dice import Dice
@@ -39,6 +39,8 @@ NONCE_SIZE = 32
 WINDOW_MS = int(WINDOW_S * 1000)
 HEAVY_BODY_BYTES = 8 << 10
 """From this size on, reading and rendering go to a thread; below, the hop costs more than the work."""
+AFFINITY_TOKENS = 256
+"""Prompts that agree in so many ids are sent to one provider; a cache saves a step of prefill from there on."""
 _PREFIXES = {Api.CHAT: "chatcmpl-", Api.COMPLETIONS: "cmpl-", Api.RESPONSES: "resp_", Api.MESSAGES: "msg_"}
 _FORMAT_NAMES = {Api.RESPONSES: "text.format", Api.MESSAGES: "output_config.format"}
 """What bodies call the form of an answer, where it is not `response_format`."""
@@ -334,7 +336,7 @@ class Desk:
 
     async def _prepare(self, asked: Asked, model: ServedModel, wish: "_Wish") -> Prepared:
         prompt_ids = await off_loop(asked.body, partial(wish.question.prompt_ids, model.render, model.tokenizer))
-        order = _order(asked.body, model, wish, prompt_ids)
+        order = _order(asked, model, wish, prompt_ids)
         await _validate_constraint(model, order)
         return Prepared(order, self._budgets.reserve(asked.key.key_id, _most_of(order, model)))
 
@@ -347,7 +349,7 @@ class Desk:
             if place not in rendered:
                 make = partial(wish.question.prompt_ids, model.render, model.tokenizer)
                 rendered[place] = await off_loop(asked.body, make)
-            order = _order(asked.body, model, wish, rendered[place])
+            order = _order(asked, model, wish, rendered[place])
             await _validate_constraint(model, order)
             priced.append((order, _most_of(order, model)))
         return priced
@@ -383,7 +385,7 @@ def _identify(asked: Asked, part: Part) -> bytes:
     return sha256(whole + sha256(part.api.encode()) + part.index.to_bytes(8))
 
 
-def _order(body: bytes, model: ServedModel, wish: _Wish, prompt_ids: tuple[int, ...]) -> Order:
+def _order(asked: Asked, model: ServedModel, wish: _Wish, prompt_ids: tuple[int, ...]) -> Order:
     question = wish.question
     if model.record.serving == UNAUDITABLE and question.min_level > Level.SIGNED:
         raise RefusedModel(
@@ -395,7 +397,7 @@ def _order(body: bytes, model: ServedModel, wish: _Wish, prompt_ids: tuple[int, 
         prompt_ids=prompt_ids,
         params=question.params(model.record.context_tokens, len(prompt_ids)),
         context=question.context(model.record.template_hash, model.record.tokenizer_hash),
-        body=body,
+        body=asked.body,
         client_nonce=wish.draws.client_nonce,
         nonce=wish.draws.nonce,
         salt=wish.draws.salt,
@@ -405,6 +407,10 @@ def _order(body: bytes, model: ServedModel, wish: _Wish, prompt_ids: tuple[int, 
         logprobs=question.top_logprobs,
         part=wish.part,
         constraint=None if question.constraint is None else question.constraint.encode(),
+        preferences=question.preferences,
+        quantisation=model.record.quantisation,
+        affinity=_affinity(asked.key, model, question.cache_key, prompt_ids),
+        is_hedged=question.hedge,
     )
 
 
@@ -417,6 +423,20 @@ async def _validate_constraint(model: ServedModel, order: Order) -> None:
     except InvalidConstraint as error:
         param = "tools" if error.path.startswith("tools") else _FORMAT_NAMES.get(order.part.api, "response_format")
         raise InvalidParameter(param, str(error)) from error
+
+
+def _affinity(key: KeyRecord, model: ServedModel, cache_key: str | None, prompt_ids: tuple[int, ...]) -> bytes | None:
+    """What requests share whose prompts a provider may have in its cache: the user's own name, or a long beginning.
+
+    Both count per key, so that nobody learns from timing what others ask.
+    """
+    own = sha256(key.key_id.encode()) + model.record_id
+    if cache_key is not None:
+        return tagged_sha256("deaios/affinity/name/1", own, cache_key.encode())
+    if len(prompt_ids) < AFFINITY_TOKENS:
+        return None
+    beginning = b"".join(token.to_bytes(4) for token in prompt_ids[:AFFINITY_TOKENS])
+    return tagged_sha256("deaios/affinity/prompt/1", own, beginning)
 
 
 def _most_of(order: Order, model: ServedModel) -> int:

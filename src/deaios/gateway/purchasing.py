@@ -6,7 +6,7 @@ Protocols with two versions each: the live one and the tests' fake. No I/O here.
 import re
 import threading
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from deaios.compute.logprobs import Ranking

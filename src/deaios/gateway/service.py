@@ -31,6 +31,7 @@ from deaios.gateway.records import RecordStore
 from deaios.gateway.responses import ResponsesDoor
 from deaios.gateway.store import KeyStore
 from deaios.gateway.usage import UsageDoor
+from deaios.gateway.x402 import PaymentDoor, Payments, add_payments
 from deaios.market.fields import BODY_BYTES_MAX, InvalidParameter
 from deaios.primitives.encoding import InvalidEncoding, decode_decimal, encode_hex
 from deaios.primitives.keys import parse_address
@@ -59,11 +60,14 @@ class _Door:
     models: ServedModels
     keys: KeyStore
     clock: Clock
+    payments: PaymentDoor | None
 
     def keyed(self, handler: _Handler) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
-        """A handler that only a valid key reaches."""
+        """A handler that only a valid key reaches, or a payment where requests may pay for themselves."""
 
         async def handle(request: web.Request) -> web.StreamResponse:
+            if self.payments is not None and self.payments.wants(request):
+                return await self.payments.serve(request, handler)
             record, text = self._authenticate(request)
             request[_ASKING_KEY] = record
             return await handler(request, record, text)
@@ -120,6 +124,7 @@ def build_gateway_application(
     blobs: BlobNetwork | None = None,
     blob_limits: BlobLimits | None = None,
     records: RecordStore | None = None,
+    payments: Payments | None = None,
 ) -> web.Application:
     """The gateway's HTTP application.
 
@@ -134,6 +139,7 @@ def build_gateway_application(
         blobs: data availability; without it, there are no routes for blobs.
         blob_limits: bounds of these routes.
         records: what is kept for users; opened and closed by the caller. Without it, there are no routes for responses.
+        payments: how requests without a key may pay (x402); without it, they are refused.
     """
     limits, budgets = limits or Limits(), Budgets(keys)
     application = build_application("gateway", body_bytes_max=BODY_BYTES_MAX, render_error=render_error)
@@ -148,7 +154,12 @@ def build_gateway_application(
         metrics=application[METRICS_KEY],
     )
     chat = ChatDoor(desk)
-    door = _Door(buyer, models, keys, clock)
+    paid = None
+    if payments is not None:
+        metrics = application[METRICS_KEY]
+        paid = PaymentDoor(payments, models, keys, budgets, clock, metrics, limits.body_s)
+        add_payments(application, paid)
+    door = _Door(buyer, models, keys, clock, paid)
     router = application.router
     router.add_post("/v1/chat/completions", door.keyed(chat.complete))
     router.add_post("/v1/completions", door.keyed(CompletionsDoor(desk).complete))

@@ -187,6 +187,25 @@ class KeyStore:
             connection.execute(f"INSERT INTO keys ({_COLUMNS}, hash) VALUES (?,?,?,?,?,?,?,?,?,?,?)", values)  # noqa: S608 # a constant
         return text, record
 
+    def adopt(self, key_id: str, name: str, now_ms: int) -> str:
+        """A key that nobody can show, for somebody who is known otherwise; made at its first use, with nothing to spend.
+
+        Returns:
+            A text that only this store can derive, from which draws may follow.
+        """
+        text = hash_key(key_id, self._pepper).hex()
+        with self._writing, transaction(self._writer) as connection:
+            connection.execute(
+                "INSERT INTO keys (key_id, hash, name, budget, created_at_ms) VALUES (?,?,?,0,?) ON CONFLICT DO NOTHING",
+                (key_id, hash_key(text, self._pepper), name, now_ms),
+            )
+        return text
+
+    def allow(self, key_id: str, budget: int) -> None:
+        """Let an adopted key spend so much in all; what it has spent already, at least."""
+        with self._writing, transaction(self._writer) as connection:
+            connection.execute("UPDATE keys SET budget = max(spent, ?) WHERE key_id = ?", (budget, key_id))
+
     def find(self, text: str) -> KeyRecord | None:
         """The record of a key somebody shows, revoked and expired ones included."""
         return self._read("hash", hash_key(text, self._pepper))
@@ -297,6 +316,13 @@ class KeyStore:
             (count_max,),
         )
         return [Charge(*row) for row in rows]
+
+    def sum_provisional(self, key_id: str) -> int:
+        """What of a key's spending has no receipt yet, and may still become less."""
+        (amount,) = self._reader.execute(
+            "SELECT coalesce(sum(amount), 0) FROM charges WHERE key_id = ? AND purchase IS NOT NULL", (key_id,)
+        ).fetchone()
+        return int(amount)
 
     def correct(self, answer_id: str, cost: int, provider: Address | None, counter: int | None) -> None:
         """Make a provisional charge final, and right what repeats it.

@@ -27,6 +27,8 @@ NONCE_HEADER = "X-DeAIOS-Nonce"
 RETRY_HEADER = "x-stainless-retry-count"
 HEAD_S = 1.0
 """For so long after a stream's head was sent, a client that is gone may not have had it."""
+BODY_READ: web.RequestKey[bytes] = web.RequestKey("body_read", bytes)
+"""Set where a request's body had to be read before its door, to tell what it costs."""
 _KEEP_ALIVE = b": keep-alive\n\n"
 log = get_logger("gateway")
 
@@ -60,7 +62,9 @@ async def read_asked(request: web.Request, key: KeyRecord, key_text: str, desk: 
         InvalidParameter: its nonce header is not a nonce.
     """
     nonce = _read_nonce(request)
-    body = await read_body(request, desk.limits.body_s)
+    body = request.get(BODY_READ)
+    if body is None:
+        body = await read_body(request, desk.limits.body_s)
     assert len(body) <= BODY_BYTES_MAX
     return Asked(key, key_text, body, nonce, is_retry=request.headers.get(RETRY_HEADER, "0").strip() != "0")
 

@@ -29,6 +29,7 @@ NAMES = (
     "Outbox",
     "Inbox",
     "Bridge",
+    "Sponsorship",
 )
 """Every contract of the suite, in order of deployment."""
 FURTHER_NAMES = ("Credit", "ValsetMirror", "Outbox", "Inbox", "Bridge", "Channels")

@@ -112,6 +112,7 @@ class NetworkDescriptor:
         windows: every window, delay and amount.
         confirmations: blocks that must hold something, its own included, before anybody acts on it for good.
         first_block: before it the chain holds nothing of this network.
+        sponsor_url: lends newcomers their first stake, if anybody does.
     """
 
     network_id: bytes
@@ -128,6 +129,7 @@ class NetworkDescriptor:
     confirmations: int = 1
     first_block: int = 0
     networks: tuple[FurtherNetwork, ...] = ()
+    sponsor_url: str | None = None
     version: int = VERSION
 
     def __post_init__(self) -> None:
@@ -154,6 +156,7 @@ class NetworkDescriptor:
             self.gateways,
             self.storage_urls,
             () if self.faucet_url is None else (self.faucet_url,),
+            () if self.sponsor_url is None else (self.sponsor_url,),
         ):
             if len(urls) > URLS_MAX:
                 raise InvalidDescriptor(f"{len(urls)} URLs exceed {URLS_MAX}")
@@ -228,8 +231,12 @@ def _encode_network(network: FurtherNetwork) -> Json:
     }
 
 
-def _list_optional(descriptor: NetworkDescriptor) -> tuple[tuple[str, int], ...]:
-    return ("confirmations", descriptor.confirmations), ("firstBlock", descriptor.first_block)
+def _list_optional(descriptor: NetworkDescriptor) -> tuple[tuple[str, int | str | None], ...]:
+    return (
+        ("confirmations", descriptor.confirmations),
+        ("firstBlock", descriptor.first_block),
+        ("sponsorUrl", descriptor.sponsor_url),
+    )
 
 
 def decode_fields(value: object) -> NetworkDescriptor:
@@ -243,7 +250,7 @@ def decode_fields(value: object) -> NetworkDescriptor:
     token = _read_object(items["token"], ("address", "name", "symbol", "version", "decimals"), "token")
     names = tuple(field.name for field in fields(SuiteAddresses))
     contracts = _read_object(items["contracts"], names, "contracts")
-    faucet_url = items["faucetUrl"]
+    faucet_url, sponsor_url = items["faucetUrl"], items["sponsorUrl"]
     try:
         return NetworkDescriptor(
             version=_read_int(items["version"], "version"),
@@ -266,6 +273,7 @@ def decode_fields(value: object) -> NetworkDescriptor:
             storage_urls=_read_texts(items["storageUrls"], "storageUrls"),
             confirmations=_read_int(items["confirmations"], "confirmations"),
             first_block=_read_int(items["firstBlock"], "firstBlock"),
+            sponsor_url=None if sponsor_url is None else _read_text(sponsor_url),
             networks=tuple(_decode_network(item) for item in _read_list(items["networks"], NETWORKS_MAX, "networks")),
         )
     except InvalidDescriptor:
@@ -308,7 +316,7 @@ _KEYS = (
 )
 _NETWORK_KEYS = ("name", "id", "chainId", "rpcUrls", "contracts", "services", "confirmations", "faucetUrl")
 
-_OPTIONAL: Mapping[str, int] = MappingProxyType({"confirmations": 1, "firstBlock": 0})
+_OPTIONAL: Mapping[str, int | None] = MappingProxyType({"confirmations": 1, "firstBlock": 0, "sponsorUrl": None})
 """With what they are where they are left out."""
 
 

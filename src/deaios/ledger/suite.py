@@ -56,6 +56,7 @@ class SuiteAddresses:
     outbox: Address
     inbox: Address
     bridge: Address
+    sponsorship: Address
 
     def __post_init__(self) -> None:
         addresses = list(self.by_field().values())
@@ -243,4 +244,5 @@ def build_arguments(
         "Outbox": (OWN_ID,),
         "Inbox": (OWN_ID, addresses.networks, 0, addresses.networks),
         "Bridge": (token, addresses.outbox, addresses.inbox, addresses.networks, OWN_ID, ZERO_ADDRESS),
+        "Sponsorship": (token, addresses.channels, staking),
     }

@@ -51,7 +51,7 @@ def validate_tokens(papers: Papers, vocabulary_size: int) -> None:
     Raises:
         InvalidPurchase: the largest id and the bound.
     """
-    top = max((*papers.prompt_ids, *papers.ask.params.stop_ids))
+    top = max((*papers.prompt_ids, *papers.ask.params.stop_ids, *papers.prefix))
     if top >= vocabulary_size:
         raise InvalidPurchase(f"token id {top} is not below the vocabulary's {vocabulary_size}")
 
@@ -97,6 +97,8 @@ def validate_ask(papers: Papers, offer: Offer, shelf: Shelf) -> None:
     tokens = ask.prompt_count + ask.params.max_tokens
     if tokens > offer.context_tokens:
         raise RefusedPurchase(f"{tokens} tokens of prompt and answer exceed the context of {offer.context_tokens}")
+    if len(papers.prefix) > ask.params.max_tokens:
+        raise InvalidPurchase(f"prefix has {len(papers.prefix)} ids, the answer at most {ask.params.max_tokens}")
     validate_tokens(papers, shelf.vocabulary_size)
     if commit_prompt(papers.prompt_ids, papers.salt) != ask.prompt_commitment:
         raise InvalidPurchase("prompt ids and salt do not give the ask's prompt commitment")

@@ -28,6 +28,7 @@ from deaios.market.fields import (
     thousandths,
     wrong_type,
 )
+from deaios.market.preferences import read_cache_key, read_preferences
 from deaios.market.question import CHOICES_MAX, SEED_BITS, TOP_K_MAX, Message, Question
 from deaios.market.tools import (
     CHAT,
@@ -58,7 +59,6 @@ _NEUTRAL: Mapping[str, tuple[Json, ...]] = {
     "moderation": (),
     "prediction": (),
     "presence_penalty": (0,),
-    "prompt_cache_key": (),
     "prompt_cache_options": (),
     "prompt_cache_retention": (),
     "reasoning_effort": ("none",),
@@ -107,7 +107,12 @@ def _combine(found: Mapping[str, object]) -> Question:
             raise InvalidParameter("top_logprobs", "top_logprobs is only allowed when logprobs is true")
     else:
         fields["top_logprobs"] = found.get("top_logprobs", 0)
-    renamed = {"temperature": "temperature_milli", "top_p": "top_p_milli"}
+    renamed = {
+        "temperature": "temperature_milli",
+        "top_p": "top_p_milli",
+        "provider": "preferences",
+        "prompt_cache_key": "cache_key",
+    }
     fields |= {renamed[name]: found[name] for name in renamed if name in found}
     fields["constraint"] = combine(
         CHAT,
@@ -189,6 +194,8 @@ _READERS: Mapping[str, Reader] = {
     "n": integers(1, CHOICES_MAX),
     "parallel_tool_calls": read_flag,
     "response_format": read_chat_format,
+    "prompt_cache_key": read_cache_key,
+    "provider": read_preferences,
     "seed": integers(-(1 << SEED_BITS - 1), (1 << SEED_BITS - 1) - 1),
     "stop": read_stop,
     "stream": read_flag,

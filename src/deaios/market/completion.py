@@ -23,6 +23,7 @@ from deaios.market.fields import (
     thousandths,
     wrong_type,
 )
+from deaios.market.preferences import read_preferences
 from deaios.market.question import CHOICES_MAX, SEED_BITS, TOP_K_MAX, Question
 from deaios.primitives.encoding import Json
 
@@ -94,6 +95,7 @@ _RENAMED = {
     "top_p": "top_p_milli",
     "logprobs": "top_logprobs",
     "stream_options": "include_usage",
+    "provider": "preferences",
 }
 _READERS: Mapping[str, Reader] = {
     "deaios": read_routing,
@@ -102,6 +104,7 @@ _READERS: Mapping[str, Reader] = {
     "model": read_model,
     "n": integers(1, CHOICES_MAX),
     "prompt": _read_prompts,
+    "provider": read_preferences,
     "seed": integers(-(1 << SEED_BITS - 1), (1 << SEED_BITS - 1) - 1),
     "stop": read_stop,
     "stream": read_flag,

@@ -243,6 +243,8 @@ def read_routing(param: str, value: object) -> dict[str, object]:
             if policy is None:
                 raise InvalidParameter(where, f"{where} is {item!r:.80}, allowed are {sorted(_AUDIT_POLICIES)}")
             found[name] = policy
+        elif name == "hedge":
+            found[name] = read_flag(where, item)
         elif name == "provider":
             try:
                 found[name] = parse_address(read_text(where, item))

@@ -29,6 +29,7 @@ from deaios.market.fields import (
     thousandths,
     wrong_type,
 )
+from deaios.market.preferences import read_preferences
 from deaios.market.question import TOP_K_MAX, Message, Question
 from deaios.market.tools import (
     MESSAGES,
@@ -188,13 +189,19 @@ def _read_blocks(where: str, value: object) -> str:
     return read_content(where, value, neutral=_BLOCK_NEUTRAL)
 
 
-_RENAMED = {"temperature": "temperature_milli", "top_p": "top_p_milli", "stop_sequences": "stop"}
+_RENAMED = {
+    "temperature": "temperature_milli",
+    "top_p": "top_p_milli",
+    "stop_sequences": "stop",
+    "provider": "preferences",
+}
 _READERS: Mapping[str, Reader] = {
     "deaios": read_routing,
     "max_tokens": integers(1, MAX_TOKENS_LIMIT),
     "messages": _read_turns,
     "model": read_model,
     "output_config": _read_output_config,
+    "provider": read_preferences,
     "stop_sequences": read_stop,
     "stream": read_flag,
     "system": _read_blocks,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from deaios.compute.commitments import commit_prompt, hash_context
 from deaios.ledger.eip712 import hash_struct
 from deaios.ledger.structs import Ask, AuditPolicy, ChannelConfig, Level, Params, Request, Voucher
+from deaios.market.preferences import Preferences
 from deaios.market.question import PLAIN_CHAT, Part, hash_request
 from deaios.primitives.keys import Address
 
@@ -34,6 +35,10 @@ class Order:
             It changes no token and no price, so no signature covers it.
         part: which purchase of the request this is.
         constraint: canonical bytes of what the answer is held to, which `params.mask_hash` binds.
+        preferences: which providers the user wants; None for whichever are best.
+        quantisation: of the model's weights, from its record, where preferences name some.
+        affinity: names the beginning of the prompt; who read it before is preferred. None where nobody is.
+        is_hedged: a second provider is asked when the first takes longer than usual; the faster one is paid.
     """
 
     model_record_id: bytes
@@ -51,6 +56,10 @@ class Order:
     logprobs: int | None = None
     part: Part = PLAIN_CHAT
     constraint: bytes | None = None
+    preferences: Preferences | None = None
+    quantisation: str | None = None
+    affinity: bytes | None = None
+    is_hedged: bool = False
 
 
 def build_ask(order: Order, buyer: Address) -> Ask:
@@ -73,8 +82,9 @@ def build_ask(order: Order, buyer: Address) -> Ask:
 class Papers:
     """All that a provider gets with a purchase; the prompt in clear, the context only as its hash.
 
-    Everything is signed or bound by a signed hash, save `logprobs`: how many of the most probable tokens are wanted
-    with each sampled one.
+    Everything is signed or bound by a signed hash, save two: `logprobs` is how many of the most probable tokens are
+    wanted with each sampled one; `prefix` is how another provider began the answer to this ask, a hint that is checked
+    against this provider's own model and that changes neither the answer nor its price.
     """
 
     ask: Ask
@@ -87,6 +97,7 @@ class Papers:
     voucher_signature: bytes
     logprobs: int | None = None
     constraint: bytes | None = None
+    prefix: tuple[int, ...] = ()
 
     @property
     def request_digest(self) -> bytes:

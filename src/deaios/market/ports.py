@@ -131,6 +131,8 @@ class Generate(Protocol):
         seed: bytes,
         logprobs: int | None,
         constraint: bytes | None,
+        *,
+        prefix: tuple[int, ...] = (),
     ) -> AsyncIterator[Piece]:
         """Start one generation.
 
@@ -140,6 +142,11 @@ class Generate(Protocol):
             seed: of the ask.
             logprobs: how many of the most probable tokens come with each; None for none.
             constraint: canonical bytes of what the answer is held to, which the params bind; None for nothing.
+            prefix: how another provider began this answer. The pieces then begin with these ids, each as soon as it
+                has been checked against the model; who samples the whole answer anew may leave the prefix unread.
+
+        Raises:
+            InvalidPrefix: while iterating; the model could not have sampled one of them.
         """
 
 

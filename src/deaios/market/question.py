@@ -15,6 +15,7 @@ from deaios.compute.tokenizer import Tokenizer
 from deaios.compute.tools import Tool, ToolCall, encode_tools
 from deaios.ledger.structs import TOP_K_OFF, TOP_P_OFF, AuditPolicy, Level, Params
 from deaios.market.fields import InvalidParameter
+from deaios.market.preferences import Preferences
 from deaios.primitives.encoding import Json
 from deaios.primitives.hashing import ZERO32
 from deaios.primitives.keys import Address
@@ -70,10 +71,11 @@ class Question:
     """Everything that is asked for.
 
     `max_tokens` is None where the body left it open; `top_logprobs` is None where no log probabilities are wanted,
-    otherwise the number of alternatives per token. `provider` restricts who may serve. `raw` is the prompt where there
-    is no conversation. `n` answers are wanted, each a purchase of its own. `tools` are shown to the model, `constraint`
-    is what its answer is held to. `prompt_name` and `limit_name` are what the body calls the prompt and the bound of
-    its answer.
+    otherwise the number of alternatives per token. `provider` restricts who may serve, `preferences` say who should,
+    `cache_key` names requests that begin alike, and `hedge` wants a second provider asked when the first is late. `raw`
+    is the prompt where there is no conversation. `n` answers are wanted, each a purchase of its own. `tools` are shown
+    to the model, `constraint` is what its answer is held to. `prompt_name` and `limit_name` are what the body calls
+    the prompt and the bound of its answer.
     """
 
     model: str
@@ -94,6 +96,9 @@ class Question:
     provider: Address | None = None
     tools: tuple[Tool, ...] = ()
     constraint: Constraint | None = None
+    preferences: Preferences | None = None
+    cache_key: str | None = None
+    hedge: bool = False
     prompt_name: str = "messages"
     limit_name: str = "max_tokens"
 

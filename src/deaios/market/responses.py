@@ -30,6 +30,7 @@ from deaios.market.fields import (
     unknown,
     wrong_type,
 )
+from deaios.market.preferences import read_cache_key, read_preferences
 from deaios.market.question import SEED_BITS, TOP_K_MAX, Message, Question
 from deaios.market.tools import (
     RESPONSES,
@@ -66,7 +67,6 @@ _NEUTRAL: Mapping[str, tuple[Json, ...]] = {
     "max_tool_calls": (),
     "moderation": (),
     "prompt": (),
-    "prompt_cache_key": (),
     "prompt_cache_options": (),
     "prompt_cache_retention": (),
     "reasoning": ({}, {"effort": "none"}),
@@ -274,7 +274,13 @@ def _read_options(param: str, value: object) -> None:
         refuse_unless_neutral(f"{param}.{name}", item, (False,))
 
 
-_RENAMED = {"temperature": "temperature_milli", "top_p": "top_p_milli", "max_output_tokens": "max_tokens"}
+_RENAMED = {
+    "temperature": "temperature_milli",
+    "top_p": "top_p_milli",
+    "max_output_tokens": "max_tokens",
+    "provider": "preferences",
+    "prompt_cache_key": "cache_key",
+}
 _READERS: Mapping[str, Reader] = {
     "deaios": read_routing,
     "input": _read_input,
@@ -284,6 +290,8 @@ _READERS: Mapping[str, Reader] = {
     "model": read_model,
     "parallel_tool_calls": read_flag,
     "previous_response_id": _read_previous,
+    "prompt_cache_key": read_cache_key,
+    "provider": read_preferences,
     "seed": integers(-(1 << SEED_BITS - 1), (1 << SEED_BITS - 1) - 1),
     "store": read_flag,
     "stream": read_flag,

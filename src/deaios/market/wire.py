@@ -4,6 +4,11 @@ Pure. `POST /purchases` takes papers and answers a stream of lines: admitted, to
 again attaches to the same purchase, running or ended, and never bills twice. `POST /purchases/{digest}/cancel` ends a
 purchase. Refusals are problem details (RFC 9457) with the amount that would do. Unknown keys are refused. Papers may
 ask for log probabilities: every token then comes with them, save in a stream that began after the purchase had ended.
+
+Papers may carry a `prefix`: the ids with which another provider began the answer to the same ask. The provider checks
+each against its own model, sends only what follows, and its receipt covers both. `admitted` says after how many ids the
+stream begins, and is said again whenever nothing else was for a while, so that a provider that works is told apart from
+one that is gone. `finished` says at which id of the prefix the provider's model disagrees, where it does.
 """
 
 from collections.abc import Mapping
@@ -57,10 +62,21 @@ class PurchaseBody(msgspec.Struct, rename="camel", forbid_unknown_fields=True, f
     voucher_signature: str
     logprobs: Annotated[int, msgspec.Meta(ge=0, le=LOGPROBS_MAX)] | msgspec.UnsetType = msgspec.UNSET
     constraint: Annotated[str, msgspec.Meta(max_length=CONSTRAINT_BYTES_MAX)] | msgspec.UnsetType = msgspec.UNSET
+    prefix: list[int] | msgspec.UnsetType = msgspec.UNSET
 
 
-class Admitted(msgspec.Struct, tag_field="kind", tag="admitted", forbid_unknown_fields=True, frozen=True):
-    """The purchase is journalled: from here on it ends with a receipt."""
+class Admitted(
+    msgspec.Struct, tag_field="kind", tag="admitted", forbid_unknown_fields=True, frozen=True, omit_defaults=True
+):
+    """The purchase is journalled: from here on it ends with a receipt.
+
+    Attributes:
+        prefix: ids of the papers' prefix, after which the tokens of this stream begin.
+        waiting: purchases that wait for a place before it.
+    """
+
+    prefix: int = 0
+    waiting: int = 0
 
 
 class Tokens(msgspec.Struct, tag_field="kind", tag="tokens", forbid_unknown_fields=True, frozen=True):
@@ -71,10 +87,15 @@ class Tokens(msgspec.Struct, tag_field="kind", tag="tokens", forbid_unknown_fiel
 
 
 class Finished(msgspec.Struct, tag_field="kind", tag="finished", forbid_unknown_fields=True, frozen=True):
-    """The receipt; the ids it covers are the first of those sent, as many as it counts."""
+    """The receipt; the ids it covers are the first of prefix and those sent, as many as it counts.
+
+    Attributes:
+        violation: index of the first id of the prefix that this provider's model could not have sampled; a claim.
+    """
 
     receipt: dict[str, object]
     signature: str
+    violation: Annotated[int, msgspec.Meta(ge=0, lt=MAX_TOKENS_LIMIT)] | msgspec.UnsetType = msgspec.UNSET
 
 
 Line = Admitted | Tokens | Finished
@@ -145,6 +166,8 @@ def encode_papers(papers: Papers) -> bytes:
         body["logprobs"] = papers.logprobs
     if papers.constraint is not None:
         body["constraint"] = papers.constraint.decode()
+    if papers.prefix:
+        body["prefix"] = list(papers.prefix)
     return encode_canonical_json(body)
 
 
@@ -170,6 +193,7 @@ def decode_papers(data: bytes) -> Papers:
         voucher_signature=decode_hex(body.voucher_signature, SIGNATURE_SIZE),
         logprobs=None if body.logprobs is msgspec.UNSET else body.logprobs,
         constraint=None if body.constraint is msgspec.UNSET else read_constraint(body.constraint),
+        prefix=() if body.prefix is msgspec.UNSET else read_ids(body.prefix, MAX_TOKENS_LIMIT),
     )
 
 
@@ -198,9 +222,13 @@ def decode_line(data: bytes) -> Line:
 _LINE: msgspec.json.Decoder[Line] = msgspec.json.Decoder(Line)
 
 
-def build_finished(entry: SignedReceipt) -> Finished:
+def build_finished(entry: SignedReceipt, violation: int | None = None) -> Finished:
     """The last line."""
-    return Finished(receipt=dict(encode_json(entry.receipt)), signature=encode_hex(entry.signature))
+    return Finished(
+        receipt=dict(encode_json(entry.receipt)),
+        signature=encode_hex(entry.signature),
+        violation=msgspec.UNSET if violation is None else violation,
+    )
 
 
 def read_receipt(receipt: Mapping[str, object], signature: str) -> SignedReceipt:

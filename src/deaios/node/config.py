@@ -8,6 +8,7 @@ from typing import Any, Literal
 import msgspec
 
 from deaios.primitives.errors import ConfigError
+from deaios.primitives.units import CREDIT
 
 CONFIG_NAME = "deaios.toml"
 
@@ -40,6 +41,8 @@ class GatewayConfig(msgspec.Struct, frozen=True):
 
     host: str = "127.0.0.1"
     port: int = 8000
+    relay: bool = True
+    """Whether roles that nobody can dial may be reached through it; it passes on what it need not understand."""
 
 
 class NetworkConfig(msgspec.Struct, frozen=True):
@@ -52,6 +55,10 @@ class NetworkConfig(msgspec.Struct, frozen=True):
     auditors: int = 4
     audit_interval_s: int = 20
     """Mean pause between one auditor's purchases."""
+    host: str = "127.0.0.1"
+    """Address on which the roles here listen and under which they are registered; gateways have one of their own."""
+    faucet: Literal["open", "own"] = "open"
+    """Whether the faucet gives to everybody who asks, or to the keys of this folder only."""
 
 
 class ProviderConfig(msgspec.Struct, frozen=True):
@@ -63,6 +70,23 @@ class ProviderConfig(msgspec.Struct, frozen=True):
     """The same per million sampled tokens."""
     claim_interval_s: int = 30
     """Between claims of what was earned; each costs gas."""
+    relay: str = ""
+    """A relay's URL; empty to use one where nobody can dial this machine; `direct` for never."""
+
+
+class SponsorConfig(msgspec.Struct, frozen=True):
+    """Whether the operator lends newcomers their first stake, and how much (docs/relay.md)."""
+
+    enabled: bool = False
+    """Said in the descriptor when the network is founded."""
+    budget: int = 1_000 * CREDIT
+    """Smallest units of credit lent in one run at most, backing included."""
+    fee: int = CREDIT // 10
+    """Owed beyond the seed: what gas and trouble are worth."""
+    term_s: int = 30 * 86_400
+    """Before it, the backing is not taken back."""
+    hourly_max: int = 20
+    """Newcomers within an hour."""
 
 
 class BuyerConfig(msgspec.Struct, frozen=True):
@@ -104,6 +128,7 @@ class Config(msgspec.Struct, frozen=True):
     buyer: BuyerConfig = BuyerConfig()
     engine: EngineConfig = EngineConfig()
     supervisor: SupervisorConfig = SupervisorConfig()
+    sponsor: SponsorConfig = SponsorConfig()
     log_level: str = "info"
 
 

@@ -39,6 +39,11 @@ class RoleContext:
         return self.spec.name
 
     @property
+    def host(self) -> str:
+        """Address that the role listens on."""
+        return self.config.network.host
+
+    @property
     def data(self) -> Path:
         """The role's own folder."""
         return self.folder.role(self.spec.name)

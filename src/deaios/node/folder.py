@@ -74,6 +74,7 @@ class RoleSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         record: model record that is served or audited, 0x hex; empty for the network's default.
         input_price: what a provider asks, smallest units per million prompt tokens; None as configured.
         output_price: the same per million sampled tokens.
+        relay: URL of the relay that a provider is reached through; empty for what deaios.toml says.
     """
 
     name: str
@@ -84,6 +85,7 @@ class RoleSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     record: str = ""
     input_price: int | None = None
     output_price: int | None = None
+    relay: str = ""
 
     def record_id(self, default: bytes) -> bytes:
         """The model record of this role.

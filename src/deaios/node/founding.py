@@ -50,12 +50,14 @@ class Ground:
         office_url: where the operator serves descriptor and faucet.
         foreign: what is noted of a chain that is not ours; None for the embedded one.
         config: what is paid for gas.
+        has_sponsor: whether the office lends newcomers their first stake.
     """
 
     url: str
     office_url: str
     foreign: ForeignChain | None = None
     config: ChainConfig = field(default_factory=ChainConfig)
+    has_sponsor: bool = False
 
     @property
     def operator(self) -> str:
@@ -128,6 +130,7 @@ async def found_network(
             windows=settings,
             default_model_record_id=outcome.value,
             faucet_url=f"{ground.office_url}/faucet",
+            sponsor_url=f"{ground.office_url}/sponsor" if ground.has_sponsor else None,
             storage_urls=tuple(storage_urls.values()),
             confirmations=rpc.confirmations,
             first_block=rpc.first_block,

@@ -15,7 +15,7 @@ from deaios.node.keystore import Keystore
 from deaios.node.member import open_member, open_rpc
 from deaios.primitives.encoding import encode_hex
 from deaios.primitives.errors import ConfigError, Invalid, Unavailable
-from deaios.runtime.client import HttpClient
+from deaios.runtime.client import HttpClient, RefusedByPeer
 from deaios.runtime.dice import SystemDice
 
 USER = "user"
@@ -89,6 +89,7 @@ async def join_network(folder: StateFolder, source: str, password: str | None = 
     folder.save_descriptor(data)
     key = Keystore(folder.keys, SystemDice(), password).open_key(USER)
     async with open_member(descriptor, key) as member:
-        await member.ensure_funded(1 if descriptor.faucet_url else 0)
+        with contextlib.suppress(RefusedByPeer):  # a faucet may keep to its own: whoever has no money can still look on
+            await member.ensure_funded(1 if descriptor.faucet_url else 0)
         credit = await member.contracts.credit.balance_of(member.address)
     return Joined(encode_hex(descriptor.network_id), encode_hex(descriptor.operator), encode_hex(key.address), credit)

@@ -209,7 +209,7 @@ class LocalNetwork:
         await loading
         from deaios.node.founding import Ground, begin_first_epoch, found_network  # noqa: PLC0415 - loaded just above
 
-        ground = Ground(self.chain_url, office_url, foreign, self.config.chain)
+        ground = Ground(self.chain_url, office_url, foreign, self.config.chain, self.config.sponsor.enabled)
         await found_network(self.folder, keystore, ground, urls, len(members), self._report)
         self._report("starting data availability, providers, auditors and the gateway")
         rest = (*members, *by_kind["provider"], *by_kind["auditor"], roles[-1], *further)

@@ -58,9 +58,7 @@ async def open_storage(member: Member, clock: Clock, workers: Workers = ALONE) -
     )
 
 
-async def open_model(
-    member: Member, folder: StateFolder, record_id: bytes, clock: Clock, report: Report
-) -> ModelFiles:
+async def open_model(member: Member, folder: StateFolder, record_id: bytes, clock: Clock, report: Report) -> ModelFiles:
     """A model by its record, fetched where it is missing."""
     record = await fetch_record(member.contracts, record_id)
     return await ensure_model(folder, record, await open_storage(member, clock), report)

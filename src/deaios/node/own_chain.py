@@ -9,6 +9,7 @@ from deaios.chain.genesis import ETHER, Allocation, Genesis
 from deaios.chain.service import ChainService, Limits, spare_collector
 from deaios.chain.service.pace import Deadline
 from deaios.chain.store import holds_chain
+from deaios.ledger.x402 import list_predeploys
 from deaios.node.context import RoleContext
 from deaios.primitives.keys import PrivateKey
 from deaios.runtime.clock import Clock
@@ -54,5 +55,8 @@ def _new_genesis(context: RoleContext, key: PrivateKey) -> Genesis:
         seed=context.dice.token_bytes(32),
         operator=key.address,
         timestamp=context.clock.now_ms() // 1000,
-        allocations=(Allocation(key.address, OPERATOR_ETHER * ETHER),),
+        allocations=(
+            Allocation(key.address, OPERATOR_ETHER * ETHER),
+            *(Allocation(address, nonce=1, code=code) for address, code in list_predeploys()),
+        ),
     )

@@ -14,7 +14,7 @@ from deaios.alignment.evidence import Evidence
 from deaios.alignment.recheck.service import EngineRecheck
 from deaios.compute.engine import Engine
 from deaios.compute.engines.upstream.client import Upstream, UpstreamChoice, open_upstream
-from deaios.compute.engines.upstream.dialects import Dialect
+from deaios.compute.engines.upstream.dialects import Dialect, RefusedUpstream
 from deaios.compute.records import UNAUDITABLE, ModelRecord
 from deaios.compute.service import EngineService
 from deaios.compute.tokenizer import Tokenizer
@@ -122,8 +122,16 @@ def sell(upstream: Upstream) -> Generate:
     """The server behind the seller's port."""
 
     async def generate(
-        prompt_ids: tuple[int, ...], params: Params, seed: bytes, logprobs: int | None
+        prompt_ids: tuple[int, ...],
+        params: Params,
+        seed: bytes,
+        logprobs: int | None,
+        constraint: bytes | None,
+        *,
+        prefix: tuple[int, ...] = (),  # the server samples the whole answer anew, and the desk compares
     ) -> AsyncIterator[Piece]:
+        if constraint is not None:
+            raise RefusedUpstream("the server behind this provider cannot hold an answer to a schema or to tools")
         async with aclosing(upstream.generate(prompt_ids, params, seed, logprobs)) as stream:
             async for sampled in stream:
                 yield Piece(sampled.token, sampled.finish, sampled.stop_index)

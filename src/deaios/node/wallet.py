@@ -15,13 +15,14 @@ WEI_DECIMALS = 18
 
 
 class WalletEntry(msgspec.Struct, frozen=True):
-    """One key; amounts in the smallest unit."""
+    """One key; amounts in the smallest unit. `debt` is owed to a sponsor and paid from earnings over channels."""
 
     name: str
     address: str
     credit: int
     stake: int
     gas_wei: int
+    debt: int = 0
 
     @property
     def gas_ether(self) -> str:
@@ -55,6 +56,7 @@ async def read_wallet(folder: StateFolder) -> list[WalletEntry]:
                     await contracts.credit.balance_of(address),
                     await contracts.staking.stake_of(address),
                     await rpc.get_balance(address),
+                    (await contracts.sponsorship.debt_of(address)).left,
                 )
             )
     return entries

@@ -13,6 +13,7 @@ from deaios.ledger.client.messages import Inbox, Outbox
 from deaios.ledger.client.networks import Equivocation, Networks
 from deaios.ledger.client.receipts import Receipts
 from deaios.ledger.client.rpc import Rpc
+from deaios.ledger.client.sponsorship import Sponsorship
 from deaios.ledger.client.staking import SharedStaking
 from deaios.ledger.suite import SuiteAddresses
 
@@ -42,6 +43,7 @@ class Contracts:
         self.outbox = Outbox(rpc, addresses.outbox)
         self.inbox = Inbox(rpc, addresses.inbox)
         self.bridge = Bridge(rpc, addresses.bridge)
+        self.sponsorship = Sponsorship(rpc, addresses.sponsorship, self.channels)
 
     @property
     def settled(self) -> "Contracts":

@@ -5,6 +5,7 @@
 @notice The functions, types and events of x402 `batch-settlement`, for one token, with signatures of keys only
     (no ERC-1271) and deposits by EIP-3009 through this contract itself.
     Money held = sum over channels of (balance - totalClaimed) + sum over receivers of (totalClaimed - totalSettled).
+    A receiver may pledge what it earns: until the debt is repaid, settling pays its creditor first.
     Source: x402-foundation/x402, contracts/evm/src/x402BatchSettlement.sol.
 """
 import signatures
@@ -68,6 +69,11 @@ struct Parties:
     receiver: address
 
 
+struct Debt:
+    creditor: address
+    left: uint128
+
+
 event ChannelCreated:
     channelId: indexed(bytes32)
     config: ChannelConfig
@@ -117,6 +123,19 @@ event WithdrawFinalized:
     amount: uint128
 
 
+event Pledged:
+    receiver: indexed(address)
+    creditor: indexed(address)
+    amount: uint128
+
+
+event Repaid:
+    receiver: indexed(address)
+    creditor: indexed(address)
+    amount: uint128
+    left: uint128
+
+
 CLAIMS_MAX: constant(uint256) = 100
 COLLECTOR_DATA_MAX: constant(uint256) = 288
 
@@ -127,6 +146,9 @@ VOUCHER_TYPE: constant(bytes32) = keccak256("Voucher(bytes32 channelId,uint128 m
 REFUND_TYPE: constant(bytes32) = keccak256("Refund(bytes32 channelId,uint256 nonce,uint128 amount)")
 ENTRY_TYPE: constant(bytes32) = keccak256(
     "ClaimEntry(bytes32 channelId,uint128 maxClaimableAmount,uint128 totalClaimed)"
+)
+PLEDGE_TYPE: constant(bytes32) = keccak256(
+    "Pledge(address receiver,address lender,address creditor,uint128 amount,bytes32 terms,uint256 nonce,uint256 deadline)"
 )
 BATCH_TYPE: constant(bytes32) = keccak256(
     "ClaimBatch(ClaimEntry[] claims)ClaimEntry(bytes32 channelId,uint128 maxClaimableAmount,uint128 totalClaimed)"
@@ -141,6 +163,8 @@ withdrawals: HashMap[bytes32, Withdrawal]
 earnings: HashMap[address, Receiver]
 parties: HashMap[bytes32, Parties]
 refundNonce: public(HashMap[bytes32, uint256])
+debts: HashMap[address, Debt]
+pledgeNonce: public(HashMap[address, uint256])
 
 
 @deploy
@@ -209,7 +233,7 @@ def claimWithSignature(voucherClaims: DynArray[VoucherClaim, CLAIMS_MAX], author
 @external
 def settle(receiver: address, token: address):
     """
-    @notice Pay a receiver what it has claimed; anyone may ask for it.
+    @notice Pay a receiver what it has claimed, its creditor first; anyone may ask for it.
     """
     assert token == self.token, "channels: another token"
     earned: Receiver = self.earnings[receiver]
@@ -218,7 +242,38 @@ def settle(receiver: address, token: address):
         return
     self.earnings[receiver].totalSettled = earned.totalClaimed
     log Settled(receiver=receiver, token=token, sender=msg.sender, amount=amount)
-    self._pay(receiver, amount)
+    debt: Debt = self.debts[receiver]
+    repaid: uint128 = min(amount, debt.left)
+    if repaid > 0:
+        self.debts[receiver].left = debt.left - repaid
+        log Repaid(receiver=receiver, creditor=debt.creditor, amount=repaid, left=debt.left - repaid)
+        self._pay(debt.creditor, repaid)
+    if amount > repaid:
+        self._pay(receiver, amount - repaid)
+
+
+@external
+def pledge(
+    receiver: address, creditor: address, amount: uint128, terms: bytes32, deadline: uint256, signature: Bytes[65]
+):
+    """
+    @notice Bind what a receiver earns from now on to a creditor, until so much is repaid. The receiver signed it for
+        the caller, the lender, who answers for what `terms` stand for. One debt at a time; nobody can lift it but by
+        repaying it.
+    """
+    assert creditor != empty(address), "channels: creditor is zero"
+    assert amount > 0, "channels: pledge is zero"
+    assert self.debts[receiver].left == 0, "channels: receiver is in debt"
+    assert block.timestamp <= deadline, "channels: pledge has expired"
+    nonce: uint256 = self.pledgeNonce[receiver]
+    self.pledgeNonce[receiver] = nonce + 1
+    struct_hash: bytes32 = keccak256(
+        abi_encode(PLEDGE_TYPE, receiver, msg.sender, creditor, amount, terms, nonce, deadline)
+    )
+    digest: bytes32 = signatures.typed_data(self._separator(), struct_hash)
+    assert self._signed_by(receiver, digest, signature), "channels: pledge's signature"
+    self.debts[receiver] = Debt(creditor=creditor, left=amount)
+    log Pledged(receiver=receiver, creditor=creditor, amount=amount)
 
 
 @external
@@ -331,6 +386,15 @@ def receivers(receiver: address, token: address) -> (uint128, uint128):
         return 0, 0
     earned: Receiver = self.earnings[receiver]
     return earned.totalClaimed, earned.totalSettled
+
+
+@external
+@view
+def debtOf(receiver: address) -> (address, uint128):
+    """
+    @notice Whom a receiver pledged its earnings to last, and what of the debt is left.
+    """
+    return self.debts[receiver].creditor, self.debts[receiver].left
 
 
 @external

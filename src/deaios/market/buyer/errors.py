@@ -27,6 +27,10 @@ class UnavailableProviders(Unavailable):
         self.reasons = dict(reasons)
 
 
+class UnavailableContinuation(UnavailableProviders):
+    """Others say that what was shown of an answer is not how their model begins it; nobody signs for it."""
+
+
 class UnavailableProvider(Unavailable):
     """One provider failed; nothing was charged unless its receipt arrives later and says so."""
 
@@ -37,6 +41,18 @@ class FailedPurchase(UnavailableProvider):
     def __init__(self, state: int) -> None:
         super().__init__(f"provider ended the purchase without output: {State(state).name.lower()}")
         self.state = State(state)
+
+
+class RefusedPrefix(Refused):
+    """A provider says that its model could not have sampled an id with which another one began the answer.
+
+    Attributes:
+        position: index of the first such id.
+    """
+
+    def __init__(self, position: int) -> None:
+        super().__init__(f"provider does not continue this answer: prefix violates at {position}")
+        self.position = position
 
 
 class InvalidStream(Invalid):

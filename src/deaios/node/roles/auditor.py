@@ -21,7 +21,7 @@ from deaios.node.engines import count_engines, open_checked_engine, serving_engi
 from deaios.node.member import Member, build_fees, open_member
 from deaios.node.models import ModelFiles
 from deaios.node.network import open_default_model, open_storage, open_trade
-from deaios.node.ports import HOST, keep_port
+from deaios.node.ports import keep_port
 from deaios.node.shop import Shop
 from deaios.primitives.encoding import encode_hex
 from deaios.runtime.http import build_application, json_response, serve
@@ -97,7 +97,7 @@ def build_auditor_application(store: AuditorStore, metrics: Metrics | None = Non
 
 async def _serve(context: RoleContext, member: Member, auditor: Auditor, store: AuditorStore, buyer: Buyer) -> None:
     application = build_auditor_application(store, context.metrics)
-    async with serve(application, HOST, keep_port(context.data, context.spec.port)) as url:
+    async with serve(application, context.host, keep_port(context.data, context.spec.port, context.host)) as url:
         await member.contracts.identities.ensure_registered(member.sender, url, "auditor")
         context.report_ready(url)
         await context.work_until_stopped(auditor.run(), buyer.watch())

@@ -14,7 +14,7 @@ from deaios.node.context import RoleContext
 from deaios.node.folder import StateFolder
 from deaios.node.office import Office
 from deaios.node.own_chain import open_own_chain
-from deaios.node.ports import HOST, keep_port
+from deaios.node.ports import keep_port
 from deaios.primitives.errors import ConfigError
 from deaios.runtime.http import serve
 from deaios.runtime.logs import get_logger
@@ -25,18 +25,18 @@ _log = get_logger("chain")
 async def run(context: RoleContext) -> None:
     """Make blocks, answer JSON-RPC, serve descriptor and faucet until told to stop."""
     key = context.open_key()
-    port = keep_port(context.data, context.spec.port)
+    port = keep_port(context.data, context.spec.port, context.host)
     moved_clock = MovedClock(context.clock) if context.config.chain.time_travel else None
     if moved_clock is not None:
         _log.warning("TIME TRAVEL IS ON: anybody who reaches this chain may move its time; never keep value on it")
-    async with Rpc(f"http://{HOST}:{port}") as rpc:
+    async with Rpc(f"http://{context.host}:{port}") as rpc:
         deadline, limits = _Deadlines(context.folder, rpc).latest, read_limits(context.config.chain)
         async with open_own_chain(context, key, limits, clock=moved_clock, deadline=deadline) as chain:
             if moved_clock is not None:
                 moved_clock.catch_up(chain.head.timestamp)
             application = build_application(chain, moved_clock)
-            Office(context.folder, key, rpc).add_routes(application)
-            async with serve(application, HOST, port) as url:
+            Office(context, key, rpc).add_routes(application)
+            async with serve(application, context.host, port) as url:
                 context.report_ready(url)
                 await context.work_until_stopped(chain.run())
 

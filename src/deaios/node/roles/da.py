@@ -11,7 +11,7 @@ from deaios.ledger.structs import availability_domain
 from deaios.ledger.suite import DATA_AVAILABILITY
 from deaios.node.context import RoleContext
 from deaios.node.member import Member, build_fees, open_member
-from deaios.node.ports import HOST, keep_port
+from deaios.node.ports import keep_port
 from deaios.rows.store import RowStore
 from deaios.runtime.http import serve
 
@@ -71,7 +71,7 @@ async def _serve(context: RoleContext, member: Member, store: RowStore, pledges:
         clock=context.clock,
     )
     application = build_member_application(door, store, pledges)
-    async with serve(application, HOST, keep_port(context.data, context.spec.port)) as url:
+    async with serve(application, context.host, keep_port(context.data, context.spec.port, context.host)) as url:
         await asyncio.gather(
             member.contracts.identities.ensure_registered(member.sender, url, "da"), duties.tend_epoch()
         )

@@ -14,7 +14,7 @@ from deaios.ledger.further import plan_addresses
 from deaios.ledger.settings import LOCAL
 from deaios.node.context import RoleContext
 from deaios.node.own_chain import open_own_chain
-from deaios.node.ports import HOST, keep_port
+from deaios.node.ports import keep_port
 from deaios.primitives.encoding import encode_hex
 from deaios.primitives.errors import Refused
 from deaios.primitives.keys import Address, parse_address
@@ -35,13 +35,13 @@ class _Beneficiary(msgspec.Struct, forbid_unknown_fields=True):
 async def run(context: RoleContext) -> None:
     """Make blocks, answer JSON-RPC and give native coin until told to stop."""
     key = context.open_key()
-    port = keep_port(context.data, context.spec.port)
+    port = keep_port(context.data, context.spec.port, context.host)
     limits = Limits(block_ms=context.config.chain.block_interval_ms)
-    async with Rpc(f"http://{HOST}:{port}") as rpc, open_own_chain(context, key, limits) as chain:
+    async with Rpc(f"http://{context.host}:{port}") as rpc, open_own_chain(context, key, limits) as chain:
         sender = Sender(rpc, key, chain.chain_id)
         application = build_application(chain)
         application.router.add_post("/faucet", _Giver(rpc, sender, key.address).give)
-        async with serve(application, HOST, port) as url:
+        async with serve(application, context.host, port) as url:
             context.report_ready(url)
             await context.work_until_stopped(chain.run())
         await sender.close()

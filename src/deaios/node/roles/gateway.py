@@ -10,6 +10,7 @@ from deaios.gateway.purchasing import ServedModel, ServedModels
 from deaios.gateway.records import RecordStore
 from deaios.gateway.service import build_gateway_application
 from deaios.gateway.store import KeyStore
+from deaios.ledger.suite import COMPUTE
 from deaios.market.buyer.client import Buyer
 from deaios.node.context import RoleContext
 from deaios.node.member import Member, build_fees, open_member
@@ -17,9 +18,11 @@ from deaios.node.network import open_blobs, open_default_model, open_trade
 from deaios.node.ports import keep_port
 from deaios.node.status import API_KEY_NAME
 from deaios.node.stock import Stock
+from deaios.primitives.keys import Address
 from deaios.primitives.units import CREDIT
 from deaios.runtime.http import METRICS_KEY, serve
 from deaios.runtime.logs import get_logger
+from deaios.runtime.relay.server import Relay
 
 WORKING_CREDIT = 20 * CREDIT
 OWNED_BY = "network"
@@ -66,10 +69,22 @@ async def run(context: RoleContext) -> None:
                 )
                 _count_purchases(application, trade.buyer)
                 stock = Stock(member, context.folder, trade.directory, models, default, context.clock)
+                if context.config.gateway.relay:
+                    _add_relay(application, context, member)
                 await _serve(context, member, application, trade.buyer, stock)
         finally:
             records.close()
             keys.close()
+
+
+def _add_relay(application: web.Application, context: RoleContext, member: Member) -> None:
+    """Let roles that nobody can dial be reached through this gateway."""
+
+    async def is_member(address: Address) -> bool:
+        return await member.contracts.staking.power(COMPUTE, address) > 0
+
+    relay = Relay(member.descriptor.network_id, context.clock, is_member=is_member, metrics=application[METRICS_KEY])
+    relay.add_routes(application)
 
 
 def _count_purchases(application: web.Application, buyer: Buyer) -> None:

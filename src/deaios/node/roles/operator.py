@@ -15,7 +15,7 @@ from deaios.node.folder import StateFolder
 from deaios.node.foreign import OPERATOR, load_foreign
 from deaios.node.member import build_fees
 from deaios.node.office import Office
-from deaios.node.ports import HOST, keep_port
+from deaios.node.ports import keep_port
 from deaios.node.purse import GasPurse
 from deaios.primitives.errors import ConfigError
 from deaios.primitives.keys import PrivateKey
@@ -36,21 +36,24 @@ async def run(context: RoleContext) -> None:
         purse = GasPurse(
             context.folder, context.keystore, chain, sender, fees, config.gas_budget_gwei * GWEI, context.clock
         )
-        Office(context.folder, key, rpc, sender=sender, purse=purse).add_routes(application)
+        Office(context, key, rpc, sender=sender, purse=purse).add_routes(application)
         try:
-            async with serve(application, HOST, keep_port(context.data, context.spec.port)) as url:
-                _announce(context.folder, key, f"{url}/faucet")
+            async with serve(
+                application, context.host, keep_port(context.data, context.spec.port, context.host)
+            ) as url:
+                _announce(context.folder, key, url)
                 context.report_ready(url)
                 await context.work_until_stopped(purse.run())
         finally:
             await sender.close()
 
 
-def _announce(folder: StateFolder, key: PrivateKey, faucet_url: str) -> None:
+def _announce(folder: StateFolder, key: PrivateKey, office_url: str) -> None:
     """Sign the descriptor anew where the counter has moved: somebody took its port while it was away."""
     if not folder.descriptor_path.exists():
         return
     descriptor = folder.load_descriptor()
-    if descriptor.faucet_url != faucet_url:
-        moved = replace(descriptor, faucet_url=faucet_url)
+    sponsor_url = None if descriptor.sponsor_url is None else f"{office_url}/sponsor"
+    moved = replace(descriptor, faucet_url=f"{office_url}/faucet", sponsor_url=sponsor_url)
+    if moved != descriptor:
         folder.save_descriptor(encode_descriptor(moved, sign_descriptor(key, moved)))

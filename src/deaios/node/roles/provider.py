@@ -14,7 +14,7 @@ from deaios.alignment.ports import Recheck
 from deaios.alignment.recheck.service import EngineRecheck
 from deaios.compute.engine import Engine
 from deaios.compute.masks.service import MaskService
-from deaios.compute.records import ModelRecord
+from deaios.compute.records import ModelRecord, Thresholds
 from deaios.compute.service import EngineService
 from deaios.compute.tokenizer import Tokenizer
 from deaios.ledger.structs import Level, Params
@@ -24,11 +24,14 @@ from deaios.market.ports import Generate, Piece
 from deaios.market.seller.service import Seller, SellerSettings
 from deaios.node.context import RoleContext
 from deaios.node.engines import count_engines, open_checked_engine, open_configured_engine, serving_engine
-from deaios.node.member import Member, build_fees, open_member
+from deaios.node.member import Member, RefusedUnfunded, build_fees, open_member
 from deaios.node.models import ModelFiles, ensure_language, ensure_model, fetch_record, weaken_model
 from deaios.node.network import BatchShelf, open_blobs, open_storage, terms_of
-from deaios.node.ports import HOST, keep_port
+from deaios.node.ports import keep_port
+from deaios.node.relaying import find_place, reached_at
+from deaios.node.sponsoring import be_sponsored
 from deaios.node.upstream import FetchFiles, sell, serving_upstream
+from deaios.runtime.client import RefusedByPeer
 from deaios.runtime.http import serve
 from deaios.runtime.logs import get_logger
 
@@ -37,8 +40,8 @@ async def run(context: RoleContext) -> None:
     """Fetch the model, stake, register, sell until told to stop."""
     descriptor = context.folder.load_descriptor()
     async with open_member(descriptor, context.open_key(), fees=build_fees(context.config.chain)) as member:
-        port = keep_port(context.data, context.spec.port)
-        url = f"http://{HOST}:{port}"
+        port = keep_port(context.data, context.spec.port, context.host)
+        place = await find_place(member, context.host, port, context.spec.relay or context.config.provider.relay)
         log = get_logger("provider")
         record_id = context.spec.record_id(descriptor.default_model_record_id)
         shelf = await open_storage(member, context.clock)
@@ -46,13 +49,13 @@ async def run(context: RoleContext) -> None:
         fetch_files = partial(ensure_model, context.folder, record, shelf, log.info)
         if context.spec.upstream is None:
             # the weights of an engine of ours are on their way while the stake is
-            await asyncio.gather(fetch_files(), _join_providers(member))
+            _, has_joined = await asyncio.gather(fetch_files(), _join_providers(member))
         else:
-            await _join_providers(member)
+            has_joined = await _join_providers(member)
         tokenizer, _ = await ensure_language(context.folder, record, shelf, log.info)
         async with _open_kitchen(context, record, tokenizer, fetch_files) as kitchen:
             settings = SellerSettings(
-                url=url,
+                url=place.url,
                 model_record_id=record_id,
                 engine_profile=kitchen.profile,
                 vocabulary_size=tokenizer.vocabulary_size,
@@ -90,20 +93,34 @@ async def run(context: RoleContext) -> None:
                 recheck=kitchen.recheck,
                 clock=context.clock,
             )
-            async with seller, serve(seller.application, HOST, port) as bound:
-                await member.contracts.identities.ensure_registered(member.sender, bound, "provider")
-                context.report_ready(bound)
-                await context.work_until_stopped(seller.watch(), defender.run())
+            async with (
+                seller,
+                serve(seller.application, context.host, port) as bound,
+                reached_at(place, bound, context, member) as relay,
+            ):
+                if not has_joined:
+                    await be_sponsored(member, COMPUTE, descriptor.windows.compute_stake_min, place.url)
+                await member.contracts.identities.ensure_registered(member.sender, place.url, "provider")
+                context.report_ready(place.url)
+                work = [seller.watch(), defender.run()]
+                await context.work_until_stopped(*work, *(() if relay is None else (relay.watch(),)))
 
 
 def _choose(of_role: int | None, configured: int) -> int:
     return configured if of_role is None else of_role
 
 
-async def _join_providers(member: Member) -> None:
+async def _join_providers(member: Member) -> bool:
+    """Stand behind compute with money of one's own; False where a sponsor has to be asked, which looks at the door."""
     stake = member.descriptor.windows.compute_stake_min
-    await member.ensure_funded(stake)
+    try:
+        await member.ensure_funded(stake)
+    except (RefusedUnfunded, RefusedByPeer):
+        if member.descriptor.sponsor_url is None:
+            raise
+        return False
     await member.ensure_staked(COMPUTE, stake)
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +151,7 @@ async def _open_kitchen(
         files = await fetch_files()
         async with _open_service(context, files) as (service, profile):
             yield _Kitchen(
-                generate=_generate_with(service, tokenizer),
+                generate=_generate_with(service, tokenizer, record.thresholds),
                 profile=profile,
                 level=Level.REPLAYABLE if profile in record.replay_profiles else Level.SEEDED,
                 context_tokens=service.engine.context_tokens,
@@ -171,14 +188,22 @@ async def _open_service(context: RoleContext, files: ModelFiles) -> AsyncIterato
         yield service, profile
 
 
-def _generate_with(service: EngineService, tokenizer: Tokenizer) -> Generate:
+def _generate_with(service: EngineService, tokenizer: Tokenizer, thresholds: Thresholds) -> Generate:
     masks = MaskService(tokenizer)
 
     async def generate(
-        prompt_ids: tuple[int, ...], params: Params, seed: bytes, logprobs: int | None, constraint: bytes | None
+        prompt_ids: tuple[int, ...],
+        params: Params,
+        seed: bytes,
+        logprobs: int | None,
+        constraint: bytes | None,
+        *,
+        prefix: tuple[int, ...] = (),
     ) -> AsyncIterator[Piece]:
         mask = await masks.open(constraint, params.mask_hash)
-        stream = service.generate(prompt_ids, params, seed, tokenizer, logprobs, mask)
+        stream = service.generate(
+            prompt_ids, params, seed, tokenizer, logprobs, mask, prefix_ids=prefix, thresholds=thresholds
+        )
         async with contextlib.aclosing(stream):
             async for sampled in stream:
                 yield Piece(sampled.token, sampled.finish, sampled.stop_index, sampled.logprobs)

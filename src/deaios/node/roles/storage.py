@@ -7,7 +7,7 @@ from deaios.ledger.client.rpc import Rpc
 from deaios.node.context import RoleContext
 from deaios.node.foreign import load_foreign
 from deaios.node.member import build_fees, open_member
-from deaios.node.ports import HOST, keep_port
+from deaios.node.ports import keep_port
 from deaios.primitives.encoding import decode_hex
 from deaios.primitives.errors import DeaiosError
 from deaios.rows.store import RowStore
@@ -26,7 +26,7 @@ async def run(context: RoleContext) -> None:
     store = RowStore(context.data / "rows", QUOTA_BYTES)
     try:
         application = build_storage_application(store, network_id=network_id, clock=context.clock)
-        async with serve(application, HOST, keep_port(context.data, context.spec.port)) as url:
+        async with serve(application, context.host, keep_port(context.data, context.spec.port, context.host)) as url:
             context.report_ready(url)
             registration = asyncio.create_task(_register(context, url))
             await context.stopping.wait()

@@ -7,7 +7,7 @@ from deaios.ledger.valset import build_root_id
 from deaios.node.context import RoleContext
 from deaios.node.further import ROLE, domain_of, join_as_validator, open_network_keys, open_views, work_per_descriptor
 from deaios.node.member import Member, open_member
-from deaios.node.ports import HOST, keep_port
+from deaios.node.ports import keep_port
 from deaios.primitives.errors import Refused
 from deaios.primitives.keys import PrivateKey
 from deaios.runtime.http import serve
@@ -41,7 +41,7 @@ async def _work(context: RoleContext, descriptor: NetworkDescriptor, promises: P
             clock=context.clock,
         )
         application = build_validator_application(door, promises)
-        async with serve(application, HOST, keep_port(context.data, context.spec.port)) as url:
+        async with serve(application, context.host, keep_port(context.data, context.spec.port, context.host)) as url:
             await member.contracts.identities.ensure_registered(member.sender, url, ROLE)
             context.report_ready(url)
             await context.work_until_stopped(door.run())

@@ -43,9 +43,14 @@ Give = Callable[[tuple[int, ...], Params, bytes], AsyncIterator[Piece]]
 
 def _giving(give: Give) -> Generate:
     def generate(
-        prompt_ids: tuple[int, ...], params: Params, seed: bytes, logprobs: int | None, constraint: bytes | None
+        prompt_ids: tuple[int, ...],
+        params: Params,
+        seed: bytes,
+        logprobs: int | None,
+        constraint: bytes | None,
+        prefix: tuple[int, ...] = (),
     ) -> AsyncIterator[Piece]:
-        assert logprobs is None and constraint is None, "nobody asks a cheat for more than tokens"
+        assert (logprobs, constraint) == (None, None), "nobody asks a cheat for more than tokens"
         return give(prompt_ids, params, seed)
 
     return generate
@@ -77,10 +82,15 @@ def counting(world: World, name: str, generate: Generate) -> Generate:
     """The same generator, counted at each use."""
 
     def generate_counted(
-        prompt_ids: tuple[int, ...], params: Params, seed: bytes, logprobs: int | None, constraint: bytes | None
+        prompt_ids: tuple[int, ...],
+        params: Params,
+        seed: bytes,
+        logprobs: int | None,
+        constraint: bytes | None,
+        prefix: tuple[int, ...] = (),
     ) -> AsyncIterator[Piece]:
         world.counts[f"cheat: {name}"] += 1
-        return generate(prompt_ids, params, seed, logprobs, constraint)
+        return generate(prompt_ids, params, seed, logprobs, constraint, prefix=prefix)
 
     return generate_counted
 

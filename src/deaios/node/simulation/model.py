@@ -174,6 +174,7 @@ def build_record() -> ModelRecord:
 
 
 RECORD = build_record()
+THRESHOLDS = RECORD.thresholds
 RECORD_ID = compute_record_id(encode_record(RECORD))
 
 
@@ -220,14 +221,22 @@ async def generate(
     weights: Weights = RIGHT,
     token_s: float = TOKEN_S,
     hidden_ids: tuple[int, ...] = (),
+    prefix: tuple[int, ...] = (),
 ) -> AsyncIterator[Piece]:
-    """An answer, id by id, in virtual time; a cheat puts `hidden_ids` before the prompt."""
+    """An answer, id by id, in virtual time; a cheat puts `hidden_ids` before the prompt.
+
+    A prefix is checked as the live engine's service does, in the time of one token.
+    """
     machine = Generation(len(prompt_ids), params, seed, TOKENIZER)
     digest = b""
     for token in (*hidden_ids, *prompt_ids):
         digest = extend(digest, token)
-    while machine.finish is None:
-        await asyncio.sleep(token_s)
-        sampled = machine.offer(weights.row(digest))
+    for place in range(params.max_tokens):
+        if place == 0 or place >= len(prefix):
+            await asyncio.sleep(token_s)
+        row = weights.row(digest)
+        sampled = machine.take_over(row, prefix[place], THRESHOLDS) if place < len(prefix) else machine.offer(row)
         digest = extend(digest, sampled.token)
         yield Piece(sampled.token, sampled.finish, sampled.stop_index, None)
+        if sampled.finish is not None:
+            return

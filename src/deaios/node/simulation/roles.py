@@ -221,10 +221,15 @@ def generate_with(weights: model.Weights, token_s: float = model.TOKEN_S) -> Gen
     """A generator over some weights."""
 
     def generate(
-        prompt_ids: tuple[int, ...], params: Params, seed: bytes, logprobs: int | None, constraint: bytes | None
+        prompt_ids: tuple[int, ...],
+        params: Params,
+        seed: bytes,
+        logprobs: int | None,
+        constraint: bytes | None,
+        prefix: tuple[int, ...] = (),
     ) -> AsyncIterator[Piece]:
-        assert logprobs is None and constraint is None, "nobody asks a toy for more than tokens"
-        return model.generate(prompt_ids, params, seed, weights=weights, token_s=token_s)
+        assert (logprobs, constraint) == (None, None), "nobody asks a toy for more than tokens"
+        return model.generate(prompt_ids, params, seed, weights=weights, token_s=token_s, prefix=prefix)
 
     return generate
 

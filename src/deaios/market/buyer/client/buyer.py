@@ -1,4 +1,4 @@
-"""The buyer: picks a provider, buys, fails over before the first token, and remembers who lied.
+"""The buyer: picks a provider, buys, fails over before the first token and after it, and remembers who lied.
 
 Invariants: one ask, whoever serves it, so the answer does not depend on who does; a provider that broke the protocol is
 never bought from again; purchases that were cut off are resolved to a receipt or given back, after a restart too.
@@ -6,15 +6,14 @@ never bought from again; purchases that were cut off are resolved to a receipt o
 
 import asyncio
 import contextlib
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
 from deaios.ledger.eip712 import hash_struct, recover_signer, sign_struct
-from deaios.ledger.structs import Ask, Request, Voucher
+from deaios.ledger.structs import Ask, Request, State, Voucher
 from deaios.market.batches import BatchProof
 from deaios.market.buyer.client.proofs import GetBytes, Proofs
 from deaios.market.buyer.client.purchase import (
@@ -25,12 +24,17 @@ from deaios.market.buyer.client.purchase import (
     is_unknown_purchase,
     send_cancel,
 )
+from deaios.market.buyer.client.resuming import Resumable
+from deaios.market.buyer.client.router import DirectoryPort, Router
 from deaios.market.buyer.client.settings import BuyerSettings
 from deaios.market.buyer.client.wallet import Wallet
 from deaios.market.buyer.errors import (
+    FailedPurchase,
     InvalidStream,
     RefusedByMarket,
+    RefusedPrefix,
     RefusedRepeat,
+    UnavailableContinuation,
     UnavailableProvider,
     UnavailableProviders,
 )
@@ -42,12 +46,12 @@ from deaios.market.opening import Opening
 from deaios.market.orders import Order, Papers, build_ask
 from deaios.market.ports import BuyerChain, Observer
 from deaios.market.receipts import InvalidReceipt
-from deaios.market.routing import DRAW_SIZE, Candidate, ProviderStats, Wish, order_candidates, refuse_reason
+from deaios.market.routing import Candidate, ProviderStats
 from deaios.market.store import UnavailableJournal
 from deaios.market.terms import Terms
 from deaios.market.view import ChainView
 from deaios.market.wire import decode_papers
-from deaios.primitives.errors import Invalid, Refused, Unavailable
+from deaios.primitives.errors import DeaiosError, Invalid, Refused, Unavailable
 from deaios.primitives.keys import Address, PrivateKey
 from deaios.runtime.client import HttpClient, RefusedByPeer
 from deaios.runtime.clock import Clock, SystemClock
@@ -55,25 +59,21 @@ from deaios.runtime.dice import Dice, SystemDice
 from deaios.runtime.logs import get_logger
 
 RESOLVE_WAIT_S_MAX = 60.0
+DISPUTES_MAX = 2
+"""So many providers that agree against one are believed; a single one may lie, too."""
+TOO_MANY = 429
+"""Too Many Requests (RFC 6585)."""
 REPEATS_MAX = 256
 """Purchases of one ask from one provider at one block; the chain moves on long before."""
 SEEN_MAX = 1 << 16
 """Requests remembered so that the journal need not be asked whether one was made before."""
 STATS_MAX = 4096
+RETRY_S = 1.0
+"""Pause before a provider that failed is asked to go on with its own answer, because nobody else can."""
 LIES = (InvalidReceipt, InvalidCharge, InvalidStream)
 """What shows a provider to be wrong by its own signature or its own words; anything less only counts as a failure."""
 
 _log = get_logger("buyer")
-
-
-class DirectoryPort(Protocol):
-    """Who sells."""
-
-    async def fetch_candidates(self) -> Sequence[Candidate]:
-        """Providers with a valid offer, as known now."""
-
-    async def refresh(self) -> None:
-        """Look again at once."""
 
 
 @dataclass(slots=True)
@@ -113,13 +113,12 @@ class Buyer:
         self.wallet = Wallet(key, terms, settings, self._store, chain, self._clock)
         self._chain = chain
         self._view = ChainView(chain, self._clock)
-        self._directory = directory
         self._http = http
         self._observer = observer
         self._proofs = Proofs(terms, chain, http, self._clock, get_bytes)
         self._desk = Desk(key, terms, settings, self._store, self.wallet, http, self._clock)
-        self._stats: dict[Address, ProviderStats] = {}
-        self._excluded: dict[Address, str] = {}
+        self.router = Router(settings, directory, self._clock, self._dice, journal)
+        self._hedges: set[asyncio.Task[None]] = set()
         self._live: dict[bytes, Purchase] = {}
         self._in_doubt: dict[bytes, _Doubt] = {}
         self._watchers: set[asyncio.Task[None]] = set()
@@ -130,7 +129,8 @@ class Buyer:
     async def __aenter__(self) -> Self:
         state = await self._store.open()
         self.wallet.load(state)
-        self._excluded = dict(state.excluded)
+        self.router.excluded = dict(state.excluded)
+        await self.router.open()
         for row in state.open_purchases:
             self._doubt(row)
         await self._store.prune(self._clock.now_ms() - self._settings.opening_retention_ms)
@@ -149,8 +149,9 @@ class Buyer:
             with contextlib.suppress(UnavailableJournal):
                 await self._store.acknowledge(purchase.request_digest, purchase.handed_out)
             purchase.abandon(None)
-        if self._watchers:
-            await asyncio.wait(self._watchers)
+        if self._watchers or self._hedges:
+            await asyncio.wait(self._watchers | self._hedges)
+        await self.router.close()
         await self._store.close()
 
     async def watch(self) -> None:
@@ -169,14 +170,14 @@ class Buyer:
     @property
     def excluded(self) -> dict[Address, str]:
         """Providers that are never bought from again, and why."""
-        return dict(self._excluded)
+        return dict(self.router.excluded)
 
     @property
     def stats(self) -> dict[Address, ProviderStats]:
         """What this buyer saw of each provider since it started."""
-        return dict(self._stats)
+        return self.router.stats
 
-    async def purchase(self, order: Order) -> Purchase:
+    async def purchase(self, order: Order) -> Resumable:
         """Buy; returns once the first token is here, or a purchase that ended without one was served.
 
         Raises:
@@ -184,67 +185,111 @@ class Buyer:
             UnavailableProviders: those that fit failed before their first token.
         """
         ask = build_ask(order, self.address)
+        first = await self._buy(order, ask, {})
+        # Who asks for one provider wants to know how that one does.
+        hops_max = 0 if order.provider is not None else self._settings.hops_max
+        return Resumable(first, partial(self._continue, order, ask), self.router.patience_s, hops_max)
+
+    async def _continue(self, order: Order, ask: Ask, failed: Purchase, ids: tuple[int, ...], kept: int) -> Purchase:
+        """Buy the rest of an answer from somebody else, or from the same provider where nobody else is left."""
+        tried = {failed.provider: failed.offer.digest}
+        try:
+            return await self._buy(order, ask, tried, ids, kept)
+        except (RefusedByMarket, UnavailableProviders) as failure:
+            if not isinstance(failed.error, Unavailable) or isinstance(failure, UnavailableContinuation):
+                raise
+            await self._clock.sleep(RETRY_S)
+            await self.router.refresh()
+            return await self._buy(order, ask, {}, ids, kept)
+
+    async def _buy(
+        self, order: Order, ask: Ask, tried: dict[Address, bytes], prefix: tuple[int, ...] = (), kept: int = 0
+    ) -> Purchase:
+        """One purchase up to its first token, from whoever gives it.
+
+        Args:
+            order: what.
+            ask: the same, as it is signed.
+            tried: offers that are not tried again.
+            prefix: ids with which an answer began.
+            kept: how many of them cannot be taken back.
+        """
         failures: dict[Address, str] = {}
         refusals: dict[Address, str] = {}
-        tried: dict[Address, bytes] = {}
+        disputes = 0
         for _ in range(self._settings.providers_max):
-            candidate, refusals = await self._pick(order, tried)
-            if candidate is None and not tried:  # somebody who fits may have come since the last look
-                await self._directory.refresh()
-                candidate, refusals = await self._pick(order, tried)
+            candidate, refusals = await self.router.pick(order, tried)
+            if candidate is None and not failures:  # somebody who fits may have come since the last look
+                await self.router.refresh()
+                candidate, refusals = await self.router.pick(order, tried)
             if candidate is None:
                 break
             tried[candidate.provider] = candidate.signed_offer.digest
             try:
-                return await self._attempt(order, ask, candidate)
+                purchase = await self._attempt_hedged(order, ask, candidate, tried, prefix)
+            except RefusedPrefix as disputed:
+                failures[candidate.provider] = str(disputed)
+                self._note_disputed(ask, candidate.provider, disputed)
+                if disputed.position >= kept:  # nobody has seen what is wrong: it is sampled anew
+                    prefix = prefix[: disputed.position]
+                    del tried[candidate.provider]
+                    continue
+                disputes += 1
+                if disputes >= DISPUTES_MAX:
+                    break
             except (Unavailable, Refused, Invalid) as error:
                 _log.info("provider failed before the first token", provider=candidate.provider.hex(), error=str(error))
                 failures[candidate.provider] = str(error)
                 if isinstance(error, RefusedByPeer):
-                    await self._directory.refresh()
+                    await self.router.refresh()
+            else:
+                self.router.favour(order, purchase.provider)
+                return purchase
+        if disputes:
+            raise UnavailableContinuation(failures)
         if failures:
             raise UnavailableProviders(failures)
         raise RefusedByMarket(refusals)
 
-    async def _pick(self, order: Order, tried: Mapping[Address, bytes]) -> tuple[Candidate | None, dict[Address, str]]:
-        """The next provider to try: none twice under one offer."""
-        wish = Wish(
-            model_record_id=order.model_record_id,
-            prompt_tokens=len(order.prompt_ids),
-            max_tokens=order.params.max_tokens,
-            min_level=order.min_level,
-            withdraw_delay=self._settings.withdraw_delay,
-            fee_max=min(self._settings.fee_max, self._settings.window),
-            provider=order.provider,
-            excluded=order.excluded | frozenset(self._excluded),
-        )
-        now_ms = self._clock.now_ms()
-        reasons: dict[Address, str] = {}
-        eligible: list[Candidate] = []
-        for candidate in await self._directory.fetch_candidates():
-            reason = refuse_reason(candidate, wish, now_ms)
-            if tried.get(candidate.provider) == candidate.signed_offer.digest:
-                continue
-            if reason is None:
-                eligible.append(candidate)
-            else:
-                reasons[candidate.provider] = self._excluded.get(candidate.provider, reason)
-        if not eligible:
-            return None, reasons
-        rested = [candidate for candidate in eligible if not self._stat(candidate.provider).is_resting(now_ms)]
-        eligible = rested or eligible
-        stats = [self._stat(candidate.provider) for candidate in eligible]
-        return order_candidates(eligible, wish, stats, self._dice.token_bytes(DRAW_SIZE))[0], reasons
+    def _note_disputed(self, ask: Ask, provider: Address, disputed: RefusedPrefix) -> None:
+        """One provider's word against another's: for people who look into it, and no proof."""
+        digest = hash_struct(ask).hex()
+        _log.warning("a beginning is disputed", ask=digest, provider=provider.hex(), position=disputed.position)
 
-    def _stat(self, provider: Address) -> ProviderStats:
-        return self._stats.get(provider, ProviderStats())
+    async def _attempt_hedged(
+        self, order: Order, ask: Ask, candidate: Candidate, tried: dict[Address, bytes], prefix: tuple[int, ...]
+    ) -> Purchase:
+        """One attempt; where the order wants it and the first token is late, a second one beside it."""
+        if not order.is_hedged:
+            return await self._attempt(order, ask, candidate, prefix)
+        racing = {asyncio.create_task(self._attempt(order, ask, candidate, prefix), name="attempt")}
+        try:
+            done, _ = await asyncio.wait(racing, timeout=self.router.hedge_after_s(candidate.provider))
+            second = None if done else (await self.router.pick(order, tried))[0]
+            if second is not None:
+                tried[second.provider] = second.signed_offer.digest
+                racing.add(asyncio.create_task(self._attempt(order, ask, second, prefix), name="hedge"))
+            return await self._first_of(racing)
+        finally:
+            for task in racing:
+                loser = asyncio.create_task(_leave(task), name="leave the slower")
+                self._hedges.add(loser)
+                loser.add_done_callback(self._hedges.discard)
 
-    def _note(self, provider: Address, stats: ProviderStats) -> None:
-        self._stats[provider] = stats
-        if len(self._stats) > STATS_MAX:
-            del self._stats[next(iter(self._stats))]
+    async def _first_of(self, racing: "set[asyncio.Task[Purchase]]") -> Purchase:
+        """The first purchase that has begun, which is taken out of the race.
 
-    async def _attempt(self, order: Order, ask: Ask, candidate: Candidate) -> Purchase:
+        Raises:
+            DeaiosError: all failed; of the last one.
+        """
+        while True:
+            done, _ = await asyncio.wait(racing, return_when=asyncio.FIRST_COMPLETED)
+            task = min(done, key=lambda item: item.get_name())
+            racing.discard(task)
+            if task.exception() is None or not racing:
+                return task.result()
+
+    async def _attempt(self, order: Order, ask: Ask, candidate: Candidate, prefix: tuple[int, ...]) -> Purchase:
         """Buy from one provider, up to its first token."""
         account = await self.wallet.fetch_account(candidate.provider)
         offer = candidate.signed_offer
@@ -260,10 +305,11 @@ class Buyer:
             voucher_signature=b"",
             logprobs=order.logprobs,
             constraint=order.constraint,
+            prefix=prefix,
         )
         purchase = Purchase(self._desk, account, offer, request, papers)
         self._live[purchase.request_digest] = purchase
-        self._note(candidate.provider, self._stat(candidate.provider).begin())
+        self.router.note(candidate.provider, self.router.stat(candidate.provider).begin())
         watcher = asyncio.create_task(self._watch(purchase), name="watch purchase")
         self._watchers.add(watcher)
         watcher.add_done_callback(self._watchers.discard)
@@ -323,19 +369,33 @@ class Buyer:
         self._live.pop(purchase.request_digest, None)
         if purchase.is_reserved:
             self._doubt(purchase.open_row())
-        stats, error = self._stat(purchase.provider), purchase.error
+        error = purchase.error
+        self._observe(purchase, error)
+        if isinstance(error, LIES) and self._is_proven(purchase.provider, error, purchase.evidence):
+            await self._exclude(purchase.provider, error, purchase.evidence)
+
+    def _observe(self, purchase: Purchase, error: DeaiosError | None) -> None:
+        """What the end of a purchase says about its provider."""
+        provider, now_ms = purchase.provider, self._clock.now_ms()
+        stats = self.router.stat(provider).queue(purchase.waiting, now_ms)
         if error is None and purchase.sent_at_s is not None and purchase.first_at_s is not None:
             assert purchase.ended_at_s is not None, "a purchase that is over has an end"
             ttft_ms = (purchase.first_at_s - purchase.sent_at_s) * 1000
             duration_ms = (purchase.ended_at_s - purchase.first_at_s) * 1000
+            rate = (purchase.tokens - 1) * 1000 / duration_ms if purchase.tokens > 1 and duration_ms > 0 else None
             stats = stats.succeed(ttft_ms, purchase.tokens, duration_ms)
+            record = self.router.record(provider)
+            record.note_attempt(now_ms, is_success=True)
+            record.note_served(now_ms, ttft_ms, rate)
+        elif _is_no_place(error):
+            stats = stats.turn_away(now_ms)
         elif error is None or purchase.is_abandoned or purchase.sent_at_s is None or _is_our_fault(error):
             stats = stats.abandon()
         else:
-            stats = stats.fail(self._clock.now_ms())
-        self._note(purchase.provider, stats)
-        if isinstance(error, LIES) and self._is_proven(purchase.provider, error, purchase.evidence):
-            await self._exclude(purchase.provider, error, purchase.evidence)
+            stats = stats.fail(now_ms)
+            self.router.record(provider).note_attempt(now_ms, is_success=False)
+        self.router.note(provider, stats)
+        self.router.record(provider).states[_name_state(purchase, error)] += 1
 
     def _is_proven(self, provider: Address, error: Invalid, evidence: Opening | None) -> bool:
         """A receipt convicts only who signed it; anybody on the way could have put in another one."""
@@ -351,7 +411,7 @@ class Buyer:
 
     async def _exclude(self, provider: Address, error: Invalid, evidence: Opening | None) -> None:
         _log.error("provider lied and is excluded", provider=provider.hex(), error=str(error))
-        self._excluded[provider] = str(error)
+        self.router.excluded[provider] = str(error)
         await self._store.exclude(provider, str(error), self._clock.now_ms())
         if self._observer is not None:
             self._observer.provider_lied(provider, error, evidence)
@@ -361,6 +421,7 @@ class Buyer:
             while True:
                 await self._clock.sleep(self._settings.resolve_interval_s)
                 self._resolve_due()
+                await self.router.save_sometimes()
                 try:
                     await self._view.fetch_head(fresh=True)
                 except (Unavailable, Refused, Invalid) as error:
@@ -443,5 +504,31 @@ class Buyer:
 
 
 def _is_our_fault(error: BaseException) -> bool:
-    """Refusals that say more about this buyer's papers than about the provider."""
-    return isinstance(error, RefusedByPeer) and error.status != 429
+    """Refusals that say more about this buyer's papers, or another provider's tokens, than about the provider."""
+    return isinstance(error, RefusedByPeer | RefusedPrefix)
+
+
+def _is_no_place(error: BaseException | None) -> bool:
+    """Was the purchase turned away only because the provider is full?"""
+    return isinstance(error, RefusedByPeer) and error.status == TOO_MANY
+
+
+def _name_state(purchase: Purchase, error: DeaiosError | None) -> str:
+    """How a purchase ended, by the names of the receipts' states."""
+    if isinstance(error, FailedPurchase):
+        return error.state.name.lower()
+    if isinstance(error, Refused):
+        return State.REFUSED.name.lower()
+    if purchase.is_abandoned:
+        return State.CANCELLED.name.lower()
+    if error is not None:
+        return State.FAILED_PROVIDER.name.lower()
+    return State(purchase.opening.receipt.state).name.lower()
+
+
+async def _leave(task: "asyncio.Task[Purchase]") -> None:
+    """End the slower of two attempts, for nothing: no token of it was handed out."""
+    task.cancel()
+    await asyncio.wait({task})
+    if not task.cancelled() and task.exception() is None:
+        await task.result().cancel()

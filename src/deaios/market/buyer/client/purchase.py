@@ -18,7 +18,7 @@ from deaios.ledger.structs import Cancel, Request, State, Voucher
 from deaios.market.batches import SignedReceipt
 from deaios.market.buyer.client.settings import BuyerSettings
 from deaios.market.buyer.client.wallet import Account, Wallet
-from deaios.market.buyer.errors import FailedPurchase, InvalidStream, UnavailableProvider
+from deaios.market.buyer.errors import FailedPurchase, InvalidStream, RefusedPrefix, UnavailableProvider
 from deaios.market.buyer.store import BuyerStore, OpenRow
 from deaios.market.channel import RefusedDeposit, RefusedVoucher
 from deaios.market.offers import SignedOffer, compute_quote
@@ -49,7 +49,6 @@ from deaios.runtime.logs import get_logger
 RESUME_WAIT_S = 0.2
 RAISES_MAX = 2
 """How often a provider may ask for a higher voucher before one purchase."""
-
 
 _log = get_logger("buyer")
 
@@ -84,12 +83,25 @@ class Desk:
 class Purchase:
     """Iterate for `Delta`s; afterwards `opening` holds everything that a check needs.
 
+    Where its papers have a prefix, it stands after that from the beginning: the prefix was handed out by another
+    purchase, which failed. Cancelled before a token of its own, it acknowledges nothing.
+
     Attributes:
         provider: who serves it.
         request_digest: what names it.
+        waiting: purchases that waited at the provider when this one was admitted.
     """
 
-    def __init__(self, desk: Desk, account: Account, offer: SignedOffer, request: Request, papers: Papers) -> None:
+    def __init__(
+        self,
+        desk: Desk,
+        account: Account,
+        offer: SignedOffer,
+        request: Request,
+        papers: Papers,
+        *,
+        resumes_max: int | None = None,
+    ) -> None:
         self.provider: Address = request.provider
         self.request_digest = hash_struct(request)
         self.offer = offer
@@ -98,13 +110,18 @@ class Purchase:
         self._papers = papers
         self._body = b""
         self._quote = compute_quote(offer.offer, papers.ask.prompt_count, papers.ask.params.max_tokens)
-        self._ids: list[int] = []
+        self._began = len(papers.prefix)
+        self._ids: list[int] = list(papers.prefix)
+        self._resumes_max = desk.settings.resumes_max if resumes_max is None else resumes_max
         self._rankings: list[Ranking | None] = []
-        self._handed_out = 0
+        self._handed_out = self._began
         self._acknowledged: int | None = None
         self._opening: Opening | None = None
         self._evidence: Opening | None = None
+        self._violation: int | None = None
         self._is_abandoned = False
+        self._is_forfeit = False
+        self.waiting = 0
         self._error: DeaiosError | None = None
         self._is_over = False
         self._changed = asyncio.Event()
@@ -143,12 +160,17 @@ class Purchase:
     @property
     def has_begun(self) -> bool:
         """Whether a token came, or the end."""
-        return self._is_over or bool(self._ids)
+        return self._is_over or self.tokens > 0
 
     @property
     def handed_out(self) -> int:
-        """Ids that iteration gave to the caller: what a cancel acknowledges."""
+        """Ids that the caller has been given, the prefix included."""
         return self._handed_out
+
+    @property
+    def to_acknowledge(self) -> int:
+        """What a cancel acknowledges: all that the caller has been given, once this provider gave some of it."""
+        return 0 if self._is_forfeit or self._handed_out == self._began else self._handed_out
 
     @property
     def is_reserved(self) -> bool:
@@ -157,8 +179,13 @@ class Purchase:
 
     @property
     def tokens(self) -> int:
-        """Ids received so far."""
-        return len(self._ids)
+        """Ids received so far from this provider."""
+        return len(self._ids) - self._began
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """The output as far as it is known, the prefix included."""
+        return tuple(self._ids)
 
     async def __aiter__(self) -> AsyncIterator[Delta]:
         """Ids in order.
@@ -169,16 +196,23 @@ class Purchase:
         """
         while True:
             changed = self._changed
-            if len(self._ids) > self._handed_out and self._acknowledged is None:
-                ids = tuple(self._ids[self._handed_out :])
-                self._handed_out += len(ids)
-                yield Delta(ids, self._take_rankings())
+            delta = self.take()
+            if delta is not None:
+                yield delta
             elif self._is_over:
                 break
             else:
                 await changed.wait()
         if self._error is not None:
             raise self._error
+
+    def take(self) -> Delta | None:
+        """The ids that are new to the caller, if there are any."""
+        if len(self._ids) <= self._handed_out or self._acknowledged is not None:
+            return None
+        ids = tuple(self._ids[self._handed_out :])
+        self._handed_out += len(ids)
+        return Delta(ids, self._take_rankings())
 
     def _take_rankings(self) -> tuple[Ranking, ...] | None:
         """The rankings of the ids that are handed out now; they are kept no longer."""
@@ -211,7 +245,7 @@ class Purchase:
         """End it now, paying for what iteration handed out; returns when the receipt is in, or cannot be had now."""
         if self._is_over or self._acknowledged is not None:
             return
-        self._acknowledged = self._handed_out
+        self._acknowledged = self.to_acknowledge
         if self.sent_at_s is None:
             self._task.cancel()
         else:
@@ -223,19 +257,21 @@ class Purchase:
                 self._task.cancel()
         await self.wait_ended()
 
-    def abandon(self, error: UnavailableProvider | None) -> None:
+    def abandon(self, error: UnavailableProvider | None, *, is_forfeit: bool = False) -> None:
         """Stop following it; what became of it is learned later.
 
         Args:
             error: the provider's fault, None where the caller went away.
+            is_forfeit: it acknowledges no token, because another purchase begins anew what this one did not end.
         """
         self._is_abandoned = error is None
+        self._is_forfeit = self._is_forfeit or is_forfeit
         self._end(error=error or UnavailableProvider("the caller went away"))
         self._task.cancel()
 
     def open_row(self) -> OpenRow:
         """The purchase as the journal keeps it while it has no receipt."""
-        acknowledged = self._handed_out if self._acknowledged is None else self._acknowledged
+        acknowledged = self.to_acknowledge if self._acknowledged is None else self._acknowledged
         return OpenRow(self.request_digest, self.provider, self._body, self.offer, self._quote, acknowledged)
 
     def _notify(self) -> None:
@@ -271,6 +307,8 @@ class Purchase:
         desk.wallet.settle(self._account, opening)
         if opening.receipt.state in (State.SERVED, State.CANCELLED):
             self._end(opening=opening)
+        elif self._violation is not None:
+            self._end(error=RefusedPrefix(self._violation))
         else:
             self._end(error=FailedPurchase(opening.receipt.state))
 
@@ -291,8 +329,8 @@ class Purchase:
                 error: Unavailable = UnavailableProvider("stream ended without a receipt")
             except RefusedByPeer as refusal:
                 needed = read_needed(refusal.body) if refusal.status == 402 else None
-                if needed is None or raises >= RAISES_MAX or self._ids:
-                    if not self._ids:
+                if needed is None or raises >= RAISES_MAX or self.tokens:
+                    if not self.tokens:
                         await self._give_up()
                     raise
                 raises += 1
@@ -300,8 +338,9 @@ class Purchase:
                 continue
             except UnavailablePeer as broken:
                 error = broken
-            if not self._ids or resumes >= desk.settings.resumes_max:
-                raise UnavailableProvider(f"broke off after {len(self._ids)} tokens: {error}") from error
+            if not self.tokens or resumes >= self._resumes_max:
+                self._is_forfeit = True  # nobody pays for a stream that broke
+                raise UnavailableProvider(f"broke off after {self.tokens} tokens: {error}") from error
             resumes += 1
             await desk.clock.sleep(RESUME_WAIT_S * resumes)
 
@@ -333,19 +372,23 @@ class Purchase:
 
     async def _read_stream(self, *, is_resumed: bool) -> SignedReceipt | None:
         desk = self._desk
-        position = 0
+        position = self._began
         lines = desk.http.stream_lines(
-            f"{self.offer.offer.url.rstrip('/')}/purchases", self._body, idle_s=desk.settings.idle_s
+            f"{self.offer.offer.url.rstrip('/')}/purchases", self._body, idle_s=desk.settings.silence_s
         )
         async with aclosing(lines):
             async for data in lines:
                 match decode_line(data):
-                    case Admitted():
-                        continue
+                    case Admitted(prefix, waiting):
+                        if prefix != self._began:
+                            # Anybody on the way can take a hint out of the papers that no signature covers.
+                            raise UnavailableProvider(f"stream begins after {prefix} ids, not after {self._began}")
+                        self.waiting = max(self.waiting, waiting)
                     case Tokens() as tokens:
                         rankings = read_rankings(tokens, self._papers.logprobs, may_lack=is_resumed)
                         position = self._take(tokens.ids, rankings, position)
-                    case Finished(receipt, signature):
+                    case Finished(receipt, signature, violation):
+                        self._violation = None if violation is msgspec.UNSET else violation
                         return read_receipt(receipt, signature)
         return None
 
@@ -362,7 +405,7 @@ class Purchase:
                 self._ids.append(token)
                 self._rankings.append(ranking)
             position += 1
-        if self.first_at_s is None and self._ids:
+        if self.first_at_s is None and self.tokens:
             self.first_at_s = self._desk.clock.monotonic_s()
         self._notify()
         return position

@@ -9,6 +9,7 @@ import asyncio
 from collections import OrderedDict
 from dataclasses import replace
 
+from deaios.compute.generation import InvalidPrefix
 from deaios.compute.sampling import seed_of
 from deaios.ledger.eip712 import hash_struct, recover_signer, sign_struct
 from deaios.ledger.structs import Cancel, FinishReason, Offer, Receipt, State
@@ -37,6 +38,7 @@ from deaios.market.view import ChainView
 from deaios.market.wire import decode_papers
 from deaios.primitives.errors import DeaiosError, Invalid, Refused, Unavailable
 from deaios.primitives.keys import Address, PrivateKey
+from deaios.primitives.units import compute_fee
 from deaios.runtime.clock import Clock
 from deaios.runtime.errors import NotFound, RefusedBusy
 from deaios.runtime.logs import get_logger
@@ -108,6 +110,11 @@ class Desk:
     def open_count(self) -> int:
         """Purchases admitted and not ended."""
         return len(self._runs)
+
+    @property
+    def waiting_count(self) -> int:
+        """Purchases that wait for a stream."""
+        return max(0, len(self._runs) - self._settings.streams_max)
 
     @property
     def channels(self) -> dict[bytes, ChannelRow]:
@@ -208,6 +215,7 @@ class Desk:
             return known
         if (digest, papers.ask.buyer) in self._voided:
             raise RefusedPurchase("the buyer cancelled this request before it came")
+        self._refuse_prefix(papers)
         settings = self._settings
         if self._is_closing or len(self._runs) >= settings.streams_max + settings.queue_max:
             raise RefusedBusy(f"{len(self._runs)} purchases are open here; try another provider, or again later")
@@ -317,6 +325,20 @@ class Desk:
             )
         self._unpaid[channel_id] = total
 
+    def _count_reading(self, run: Run) -> None:
+        """A prefix that is wrong was read for nothing: what that is worth counts as left unpaid on its channel."""
+        channel_id, papers = run.papers.request.channel_id, run.papers
+        worth = compute_fee(papers.ask.prompt_count + len(papers.prefix), 0, run.offer.offer.input_price, 0)
+        self._unpaid[channel_id] = self._unpaid.get(channel_id, 0) + worth
+
+    def _refuse_prefix(self, papers: Papers) -> None:
+        """Read no more prefixes of a channel that has left too much unpaid, wrong prefixes included."""
+        channel_id = papers.request.channel_id
+        row, unpaid = self._channels.get(channel_id), self._unpaid.get(channel_id, 0)
+        bound = self._settings.unpaid_max + (0 if row is None else row.state.charged // UNPAID_DIVISOR)
+        if papers.prefix and unpaid > bound:
+            raise RefusedPurchase(f"{unpaid} was left unpaid on this channel, with more than {bound} no prefix is read")
+
     async def fetch_last_receipt(self, channel_id: bytes) -> SignedReceipt | None:
         """The receipt that charges most on a channel."""
         receipt = await self._store.fetch_last_receipt_of(channel_id)
@@ -339,8 +361,9 @@ class Desk:
     async def _generate_into(self, run: Run) -> None:
         papers = run.papers
         async with self._slots:
+            ask = papers.ask
             pieces = self._generate(
-                papers.prompt_ids, papers.ask.params, seed_of(papers.ask), papers.logprobs, papers.constraint
+                papers.prompt_ids, ask.params, seed_of(ask), papers.logprobs, papers.constraint, prefix=papers.prefix
             )
             try:
                 async for piece in pieces:
@@ -362,10 +385,14 @@ class Desk:
             return self._deliver(run, State.SERVED, run.finish, tuple(run.ids))
         if run.cancel is not None and generation.cancelled():
             return self._deliver(run, State.CANCELLED, FinishReason.CANCELLED, tuple(run.ids[: run.cancel[0]]))
-        if error is not None:
+        if error is not None and not isinstance(error, InvalidPrefix):
             ours = None if isinstance(error, DeaiosError) else error
             _log.error("generation failed", request=run.digest.hex(), error=repr(error), exc_info=ours)
         match error:
+            case InvalidPrefix(position=position):
+                run.violation = position
+                self._count_reading(run)
+                return self._fail(run, State.FAILED_CLIENT)
             case Refused():
                 return self._fail(run, State.REFUSED)
             case Invalid():
@@ -408,7 +435,7 @@ class Desk:
         await saved
         # Only now may it be claimed: a claim without a receipt on disk could not be answered for after a crash.
         self._charged[channel_id] = max(self._charged.get(channel_id, 0), receipt.charged_cumulative)
-        outcome = Outcome(delivery.output_ids, self._sign(receipt))
+        outcome = Outcome(delivery.output_ids, self._sign(receipt), run.violation)
         run.end(outcome)
         del self._runs[run.digest]
         self._keep(Run.ended(run.papers, run.offer, run.quote, outcome))

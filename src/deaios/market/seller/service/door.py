@@ -76,11 +76,13 @@ class Door:
         await run.wait_admitted()
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson", "Cache-Control": "no-store"})
         await response.prepare(request)
-        await response.write(encode_line(Admitted()))
+        began = len(run.papers.prefix)
+        await response.write(encode_line(Admitted(began, self._desk.waiting_count)))
         async for portion in run.follow():
-            await response.write(encode_line(build_tokens(portion.ids, portion.logprobs)))
+            line = build_tokens(portion.ids, portion.logprobs) if portion.ids else Admitted(began)
+            await response.write(encode_line(line))
         outcome = await run.wait_outcome()
-        await response.write(encode_line(build_finished(outcome.entry)))
+        await response.write(encode_line(build_finished(outcome.entry, outcome.violation)))
         await response.write_eof()
         return response
 

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
+from deaios.compute.generation import InvalidPrefix
 from deaios.compute.logprobs import Ranking
 from deaios.ledger.structs import FinishReason
 from deaios.market.batches import SignedReceipt
@@ -19,6 +20,9 @@ from deaios.primitives.errors import Unavailable
 
 PORTION_TOKENS_MAX = 1024
 """Tokens in one line; with 21 log probabilities each that is at most half of what a client takes in one line."""
+
+HEARTBEAT_S = 2.0
+"""A follower hears something at least so often; buyers take four times that for the end of a provider."""
 
 
 class UnavailableRun(Unavailable):
@@ -31,10 +35,11 @@ class UnavailableLogprobs(Unavailable):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a purchase ended: the receipt and the ids it covers."""
+    """How a purchase ended: the receipt and the ids it covers; and which id of a prefix was wrong, as long as known."""
 
     output_ids: tuple[int, ...]
     entry: SignedReceipt
+    violation: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +65,7 @@ class Run:
         self.finish: FinishReason | None = None
         self.stop_index = 0
         self.cancel: tuple[int, bytes] | None = None
+        self.violation: int | None = None
         self.is_admitted = False
         self.outcome: Outcome | None = None
         self.is_broken = False
@@ -87,8 +93,13 @@ class Run:
         """One more token.
 
         Raises:
+            InvalidPrefix: it is not the one that the papers' prefix has in its place.
             UnavailableLogprobs: it came without what was asked for.
         """
+        place, prefix = len(self.ids), self.papers.prefix
+        has_ended_early = piece.finish is not None and place + 1 < len(prefix)
+        if place < len(prefix) and (piece.token != prefix[place] or has_ended_early):
+            raise InvalidPrefix(place, f"the model gives {piece.token} and finish {piece.finish}")
         if self.logprobs is not None:
             if piece.logprobs is None:
                 raise UnavailableLogprobs("the generator gives no log probabilities, this purchase asked for them")
@@ -148,12 +159,14 @@ class Run:
         return self.outcome
 
     async def follow(self) -> AsyncIterator[Portion]:
-        """Ids in order, in bounded portions of what came since the last look, until the run has its receipt.
+        """Ids after the prefix in order, in bounded portions of what came since the last look, until the receipt.
+
+        An empty portion says that there was nothing for `HEARTBEAT_S`.
 
         Raises:
             UnavailableRun: there will be no receipt before a restart.
         """
-        sent = 0
+        sent = len(self.papers.prefix)
         while True:
             changed = self._changed
             if len(self.ids) > sent:
@@ -165,4 +178,8 @@ class Run:
                 return
             if self.is_broken:
                 raise UnavailableRun("receipt could not be journalled; ask again after a restart of this provider")
-            await changed.wait()
+            try:
+                async with asyncio.timeout(HEARTBEAT_S):
+                    await changed.wait()
+            except TimeoutError:
+                yield Portion((), None)
