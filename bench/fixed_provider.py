@@ -47,7 +47,12 @@ async def serve_provider(root: str, delay_ms: str) -> AsyncIterator[str]:
         delay_s = int(delay_ms) / 1000
 
         async def generate(
-            _prompt: tuple[int, ...], params: Params, _seed: bytes, _logprobs: int | None
+            _prompt: tuple[int, ...],
+            params: Params,
+            _seed: bytes,
+            _logprobs: int | None,
+            *,
+            owner: bytes | None = None,  # noqa: ARG001  # part of the port
         ) -> AsyncIterator[Piece]:
             await asyncio.sleep(delay_s)
             count = min(TOKENS, params.max_tokens)

@@ -233,16 +233,25 @@ class FakeGenerator:
     started: int = 0
     closed: int = 0
     asked: list[int | None] = field(default_factory=list)
+    owners: list[bytes | None] = field(default_factory=list)
+    cached: int = 0
     is_mute: bool = False
 
     def rank(self, token: int, logprobs: int | None) -> Ranking | None:
         return None if logprobs is None or self.is_mute else rank_fake(token, logprobs)
 
     async def __call__(
-        self, prompt_ids: tuple[int, ...], params: Params, seed: bytes, logprobs: int | None
+        self,
+        prompt_ids: tuple[int, ...],
+        params: Params,
+        seed: bytes,
+        logprobs: int | None,
+        *,
+        owner: bytes | None = None,
     ) -> AsyncIterator[Piece]:
         self.started += 1
         self.asked.append(logprobs)
+        self.owners.append(owner)
         try:
             for position in range(params.max_tokens):
                 if self.gate is not None:
@@ -255,7 +264,7 @@ class FakeGenerator:
                     return
                 is_last = position == params.max_tokens - 1
                 token = sample_fake(seed, position)
-                yield Piece(token, FinishReason.LENGTH if is_last else None, 0, self.rank(token, logprobs))
+                yield Piece(token, FinishReason.LENGTH if is_last else None, 0, self.rank(token, logprobs), self.cached)
                 await asyncio.sleep(0)
         finally:
             self.closed += 1

@@ -21,6 +21,7 @@ from deaios.gateway.purchasing import Purchasing, ServedModel, ServedModels
 from deaios.gateway.rates import Rates
 from deaios.gateway.retries import WINDOW_S, AnswerBook, identify
 from deaios.ledger.structs import Level
+from deaios.market.fields import InvalidParameter
 from deaios.market.orders import Order
 from deaios.market.parts import count_choices
 from deaios.market.question import Api, Message, Part, Question
@@ -374,10 +375,8 @@ def _identify(asked: Asked, part: Part) -> bytes:
 def _order(body: bytes, model: ServedModel, wish: _Wish, prompt_ids: tuple[int, ...]) -> Order:
     question = wish.question
     if model.record.serving == UNAUDITABLE and question.min_level > Level.SIGNED:
-        raise RefusedModel(
-            f"nobody can check answers of {model.name[:128]!r}, whose record is unauditable; "
-            'ask for them as they are with "deaios": {"min_level": 0}'
-        )
+        says = f"nobody can check answers of {model.record.name}, whose record is unauditable; only 0 is allowed"
+        raise InvalidParameter("deaios.min_level", f"deaios.min_level is {question.min_level}; {says}")
     return Order(
         model_record_id=model.record_id,
         prompt_ids=prompt_ids,

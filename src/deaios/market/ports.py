@@ -110,12 +110,16 @@ class BuyerChain(ChainPort, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One sampled token; the last one says why it is the last. `logprobs` is there where it was asked for."""
+    """One sampled token; the last one says why it is the last. `logprobs` is there where it was asked for.
+
+    `cached_tokens` is how many ids of the prompt the generator had read before, the same with every token.
+    """
 
     token: int
     finish: FinishReason | None = None
     stop_index: int = 0
     logprobs: Ranking | None = None
+    cached_tokens: int = 0
 
 
 class Generate(Protocol):
@@ -125,9 +129,23 @@ class Generate(Protocol):
     """
 
     def __call__(
-        self, prompt_ids: tuple[int, ...], params: Params, seed: bytes, logprobs: int | None
+        self,
+        prompt_ids: tuple[int, ...],
+        params: Params,
+        seed: bytes,
+        logprobs: int | None,
+        *,
+        owner: bytes | None = None,
     ) -> AsyncIterator[Piece]:
-        """Start one generation; `logprobs` is how many of the most probable tokens come with each, None for none."""
+        """Start one generation.
+
+        Args:
+            prompt_ids: rendered prompt.
+            params: of the ask.
+            seed: of the ask.
+            logprobs: how many of the most probable tokens come with each, None for none.
+            owner: who pays; what was read for one payer may be used again for the same one, and for nobody else.
+        """
 
 
 class PutBytes(Protocol):

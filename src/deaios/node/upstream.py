@@ -30,7 +30,7 @@ from deaios.primitives.hashing import ZERO32
 from deaios.runtime.client import STREAM_S, HttpClient
 
 TRIAL_TEXT = "The lighthouse keeper's log, first page. Weather:"
-TRIAL_TOKENS = 48
+TRIAL_TOKENS = 32
 TRIAL_SEED = bytes(range(32))
 TRIAL_TEMPERATURE_MILLI = 800
 KEY_BYTES_MAX = 4096
@@ -122,7 +122,12 @@ def sell(upstream: Upstream) -> Generate:
     """The server behind the seller's port."""
 
     async def generate(
-        prompt_ids: tuple[int, ...], params: Params, seed: bytes, logprobs: int | None
+        prompt_ids: tuple[int, ...],
+        params: Params,
+        seed: bytes,
+        logprobs: int | None,
+        *,
+        owner: bytes | None = None,  # noqa: ARG001  # part of the port; nothing is kept here
     ) -> AsyncIterator[Piece]:
         async with aclosing(upstream.generate(prompt_ids, params, seed, logprobs)) as stream:
             async for sampled in stream:

@@ -43,7 +43,12 @@ Give = Callable[[tuple[int, ...], Params, bytes], AsyncIterator[Piece]]
 
 def _giving(give: Give) -> Generate:
     def generate(
-        prompt_ids: tuple[int, ...], params: Params, seed: bytes, logprobs: int | None
+        prompt_ids: tuple[int, ...],
+        params: Params,
+        seed: bytes,
+        logprobs: int | None,
+        *,
+        owner: bytes | None = None,  # noqa: ARG001  # part of the port; nothing is kept here
     ) -> AsyncIterator[Piece]:
         assert logprobs is None, "nobody asks a cheat for log probabilities"
         return give(prompt_ids, params, seed)
@@ -77,10 +82,10 @@ def counting(world: World, name: str, generate: Generate) -> Generate:
     """The same generator, counted at each use."""
 
     def generate_counted(
-        prompt_ids: tuple[int, ...], params: Params, seed: bytes, logprobs: int | None
+        prompt_ids: tuple[int, ...], params: Params, seed: bytes, logprobs: int | None, *, owner: bytes | None = None
     ) -> AsyncIterator[Piece]:
         world.counts[f"cheat: {name}"] += 1
-        return generate(prompt_ids, params, seed, logprobs)
+        return generate(prompt_ids, params, seed, logprobs, owner=owner)
 
     return generate_counted
 

@@ -221,7 +221,12 @@ def generate_with(weights: model.Weights, token_s: float = model.TOKEN_S) -> Gen
     """A generator over some weights."""
 
     def generate(
-        prompt_ids: tuple[int, ...], params: Params, seed: bytes, logprobs: int | None
+        prompt_ids: tuple[int, ...],
+        params: Params,
+        seed: bytes,
+        logprobs: int | None,
+        *,
+        owner: bytes | None = None,  # noqa: ARG001  # part of the port; nothing is kept here
     ) -> AsyncIterator[Piece]:
         assert logprobs is None, "nobody asks a toy for log probabilities"
         return model.generate(prompt_ids, params, seed, weights=weights, token_s=token_s)
