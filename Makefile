@@ -7,10 +7,10 @@ export OPENBLAS_NUM_THREADS ?= 1
 UV_VERSION := 0.13.9
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down test check fix bench soak wheel clean
+.PHONY: help demo up down test check fix bench bench-verify soak wheel clean
 
 help: ## list these commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .venv/ready: requirements/all.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 (with venv) is missing; on Debian: apt install python3 python3-venv" >&2; exit 1; }
@@ -47,6 +47,10 @@ fix: .venv/ready ## format, mend what the linter can, rebuild contract artifacts
 
 bench: .venv/ready ## measure beside peers; writes bench/results/
 	@$(BIN)/python -m bench
+
+bench-verify: .venv/ready ## how often cheats are caught and honest answers flagged; an hour, goes on where it stopped
+	@$(BIN)/python -m bench.detection
+	@$(BIN)/python -m bench.detection.company
 
 soak: .venv/ready ## long searches; stop with Ctrl-C
 	@$(BIN)/python -m soak

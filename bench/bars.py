@@ -40,6 +40,7 @@ BARS = {
     "compute.provider_overhead": _at_most(1.03, 1.01),
     "compute.detection_128": Bar(0.95, 0.999, "value"),
     "compute.batched_tokens_per_s": Bar(0.9, 1.0),
+    "compute.prefix_cache_ttft": _at_most(0.5, 0.1),
     "storage.get": Bar(0.3, 0.8),
     "storage.put": Bar(0.15, 0.5),
     "node.first_answer_s": _at_most(20, 8, "value"),

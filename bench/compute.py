@@ -5,10 +5,11 @@ threads, streams and context. It answers over HTTP and ours in process, a differ
 """
 
 import asyncio
+import itertools
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,16 +35,19 @@ from deaios.ledger.structs import FinishReason, Params
 from deaios.node.folder import model_cache
 from deaios.node.model_package import fetch_default_model
 
-VERIFY, OVERHEAD, BATCHED = (
+VERIFY, OVERHEAD, BATCHED, CACHED = (
     "compute.verify_over_generate",
     "compute.provider_overhead",
     "compute.batched_tokens_per_s",
+    "compute.prefix_cache_ttft",
 )
 TOKENS = 128
 """As many as an audit of the detection row reads."""
 BATCH_TOKENS = 64
 STREAMS = 8
 CONTEXT_TOKENS = 1024
+CACHE_BYTES = 64 << 20
+SECOND_QUESTION = "And what does the keeper do when a storm comes up at night?"
 SEED = bytes(range(32))
 QUESTION = [{"role": "user", "content": "Describe a day in the life of a lighthouse keeper."}]
 PARAMS = Params(800, 0, 1000, TOKENS, (), (), bytes(32))
@@ -51,7 +55,7 @@ BATCH_PARAMS = Params(800, 0, 1000, BATCH_TOKENS, (), (), bytes(32))
 
 
 def measure(run: Run) -> Iterator[Row]:
-    if not run.wants(VERIFY, OVERHEAD, BATCHED, "compute.sample_64"):
+    if not run.wants(VERIFY, OVERHEAD, BATCHED, CACHED, "compute.sample_64"):
         return
     model = _Model.open()
     with ExitStack() as stack:
@@ -64,6 +68,8 @@ def measure(run: Run) -> Iterator[Row]:
         yield from _measure_alone(run, model, engines)
     if run.wants(BATCHED):
         yield asyncio.run(_measure_batch(run, model))
+    if run.wants(CACHED):
+        yield asyncio.run(_measure_prefixes(run, model))
 
 
 @dataclass(frozen=True)
@@ -191,6 +197,39 @@ async def _measure_batch(run: Run, model: _Model) -> Row:
     note = f"{STREAMS} streams of {BATCH_TOKENS} tokens, {threads} threads; the peer is xllamacpp.Server, over HTTP"
     theirs = found["llama.cpp's server"]
     return compare(BATCHED, "tokens/s", found["ours"], "llama.cpp's own server", theirs, note)
+
+
+async def _measure_prefixes(run: Run, model: _Model) -> Row:
+    """Until the first token of a second turn, by the payer of the first turn and by one that is new each time."""
+    engine = open_engine("llama", model.served, threads=1, context_tokens=CONTEXT_TOKENS, sequences_max=2)
+    service = EngineService(engine, cache_bytes_max=CACHE_BYTES)
+    payers = itertools.count(100)
+
+    async def answer(prompt: tuple[int, ...], tokens: int, owner: bytes) -> tuple[int, ...]:
+        params = Params(800, 0, 1000, tokens, (), (), bytes(32))
+        stream = service.generate(prompt, params, SEED, model.tokenizer, owner=owner)
+        return tuple([item.token async for item in stream])
+
+    first = await answer(model.prompt, TOKENS, b"payer")
+
+    def first_token(build_owner: Callable[[], bytes]) -> Callable[[], Awaitable[float]]:
+        async def work() -> float:
+            owner = build_owner()
+            # Another question each time, so that only the first turn was read before.
+            question = model.tokenizer.encode_plain(f"\n{next(payers)}. {SECOND_QUESTION}")
+            start = time.process_time()
+            await answer((*model.prompt, *first, *question), 1, owner)
+            return time.process_time() - start
+
+        return work
+
+    works = {"ours": first_token(lambda: b"payer"), "read anew": first_token(lambda: next(payers).to_bytes(8))}
+    try:
+        found = await run.interleave(CACHED, works, 9)
+    finally:
+        await service.close()
+    note = f"a second turn, {len(model.prompt) + len(first)} ids of its prompt are the first one; one thread"
+    return compare(CACHED, "CPU-s", found["ours"], "the same prompt of a new payer", found["read anew"], note)
 
 
 def _build_caller(url: str, prompt: tuple[int, ...], number: int) -> Caller:

@@ -51,7 +51,8 @@ async def serve_provider(root: str, delay_ms: str) -> AsyncIterator[str]:
             params: Params,
             _seed: bytes,
             _logprobs: int | None,
-            prefix: tuple[int, ...] = (),
+            _constraint: bytes | None,
+            **_hints: object,
         ) -> AsyncIterator[Piece]:
             await asyncio.sleep(delay_s)
             count = min(TOKENS, params.max_tokens)

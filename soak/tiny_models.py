@@ -177,6 +177,7 @@ def write_tiny_model(
     template: str | None = "default",
     name: str = "tiny",
     end_bias: float = END_BIAS,
+    space_prefix: bool = True,
 ) -> Path:
     """Write a tiny model; some 300 kB and 50 microseconds a token at the defaults.
 
@@ -192,6 +193,7 @@ def write_tiny_model(
         template: chat template; "default" for the vocabulary's own, None for a model that only completes.
         name: `general.name`.
         end_bias: logits of the ending token against those of words; at -30 answers do not end by themselves.
+        space_prefix: whether a run of text of an SPM vocabulary begins with a space.
 
     Returns:
         `path`.
@@ -213,7 +215,7 @@ def write_tiny_model(
         if architecture == "llama":
             writer.add_rope_dimension_count(width // heads)
             writer.add_vocab_size(len(words.tokens))
-        _add_vocabulary(writer, words, vocabulary, pre)
+        _add_vocabulary(writer, words, vocabulary, pre, space_prefix)
         if template is not None:
             chosen = {"bpe": CHATML, "spm": SPM_CHAT}[vocabulary] if template == "default" else template
             writer.add_chat_template(chosen)
@@ -226,7 +228,9 @@ def write_tiny_model(
     return path
 
 
-def _add_vocabulary(writer: gguf.GGUFWriter, words: _Words, vocabulary: Vocabulary, pre: str) -> None:
+def _add_vocabulary(
+    writer: gguf.GGUFWriter, words: _Words, vocabulary: Vocabulary, pre: str, space_prefix: bool
+) -> None:
     writer.add_tokenizer_model("gpt2" if vocabulary == "bpe" else "llama")
     writer.add_token_list(list(words.tokens))
     writer.add_token_types(list(words.types))
@@ -235,7 +239,7 @@ def _add_vocabulary(writer: gguf.GGUFWriter, words: _Words, vocabulary: Vocabula
         writer.add_token_merges(list(words.merges))
     else:
         writer.add_token_scores(list(words.scores))
-        writer.add_add_space_prefix(True)
+        writer.add_add_space_prefix(space_prefix)
         writer.add_add_bos_token(True)
     writer.add_bos_token_id(words.begin)
     writer.add_eos_token_id(words.end)

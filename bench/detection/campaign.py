@@ -107,8 +107,7 @@ class Campaign:
                 self._run_honest(provider, done)
 
     def _run_cheat(self, cheat: Cheat, first: int) -> None:
-        # llama.cpp's attention looks at the cells of all sequences, so half as many windows cost less each.
-        branches = max(1, self.branches // 2) if cheat.provider == "llama" else self.branches
+        branches = self.branches
         count = branches * WINDOWS_PER_BRANCH
         with (
             closing(open_forking("numpy", self.bench.served, count, self.bench.threads)) as checker,

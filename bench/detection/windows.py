@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from bench.detection.calibration import Bench
 from bench.detection.cheats import CLAIMED, Cheat
-from bench.detection.engines import ForkingEngine, ReadyRows
+from bench.detection.engines import ReadyRows, fork
 from bench.detection.questions import QUESTIONS
-from deaios.compute.engine import Step
+from deaios.compute.engine import SavingEngine, Step
 from deaios.compute.generation import Generation
 from deaios.compute.records import DEFAULT_THRESHOLDS
 from deaios.compute.sampling import Row
@@ -121,8 +121,8 @@ class Round:
         self,
         bench: Bench,
         cheat: Cheat,
-        provider: ForkingEngine,
-        checker: ForkingEngine,
+        provider: SavingEngine,
+        checker: SavingEngine,
         seed: int,
         is_late: Callable[[], bool] = lambda: False,
         audited: int = AUDITED_TOKENS,
@@ -186,8 +186,8 @@ class Round:
         for place, (actual, asked) in enumerate(prompts):
             members = windows[place * per_branch : (place + 1) * per_branch]
             others = [member.slot for member in members[1:]]
-            self._provider.fork(members[0].slot, others)
-            self._checker.fork(members[0].slot, others)
+            fork(self._provider, members[0].slot, others)
+            fork(self._checker, members[0].slot, others)
             trunk = trunks[place]
             for member in members:
                 member.offset = len(trunk)

@@ -7,6 +7,7 @@ from alignment_purchases import PaperChain, body_of, sell
 
 from deaios.alignment.answer import decode_answer, encode_answer
 from deaios.alignment.facts import Head, Outcome
+from deaios.compute.records import UNAUDITABLE
 from deaios.ledger.structs import Level
 from deaios.primitives.encoding import encode_hex
 from deaios.primitives.units import CREDIT
@@ -33,7 +34,7 @@ async def test_facts_stand_under_the_head_that_they_rest_on(library):
     assert {"request signature", "receipt signature", "prompt", "output", "fee", "text", "tokens"} <= set(
         rules_under(result, Head.PROVEN)
     )
-    assert [head for head, _ in result.by_head()] == list(Head)
+    assert [head for head, _ in result.by_head()] == [Head.PROVEN, Head.OPERATOR, Head.GATEWAY]
     assert sum(len(facts) for _, facts in result.by_head()) == len(result.facts)
 
 
@@ -96,6 +97,17 @@ async def test_a_greedy_receipt_promises_greedy_tokens(bench):
     assert invented.outcome is Outcome.VIOLATED
     assert invented.headline.startswith("violation: tokens: token ")
     assert "rule greedy: margin " in invented.headline
+
+
+async def test_an_unauditable_model_is_named_as_what_it_is_whatever_its_receipts_claim(bench):
+    closed = replace(bench, record=replace(bench.record, serving=UNAUDITABLE))
+    for level in (Level.SIGNED, Level.REPLAYABLE):
+        body = body_of("Hi.", deaios={"min_level": int(level)})
+        result = await PaperChain(closed).examine_sale(sell(closed, body, level=level))
+        assert result.outcome is Outcome.UNCHECKED
+        assert "nobody can fetch the weights" in result.headline
+        assert {"receipt signature", "text", "batch"} <= {fact.rule for fact in result.facts}
+        assert all(fact.holds for fact in result.facts)
 
 
 def test_an_answer_survives_its_file(library):

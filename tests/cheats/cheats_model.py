@@ -141,7 +141,7 @@ class Machine:
     def recheck(self):
         return EngineRecheck(self.service, RECORD, TOKENIZER)
 
-    async def generate(self, prompt_ids, params, seed, logprobs, constraint, prefix=()):
+    async def generate(self, prompt_ids, params, seed, logprobs, constraint, *, prefix=(), owner=None):
         """What an honest provider does."""
         async with aclosing(self.service.generate(prompt_ids, params, seed, TOKENIZER, logprobs)) as stream:
             async for sampled in stream:

@@ -9,12 +9,12 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from deaios.compute.engine import EngineProfile, InvalidStep, UnavailableEngine, validate_steps
+from deaios.compute.engine import EngineProfile, InvalidStep, Snapshot, UnavailableEngine, validate_steps
 from deaios.compute.engines.llama import LlamaEngine
 from deaios.compute.generation import InvalidPrefix
 from deaios.compute.records import DEFAULT_THRESHOLDS
 from deaios.compute.sampling import InvalidLogits
-from deaios.compute.service import EngineService, Load, RefusedLength
+from deaios.compute.service import OVERTAKEN_MAX, EngineService, Load, RefusedLength
 from deaios.ledger.structs import FinishReason, Params
 from deaios.primitives.hashing import ZERO32
 from deaios.runtime.errors import RefusedBusy
@@ -67,6 +67,28 @@ class CountingEngine:
 
     def close(self):
         self.closed = True
+
+
+class SavingCountingEngine(CountingEngine):
+    """Can be copied from, too; a token takes a byte."""
+
+    def save(self, sequence):
+        return Snapshot(self.held[sequence], self.held[sequence], None)
+
+    def restore(self, sequence, snapshot, tokens):
+        assert self.held[sequence] == 0
+        self.held[sequence] = tokens
+        return True
+
+
+class Stopwatch:
+    """A clock that every batch moves by a second an id; read it as often as you like."""
+
+    def __init__(self, engine):
+        self._engine = engine
+
+    def __call__(self):
+        return float(sum(size for batch in self._engine.batches for _, _, size in batch))
 
 
 @pytest.fixture
@@ -458,3 +480,111 @@ async def test_a_prefix_that_goes_on_after_the_end_is_refused_there(counting, to
     with pytest.raises(InvalidPrefix, match="had ended") as found:
         await begin(service, tokenizer, (5,) * 4, asked, [103, 104, 105])
     assert found.value.position == 2
+async def test_a_payers_next_prompt_is_read_from_where_it_differs(tokenizer):
+    engine = SavingCountingEngine()
+    service = EngineService(engine, cache_bytes_max=1000)
+    system = tuple(range(5, 45))
+
+    async def ask(prompt, owner):
+        engine.batches.clear()
+        stream = service.generate(prompt, params(3, GREEDY), SEED, tokenizer, owner=owner)
+        ids = await collect(stream)
+        return ids, stream.cached_tokens, [size for batch in engine.batches for _, _, size in batch]
+
+    first = (*system, 50)
+    said = [140, 141, 142]
+    assert await ask(first, b"alice") == (said, 0, [41, 1, 1])
+    assert await ask((*system, 60, 61), b"bob") == ([141, 142, 143], 0, [42, 1, 1])
+    assert await ask((*system, 60, 61), None) == ([141, 142, 143], 0, [42, 1, 1])
+    assert await ask((*system, 60, 61), b"alice") == ([141, 142, 143], 40, [2, 1, 1])
+    # the next turn of the first conversation: all but the last id, which was sampled and never read
+    assert await ask((*first, *said, 70), b"alice") == ([144, 145, 146], 43, [2, 1, 1])
+    # the same again: one id is read, for its logits
+    assert await ask((*first, *said, 70), b"alice") == ([144, 145, 146], 44, [1, 1, 1])
+    load = service.get_load()
+    assert (load.cached_tokens, load.prompt_tokens) == (40 + 43 + 44, 41 + 42 + 42 + 2 + 2 + 1)
+    assert 0 < load.cache_bytes <= 1000
+    assert engine.held == [0, 0]
+    await service.close()
+
+
+async def test_a_replay_reads_everything_though_its_beginning_is_kept(tokenizer):
+    engine = SavingCountingEngine()
+    service = EngineService(engine, cache_bytes_max=1000)
+    prompt = (5,) * 40
+    ids = await collect(service.generate(prompt, params(3, GREEDY), SEED, tokenizer, owner=b"alice"))
+    engine.batches.clear()
+    assert (await service.replay(prompt, ids, params(3, GREEDY), SEED)).equal
+    assert engine.batches == [[(0, 0, 40)], [(0, 40, 1)], [(0, 41, 1)]]
+    await service.close()
+
+
+async def test_nothing_goes_on_from_broken_logits_or_half_a_prompt(tokenizer):
+    engine = SavingCountingEngine(sequences_max=1)
+    service = EngineService(engine, cache_bytes_max=1000)
+    engine.spoiled = 7
+    with pytest.raises(InvalidLogits):
+        await collect(service.generate((*range(10, 50), 7), params(3, GREEDY), SEED, tokenizer, owner=b"alice"))
+    engine.gate.clear()
+    long = service.generate((5,) * 700, params(3, GREEDY), SEED, tokenizer, owner=b"alice")
+    await until(lambda: service.get_load().running == 1)
+    closing = asyncio.create_task(long.aclose())
+    await asyncio.sleep(0)
+    engine.gate.set()
+    await closing
+    assert service.get_load().cache_bytes == 0
+    await service.close()
+
+
+async def test_a_cache_without_bytes_or_an_engine_that_cannot_save_keeps_nothing(counting, tokenizer):
+    engine = SavingCountingEngine()
+    for service in (EngineService(engine), EngineService(CountingEngine(), cache_bytes_max=1000)):
+        for _ in range(2):
+            stream = service.generate((5,) * 40, params(3, GREEDY), SEED, tokenizer, owner=b"alice")
+            await collect(stream)
+            assert stream.cached_tokens == 0
+        await service.close()
+
+
+async def test_small_answers_pass_a_large_one_a_bounded_number_of_times(tokenizer):
+    engine = CountingEngine(sequences_max=4, context_tokens=100, tokens_max=100)
+    service = EngineService(engine)
+    engine.gate.clear()
+    order = []
+
+    async def ask(name, size):
+        async for _ in service.generate((5,) * size, params(10, GREEDY), SEED, tokenizer):
+            pass
+        order.append(name)
+
+    tasks = [asyncio.create_task(ask("first", 20))]
+    await until(lambda: service.get_load().running == 1)
+    tasks += [asyncio.create_task(ask(name, size)) for name, size in [("large", 90)] + [("small", 2)] * 30]
+    await until(lambda: service.get_load().waiting == 31)
+    engine.gate.set()
+    await asyncio.gather(*tasks)
+    assert order.index("large") == OVERTAKEN_MAX + 1
+    await service.close()
+
+
+async def test_a_full_queue_says_when_to_come_back_and_the_load_how_long_one_waits(tokenizer):
+    engine = CountingEngine(sequences_max=1)
+    service = EngineService(engine, waiting_max=2, read_time_s=Stopwatch(engine))
+    assert service.get_load().wait_s == 0.0
+    await collect(service.generate((5,) * 4, params(20, GREEDY), SEED, tokenizer))  # a second an id, all 20 are used
+    engine.gate.clear()
+    streams = [service.generate((5,), params(20, GREEDY), SEED, tokenizer) for _ in range(1)]
+    await until(lambda: service.get_load().running == 1)
+    streams += [service.generate((5,) * 10, params(20, GREEDY), SEED, tokenizer) for _ in range(2)]
+    before = sum(len(batch) for batch in engine.batches)
+    with pytest.raises(RefusedBusy) as refusal:
+        service.generate((5,), params(2, GREEDY), SEED, tokenizer)
+    wait_s = service.get_load().wait_s
+    # 20 ids of the one that runs, then twice a prompt of 10 and 20 ids; the id being read now may count or not
+    assert refusal.value.retry_after_s == pytest.approx(20, abs=1)
+    assert wait_s == pytest.approx(20 + 2 * (10 + 20), abs=1)
+    engine.gate.set()
+    for stream in streams:
+        await collect(stream)
+    assert sum(size for batch in engine.batches[before:] for _, _, size in batch) == pytest.approx(wait_s, abs=4)
+    await service.close()

@@ -80,7 +80,7 @@ def test_decoding_refuses_every_other_spelling():
         ({"version": True}, "version"),
         ({"name": None}, "missing keys"),
         ({"extra": 1}, "unknown keys"),
-        ({"noiseClass": "Q"}, "noise class 'Q'"),
+        ({"noiseClass": "B"}, "noise class 'B'"),
         ({"files": []}, "0 files"),
         ({"files": [[]]}, "not an object"),
         ({"files": {}}, "not a list"),

@@ -7,7 +7,8 @@ import importlib
 import json
 import sys
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -15,11 +16,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from aiohttp import web
 
+from deaios.compute.engine import Step
+from deaios.compute.engines.upstream.client import UpstreamChoice, open_upstream
 from deaios.compute.engines.upstream.dialects import Order, build_xargs
+from deaios.compute.records import DEFAULT_THRESHOLDS
 from deaios.compute.sampling import draw_words, gumbel_of, sample
+from deaios.compute.tokenizer import Tokenizer
+from deaios.compute.verification import verify_output
 from deaios.ledger.structs import Level, Params
 from deaios.primitives.hashing import ZERO32, sha256
+from deaios.runtime.client import HttpClient
 
 torch = pytest.importorskip("torch", reason="torch is not installed: the vLLM plug-in and its sampling are NOT tested")
 
@@ -290,3 +298,80 @@ def test_each_runner_alone_is_enough(monkeypatch):
     assert issubclass(load_plugin(monkeypatch, v2=ProcessorOfV2).SeededSampling, ProcessorOfV2)
     monkeypatch.undo()
     load_plugin(monkeypatch)
+
+
+class PluggedServer:
+    """A vLLM that is a NumPy engine with our processor behind its documented door."""
+
+    def __init__(self, plugin, engine, tokenizer):
+        self.plugin = plugin
+        self.engine = engine
+        self.tokenizer = tokenizer
+
+    @asynccontextmanager
+    async def serve(self):
+        application = web.Application()
+        application.router.add_get("/v1/models", self._list)
+        application.router.add_get("/version", self._version)
+        application.router.add_post("/tokenize", self._tokenize)
+        application.router.add_post("/v1/completions", self._complete)
+        runner = web.AppRunner(application)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, "127.0.0.1", 0).start()
+            yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+        finally:
+            await runner.cleanup()
+
+    async def _list(self, request):
+        return web.json_response({"data": [{"id": "tiny", "owned_by": "vllm", "max_model_len": 256}]})
+
+    async def _version(self, request):
+        return web.json_response({"version": "0.31.0"})
+
+    async def _tokenize(self, request):
+        return web.json_response({"tokens": list(self.tokenizer.encode_plain((await request.json())["prompt"]))})
+
+    async def _complete(self, request):
+        body = await request.json()
+        sent = SimpleNamespace(extra_args=body["vllm_xargs"], temperature=body["temperature"])
+        try:
+            self.plugin.SeededSampling.validate_params(sent)
+        except ValueError as error:
+            return web.json_response({"error": {"message": str(error)}}, status=400)
+        response = web.StreamResponse()
+        await response.prepare(request)
+        output: list[int] = []
+        processor = self.plugin.SeededSampling(None, torch.device("cpu"), False)
+        processor.update_state(BatchUpdate(1, added=[(0, sent, body["prompt"], output)]))
+        (rows,) = self.engine.decode([Step(0, 0, tuple(body["prompt"]), 1)])
+        finish = None
+        while finish is None:
+            output.append(int(processor.apply(torch.from_numpy(rows[:1].copy())).argmax()))
+            is_end = output[-1] in self.tokenizer.end_ids
+            finish = "stop" if is_end else "length" if len(output) == body["max_tokens"] else None
+            choice = {"index": 0, "text": "…", "token_ids": output[-1:], "finish_reason": finish}
+            await response.write(b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n")
+            if finish is None:
+                (rows,) = self.engine.decode([Step(0, len(body["prompt"]) + len(output) - 1, (output[-1],), 1)])
+        self.engine.forget(0)
+        await response.write(b"data: [DONE]\n\n")
+        return response
+
+
+async def test_a_server_with_the_plugin_sells_level_two_answers_that_verify(plugin, model_files, numpy_engine):
+    tokenizer = Tokenizer.from_gguf(model_files.served)
+    prompt = tokenizer.encode_plain("The lighthouse keeper wrote:")
+    server = PluggedServer(plugin, numpy_engine, tokenizer)
+    async with server.serve() as url, HttpClient() as http:
+        upstream = await open_upstream(http, UpstreamChoice(url), tokenizer)
+        assert (upstream.level, upstream.context_tokens) == (Level.SEEDED, 256)
+        for wanted in (replace(params(900, 40, 950), max_tokens=20), replace(params(0), max_tokens=6)):
+            sampled = [item async for item in upstream.generate(prompt, wanted, SEED)]
+            last = sampled[-1]
+            report = verify_output(
+                numpy_engine, prompt, [item.token for item in sampled], wanted, SEED, last.finish, last.stop_index,
+                DEFAULT_THRESHOLDS, tokenizer,
+            )  # fmt: skip
+            assert report.ok
+            assert report.exact_count == len(sampled)

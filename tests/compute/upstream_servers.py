@@ -143,7 +143,7 @@ class RealServer:
         settings.n_ctx = context_tokens
         settings.n_parallel = 1
         settings.port = 0
-        settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = 2
+        settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = 1  # more would spin beside others
         settings.verbosity = -1
         self._server = xllamacpp.Server(settings)
         self.url = self._server.listening_address

@@ -53,7 +53,7 @@ class LastingChain(market.FakeChain):
         self.path.write_bytes(pickle.dumps(self.channels))
 
 
-async def speak(prompt_ids, params, seed, logprobs, constraint, prefix=()):
+async def speak(prompt_ids, params, seed, logprobs, constraint, *, prefix=(), owner=None):
     """Letters that follow from the seed, slowly, and no two at one pace: somebody is always in the middle."""
     for place in range(TOKENS):
         await asyncio.sleep(0.01 + seed[0] / 4000)

@@ -65,7 +65,7 @@ class Speaker:
         self.text = text
         self.gate = None
 
-    async def __call__(self, prompt_ids, params, seed, logprobs, constraint, prefix=()):
+    async def __call__(self, prompt_ids, params, seed, logprobs, constraint, *, prefix=(), owner=None):
         for byte in self.text.encode():
             yield Piece(byte, logprobs=self.rank(byte, logprobs))
             await asyncio.sleep(0)
@@ -233,7 +233,7 @@ def language(model_files):
 def generate_with(service, tokenizer):
     masks = MaskService(tokenizer)
 
-    async def generate(prompt_ids, params, seed, logprobs, constraint, prefix=()):
+    async def generate(prompt_ids, params, seed, logprobs, constraint, *, prefix=(), owner=None):
         mask = await masks.open(constraint, params.mask_hash)
         how = {"prefix_ids": prefix, "thresholds": DEFAULT_THRESHOLDS}
         async with aclosing(service.generate(prompt_ids, params, seed, tokenizer, logprobs, mask, **how)) as stream:
@@ -378,9 +378,9 @@ def failing_once(generate, after):
     """A provider that gives so many tokens of its first answer and then hangs; `failed` is set as it does."""
     failed = asyncio.Event()
 
-    async def generate_some(prompt_ids, params, seed, logprobs, prefix=()):
+    async def generate_some(prompt_ids, params, seed, logprobs, constraint, *, prefix=(), owner=None):
         place = 0
-        async with aclosing(generate(prompt_ids, params, seed, logprobs, prefix=prefix)) as pieces:
+        async with aclosing(generate(prompt_ids, params, seed, logprobs, constraint, prefix=prefix, owner=owner)) as pieces:
             async for piece in pieces:
                 if place == after and not failed.is_set():
                     failed.set()

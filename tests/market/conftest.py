@@ -234,6 +234,8 @@ class FakeGenerator:
     started: int = 0
     closed: int = 0
     asked: list[int | None] = field(default_factory=list)
+    owners: list[bytes | None] = field(default_factory=list)
+    cached: int = 0
     is_mute: bool = False
 
     def rank(self, token: int, logprobs: int | None) -> Ranking | None:
@@ -246,10 +248,13 @@ class FakeGenerator:
         seed: bytes,
         logprobs: int | None,
         constraint: bytes | None = None,
+        *,
         prefix: tuple[int, ...] = (),
+        owner: bytes | None = None,
     ) -> AsyncIterator[Piece]:
         self.started += 1
         self.asked.append(logprobs)
+        self.owners.append(owner)
         try:
             for position in range(params.max_tokens):
                 if self.gate is not None:
@@ -262,7 +267,7 @@ class FakeGenerator:
                     return
                 is_last = position == params.max_tokens - 1
                 token = sample_fake(seed, position)
-                yield Piece(token, FinishReason.LENGTH if is_last else None, 0, self.rank(token, logprobs))
+                yield Piece(token, FinishReason.LENGTH if is_last else None, 0, self.rank(token, logprobs), self.cached)
                 await asyncio.sleep(0)
         finally:
             self.closed += 1

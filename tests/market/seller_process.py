@@ -24,7 +24,7 @@ from deaios.primitives.keys import PrivateKey, parse_address
 from deaios.runtime.http import serve
 
 
-async def generate(prompt_ids, params, seed, logprobs, constraint, prefix=()):
+async def generate(prompt_ids, params, seed, logprobs, constraint, *, prefix=(), owner=None):
     for position in range(params.max_tokens):
         await asyncio.sleep(0.002)
         is_last = position == params.max_tokens - 1

@@ -16,6 +16,7 @@ from deaios.market.offers import validate_offer
 from deaios.market.opening import Opening
 from deaios.market.receipts import validate_opening
 from deaios.market.seller.service import Seller
+from deaios.market.seller.service.pace import EndPace
 from deaios.market.seller.service.runs import PORTION_TOKENS_MAX
 from deaios.market.seller.service.settlement import UnavailableSettlement
 from deaios.market.store import Journal, UnavailableJournal
@@ -274,7 +275,7 @@ async def test_engine_failure_is_a_free_signed_receipt(kit, open_shop, error, st
 
 async def test_generator_without_an_end_fails_instead_of_running_on(kit, open_shop):
     class Endless(kit.FakeGenerator):
-        async def __call__(self, prompt_ids, params, seed, logprobs, constraint, prefix=()):
+        async def __call__(self, prompt_ids, params, seed, logprobs, constraint, *, prefix=(), owner=None):
             while True:
                 yield kit.Piece(5)
 
@@ -656,6 +657,40 @@ async def test_log_probabilities_come_with_every_token_while_the_purchase_runs(k
     assert shop.generator.asked == [2]
     async with open_shop(chain=shop.chain, generator=shop.generator) as shop:
         assert await shop.lines(papers) == again
+
+
+async def test_what_was_read_before_is_counted_and_costs_the_same(kit, open_shop):
+    async with open_shop(generator=kit.FakeGenerator(cached=5)) as shop:
+        order = kit.build_order()
+        opening = await shop.buy(await shop.papers(order=order))
+        receipt = opening.receipt
+        assert (receipt.cached_tokens, receipt.prompt_tokens) == (5, opening.ask.prompt_count)
+        validate_opening(kit.TERMS.protocol, opening)
+    # Whose it was is the payer's address, so that nobody gains from another's prompts.
+    assert shop.generator.owners == [kit.BUYER.address]
+
+
+async def test_a_failed_purchase_counts_nothing_as_read_before(kit, open_shop):
+    broken = kit.FakeGenerator(cached=5, fail_after=3, error=kit.UnavailableFakeChain("broke"))
+    async with open_shop(generator=broken) as shop:
+        opening = await shop.buy(await shop.papers())
+        assert (opening.receipt.state, opening.receipt.cached_tokens) == (State.FAILED_PROVIDER, 0)
+
+
+def test_who_is_refused_learns_when_the_next_purchase_should_end():
+    pace = EndPace()
+    assert pace.estimate_next_s() is None
+    for now_ms in (1000, 5000, 9000):
+        pace.observe_end(now_ms, is_full=True)
+    assert pace.estimate_next_s() == 4
+    pace.observe_end(60_000, is_full=False)  # streams were free: the long pause says nothing
+    pace.observe_end(100_000, is_full=True)
+    assert pace.estimate_next_s() == 4
+    for second in range(200, 300):
+        pace.observe_end(second * 1000, is_full=True)
+    assert pace.estimate_next_s() == 2  # a second and a little: rounded up
+    pace.observe_end(10**9, is_full=True)
+    assert pace.estimate_next_s() == 600
 
 
 async def test_a_generator_without_log_probabilities_fails_who_asked_for_them(kit, open_shop):

@@ -17,6 +17,7 @@ from typing import Any
 
 import openai
 import pytest
+from soak.tiny_models import write_tiny_model
 from web3 import Web3
 
 from deaios.alignment.answer import decode_answer
@@ -67,6 +68,16 @@ class Running:
             assert self.process.poll() is None, f"ended with {self.process.returncode}: {words}"
             assert time.monotonic() < deadline, words
             time.sleep(0.2)
+
+    def wait_for_any(self, kind: str) -> None:
+        """Until a role of a kind, whose name is not known before, runs."""
+        deadline = time.monotonic() + UP_S
+        while not (names := [role.name for role in StateFolder(self.home).load_roles() if role.kind == kind]):
+            words = (self.home / "command.log").read_text()[-2000:]
+            assert self.process.poll() is None, f"ended with {self.process.returncode}: {words}"
+            assert time.monotonic() < deadline, words
+            time.sleep(0.2)
+        self.wait_for(names[0])
 
     def stop(self) -> int:
         """Ctrl-C; gives the exit code."""
@@ -304,6 +315,47 @@ async def test_a_second_machine_joins_and_is_bought_from(network: Running, statu
         assert opening["receipt"]["counter"] == "1"
     finally:
         assert provider.stop() == 0
+
+
+async def test_a_users_own_file_is_sold_bought_by_name_and_verified(
+    network: Running, status: Any, tmp_path: Path
+) -> None:
+    file, home = write_tiny_model(tmp_path / "own.gguf", encoding="q8_0", architecture="qwen2"), tmp_path / "machine"
+    home.mkdir()
+    deaios_json("join", status["chain"]["url"] + "/descriptor", home=home)
+    provider = Running.start("provide", "--model", str(file), "--name", "own-model", "--price", "0.5:2", home=home)
+    try:
+        provider.wait_for_any("provider")
+        listed = {entry["name"]: entry for entry in deaios_json("models", home=home)}
+        own = listed["own-model"]
+        assert (own["noise_class"], own["providers"], own["input_price"], own["output_price"]) == (
+            "Q",
+            1,
+            500_000,
+            2_000_000,
+        )
+        url, key = status["gateway"]["url"] + "/v1", status["gateway"]["api_key"]
+        async with openai.AsyncOpenAI(base_url=url, api_key=key, max_retries=0) as client:
+            deadline = time.monotonic() + UP_S
+            while "own-model" not in {model.id async for model in await client.models.list()}:
+                assert time.monotonic() < deadline
+                await asyncio.sleep(0.5)
+            raw = await client.completions.create(model=own["record"], prompt="the quick", max_tokens=4)
+            assert raw.usage is not None
+            assert raw.usage.completion_tokens > 0
+        saved = tmp_path / "own.json"
+        deaios_json(
+            "ask", "Tell.", "--model", "own-model", "--max-tokens", "16", "--save", str(saved), home=network.home
+        )
+        checked = deaios_json("verify", str(saved), home=network.home)
+        assert checked["outcome"] == "verified", checked
+        (earned,) = deaios_json("earnings", home=home)
+        assert (earned["model"], earned["receipts"], earned["why_not"]) == ("own-model", 2, [])
+        assert earned["earned"] > 0
+    finally:
+        assert provider.stop() == 0
+    (ended,) = deaios_json("earnings", home=home)
+    assert ended["why_not"][0].startswith("it does not run")
 
 
 def test_a_killed_provider_comes_back_and_goes_on(network: Running) -> None:

@@ -66,9 +66,9 @@ def decode_evidence(data: bytes) -> Evidence:
 
 
 def validate_evidence(
-    evidence: Evidence, domain: Domain, provider: Address, receipt_digest: bytes, model_record_id: bytes
+    evidence: Evidence, domain: Domain, provider: Address, receipt_digest: bytes, model_record_id: bytes | None
 ) -> None:
-    """Is this the disputed receipt, fully opened, about the model that is checked here?
+    """Is this the disputed receipt, fully opened, about the model that is checked here (None for any)?
 
     Raises:
         InvalidEvidence: the rule and both values; a juror then acquits, because nothing was proven.
@@ -85,7 +85,7 @@ def validate_evidence(
         ("ask digest", request.ask_digest, hash_struct(ask)),
         ("offer digest", request.offer_digest, hash_struct(offer)),
         ("offer signer", recover_signer(domain, offer, opening.offer_signature), provider),
-        ("model record", ask.model_record_id, model_record_id),
+        ("model record", ask.model_record_id, ask.model_record_id if model_record_id is None else model_record_id),
         ("output commitment", receipt.output_commitment, commit_output(opening.output_ids, opening.salt)),
         ("mask hash", ask.params.mask_hash, hash_constraint(opening.constraint)),
         ("prompt commitment", ask.prompt_commitment, commit_prompt(evidence.prompt_ids, opening.salt)),

@@ -22,13 +22,13 @@ class Charge:
         domain: of the protocol's signatures.
         provider: the accused.
         receipt_digest: the disputed receipt.
-        model_record_id: the model that is checked here.
+        model_record_id: the model that is checked here; None where any can be.
     """
 
     domain: Domain
     provider: Address
     receipt_digest: bytes
-    model_record_id: bytes
+    model_record_id: bytes | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,4 +74,6 @@ async def find(data: bytes, charge: Charge, recheck: Recheck) -> Finding:
         first = report.violations[0]
         said = {True: "gives the output", False: "gives another output", None: "cannot be had here"}[replay]
         reason = f"token {first.position} breaks rule {first.rule} ({first.detail}); exact replay {said}"
+        if cached := evidence.opening.receipt.cached_tokens:
+            reason += f"; by its receipt the answer was made on {cached} prompt ids read before, the replay on none"
     return Finding(judgement, report.margins, reason)

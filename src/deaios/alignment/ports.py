@@ -16,7 +16,11 @@ class Recheck(Protocol):
     """Re-execution of one purchase; the live one is `recheck.service`."""
 
     async def check(self, evidence: Evidence) -> Report:
-        """One prefill: does every token hold, and the finish?"""
+        """One prefill: does every token hold, and the finish?
+
+        Raises:
+            Unavailable: the model that was ordered cannot be run here.
+        """
 
     async def replay(self, evidence: Evidence) -> bool | None:
         """Does exact replay give the output, its end included? None where replay cannot be had here."""

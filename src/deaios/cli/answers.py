@@ -90,7 +90,7 @@ def _read_nonce(_context: click.Context, _option: click.Parameter, value: str | 
 @click.option(
     "--model", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="The model's file, if at hand."
 )
-@click.option("--engine", type=click.Choice(["llama", "numpy"]), help="What recomputes the tokens.")
+@click.option("--engine", type=click.Choice(["llama", "numpy", "transformers"]), help="What recomputes the tokens.")
 @click.option(
     "--nonce",
     metavar="0xHEX",
@@ -111,7 +111,7 @@ async def verify(
     chain: str | None,
     descriptor: str | None,
     model: Path | None,
-    engine: Literal["llama", "numpy"] | None,
+    engine: Literal["llama", "numpy", "transformers"] | None,
     nonce: bytes | None,
     quote: Path | None,
     image: bytes | None,

@@ -48,7 +48,7 @@ NOISE_CLASS = click.Choice(["F", "Q"])
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @common
 @click.option("--class", "noise_class", type=NOISE_CLASS, help="F: float weights (or their expansion). Q: as it is.")
-@click.option("--tokens", type=click.IntRange(256), default=512, show_default=True, help="Honest tokens each way.")
+@click.option("--tokens", type=click.IntRange(256), default=1024, show_default=True, help="Honest tokens each way.")
 @click.option("--threads", type=click.IntRange(0), default=0, help="0 takes all cores.")
 @click.option(
     "--out", type=click.Path(dir_okay=False, resolve_path=True, path_type=Path), help="Also write the evidence here."

@@ -30,7 +30,14 @@ from deaios.compute.template import ChatTemplate
 from deaios.compute.tokenizer import Tokenizer
 from deaios.compute.verification import replay_output, verify_output
 from deaios.ledger.structs import Params
-from deaios.primitives.encoding import InvalidEncoding, Json, decode_hex, encode_canonical_json, encode_hex
+from deaios.primitives.encoding import (
+    InvalidEncoding,
+    Json,
+    decode_hex,
+    encode_canonical_json,
+    encode_hex,
+    validate_json_depth,
+)
 from deaios.primitives.errors import Invalid, Refused
 from deaios.primitives.hashing import sha256
 
@@ -388,6 +395,7 @@ def read_evidence(data: bytes, tensors_root: bytes, noise_class: NoiseClass) -> 
     if len(data) > EVIDENCE_BYTES_MAX:
         raise InvalidEvidence(f"evidence of {len(data)} bytes exceeds {EVIDENCE_BYTES_MAX}")
     try:
+        validate_json_depth(data)
         value: Any = json.loads(data)  # Any: JSON of a stranger, read field by field below
         answers = decode_known_answers(value["knownAnswers"])
         deviation_max = int(value["knownAnswers"]["deviationMaxMicro"]) / MICRO

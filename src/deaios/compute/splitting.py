@@ -68,7 +68,7 @@ _KINDS: Final[tuple[tuple[str, Splitting], ...]] = (
     ("smollm starcoder refact command-r codeshell exaone minerva-7b", Splitting((r"\p{N}", _GPT2))),
     ("falcon", Splitting((r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, "[0-9][0-9][0-9]"))),
     ("default", Splitting((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]"))),
-    ("deepseek-coder", Splitting((r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", r"\p{N}"))),
+    ("deepseek-coder", Splitting((r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", r"[一-龥ࠀ-一가-퟿&&[^\s]]+", r"\p{N}"))),
     ("deepseek-v3 hunyuan-dense joyai-llm", Splitting((r"\p{N}{1,3}", _CJK, _DEEPSEEK3))),
     ("bloom gpt3-finnish poro-chat", Splitting((_PUNCTUATED,))),
     ("viking", Splitting((_PUNCTUATED, r"\p{N}"))),

@@ -388,10 +388,8 @@ def _identify(asked: Asked, part: Part) -> bytes:
 def _order(asked: Asked, model: ServedModel, wish: _Wish, prompt_ids: tuple[int, ...]) -> Order:
     question = wish.question
     if model.record.serving == UNAUDITABLE and question.min_level > Level.SIGNED:
-        raise RefusedModel(
-            f"nobody can check answers of {model.name[:128]!r}, whose record is unauditable; "
-            'ask for them as they are with "deaios": {"min_level": 0}'
-        )
+        says = f"nobody can check answers of {model.record.name}, whose record is unauditable; only 0 is allowed"
+        raise InvalidParameter("deaios.min_level", f"deaios.min_level is {question.min_level}; {says}")
     return Order(
         model_record_id=model.record_id,
         prompt_ids=prompt_ids,

@@ -110,12 +110,16 @@ class BuyerChain(ChainPort, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One sampled token; the last one says why it is the last. `logprobs` is there where it was asked for."""
+    """One sampled token; the last one says why it is the last. `logprobs` is there where it was asked for.
+
+    `cached_tokens` is how many ids of the prompt the generator had read before, the same with every token.
+    """
 
     token: int
     finish: FinishReason | None = None
     stop_index: int = 0
     logprobs: Ranking | None = None
+    cached_tokens: int = 0
 
 
 class Generate(Protocol):
@@ -133,6 +137,7 @@ class Generate(Protocol):
         constraint: bytes | None,
         *,
         prefix: tuple[int, ...] = (),
+        owner: bytes | None = None,
     ) -> AsyncIterator[Piece]:
         """Start one generation.
 
@@ -144,6 +149,7 @@ class Generate(Protocol):
             constraint: canonical bytes of what the answer is held to, which the params bind; None for nothing.
             prefix: how another provider began this answer. The pieces then begin with these ids, each as soon as it
                 has been checked against the model; who samples the whole answer anew may leave the prefix unread.
+            owner: who pays; what was read for one payer may be used again for the same one, and for nobody else.
 
         Raises:
             InvalidPrefix: while iterating; the model could not have sampled one of them.

@@ -39,6 +39,7 @@ class Delivery:
         started_at_ms: admission.
         first_token_at_ms: 0 without a token.
         finished_at_ms: the end.
+        cached_tokens: ids of the prompt that were read for an earlier purchase of the same payer.
     """
 
     state: State
@@ -48,6 +49,7 @@ class Delivery:
     started_at_ms: int
     first_token_at_ms: int
     finished_at_ms: int
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,7 @@ def build_receipt(
         prev_receipt=link.digest,
         output_commitment=commit_output(delivery.output_ids, salt),
         prompt_tokens=ask.prompt_count,
-        cached_tokens=0,
+        cached_tokens=delivery.cached_tokens,
         completion_tokens=len(delivery.output_ids),
         finish_reason=delivery.finish_reason,
         stop_index=delivery.stop_index,

@@ -59,6 +59,8 @@ class NetworkConfig(msgspec.Struct, frozen=True):
     """Address on which the roles here listen and under which they are registered; gateways have one of their own."""
     faucet: Literal["open", "own"] = "open"
     """Whether the faucet gives to everybody who asks, or to the keys of this folder only."""
+    audit_model_bytes_max: int = 2_000_000_000
+    """Largest model file that an auditor here fetches and loads beside the default one; 0 audits the default only."""
 
 
 class ProviderConfig(msgspec.Struct, frozen=True):
@@ -100,14 +102,19 @@ class BuyerConfig(msgspec.Struct, frozen=True):
 class EngineConfig(msgspec.Struct, frozen=True):
     """How models are run here."""
 
-    kind: Literal["llama", "numpy"] = "llama"
-    """`llama` (llama.cpp) or `numpy` (the referee, runs everywhere)."""
+    kind: Literal["llama", "numpy", "transformers"] = "llama"
+    """`llama` (llama.cpp), `numpy` (the referee, runs everywhere) or `transformers` (an extra)."""
     threads: int = 0
     """0 shares the cores among the engines of this folder."""
     context_tokens: int = 2048
-    sequences_max: int = 8
-    tokens_max: int = 4096
-    """Most tokens that all sequences hold together; bounds the cache's memory, about 23 kB a token."""
+    sequences_max: int = 0
+    """Answers made at once, 64 at most; 0 takes 8 a thread, fewer where memory holds no whole context for each."""
+    tokens_max: int = 0
+    """Most tokens that all sequences hold together: the cache's memory, about 23 kB a token of the default model. 0
+    takes an eighth of the machine's memory, and far less where many engines share it. Less than `sequences_max`
+    contexts is one pool for all answers, which costs time (docs/benchmarks.md)."""
+    prefix_cache_mib: int = 64
+    """Memory for beginnings of prompts that were read before, kept per payer; 0 keeps none."""
 
 
 class SupervisorConfig(msgspec.Struct, frozen=True):

@@ -7,12 +7,19 @@ from pathlib import Path
 
 from deaios.compute.engine import Engine, RefusedEngine
 from deaios.compute.engines import EngineKind, open_engine
+from deaios.compute.gguf_file import read_model_file
+from deaios.compute.room import compute_token_bytes, plan_room
 from deaios.compute.selftest import run_selftest
 from deaios.compute.service import EngineService
 from deaios.node.config import EngineConfig
 from deaios.node.folder import StateFolder
 from deaios.node.models import ModelFiles
 from deaios.node.passed import PassedChecks
+
+CACHE_DIVISOR = 8
+"""One engine on a machine takes an eighth of its memory for keys and values: the model and its users need the rest."""
+SHARED_CACHE_DIVISOR = 32
+"""Several engines are a whole local network beside other programs: together they take a thirty-second part."""
 
 
 def count_threads(config: EngineConfig, sharing: int = 1) -> int:
@@ -25,6 +32,14 @@ def count_threads(config: EngineConfig, sharing: int = 1) -> int:
     return config.threads or max(1, len(os.sched_getaffinity(0)) // sharing)
 
 
+def count_memory_bytes() -> int:
+    """Memory that this process may use: the machine's, or its control group's."""
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = Path("/sys/fs/cgroup/memory.max")  # cgroup v2; https://docs.kernel.org/admin-guide/cgroup-v2.html
+    text = limit.read_text().strip() if limit.exists() else "max"
+    return machine if text == "max" else min(machine, int(text))
+
+
 def count_engines(folder: StateFolder) -> int:
     """Engines among the roles of a folder."""
     return max(1, sum(role.kind in ("provider", "auditor") for role in folder.load_roles()))
@@ -33,14 +48,23 @@ def count_engines(folder: StateFolder) -> int:
 def open_configured_engine(
     config: EngineConfig, path: Path, *, sequences_max: int, sharing: int = 1, kind: EngineKind | None = None
 ) -> Engine:
-    """Load a model file, whatever it holds."""
+    """Load a model file, whatever it holds; `sequences_max` 0 takes as many as the machine has room for."""
+    threads = count_threads(config, sharing)
+    room = plan_room(
+        token_bytes=compute_token_bytes(read_model_file(path)),
+        memory_bytes=count_memory_bytes() // (CACHE_DIVISOR if sharing == 1 else SHARED_CACHE_DIVISOR * sharing),
+        threads=threads,
+        context_tokens=config.context_tokens,
+        sequences_max=sequences_max,
+        tokens_max=config.tokens_max,
+    )
     return open_engine(
         kind or config.kind,
         path,
-        threads=count_threads(config, sharing),
-        context_tokens=config.context_tokens,
-        sequences_max=sequences_max,
-        tokens_max=min(config.tokens_max, config.context_tokens * sequences_max),
+        threads=threads,
+        context_tokens=room.context_tokens,
+        sequences_max=room.sequences_max,
+        tokens_max=room.tokens_max,
     )
 
 
@@ -75,9 +99,9 @@ def open_checked_engine(
 
 
 @asynccontextmanager
-async def serving_engine(engine: Engine) -> AsyncIterator[EngineService]:
-    """An engine on its own thread while the block runs."""
-    service = EngineService(engine)
+async def serving_engine(engine: Engine, *, cache_bytes_max: int = 0) -> AsyncIterator[EngineService]:
+    """An engine on its own thread while the block runs, with so much memory for beginnings of prompts."""
+    service = EngineService(engine, cache_bytes_max=cache_bytes_max)
     try:
         yield service
     finally:

@@ -39,8 +39,8 @@ from deaios.primitives.errors import ConfigError, Refused
 from deaios.runtime.disk import write_atomic
 from deaios.storage.client import StorageClient
 
-HONEST_TOKENS_DEFAULT: Final = 512
-"""Honest tokens measured from each engine where nothing else is asked for."""
+HONEST_TOKENS_DEFAULT: Final = 256
+"""Honest tokens measured from each engine before a file is sold, where more was not measured with `calibrate`."""
 CONTEXT_TOKENS_DEFAULT: Final = 4096
 """Of what a model was trained for, the most that a record offers where nothing else is asked for."""
 EXPANSION_BYTES_MAX: Final = 16 << 30
@@ -118,6 +118,8 @@ def prepare_model(folder: StateFolder, file: Path, choices: Choices, progress: P
     model = read_model_file(file)
     _refuse_pieces(model)
     tokenizer, template = Tokenizer(model), ChatTemplate.of_model(model)
+    if not model.tensors:
+        raise RefusedModel(f"{file.name} holds no weights")
     name, file_name = _choose_name(choices.name, model, file), _clean_file_name(file.name)
     progress(f"hashing {file.name}", 0, 0)
     digest = compute_file_digest(file)
@@ -161,8 +163,6 @@ def _refuse_pieces(model: ModelFile) -> None:
         raise RefusedModel(
             f"{model.path.name} is one of {pieces} pieces; join them with `llama-gguf-split --merge` first"
         )
-    if not model.tensors:
-        raise RefusedModel(f"{model.path.name} holds no weights")
 
 
 def _read_text(model: ModelFile, key: str) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from deaios.alignment.evidence import Evidence
+from deaios.ledger.structs import Level
 from deaios.market.orders import Order
 from deaios.node.network import Trade
 from deaios.primitives.keys import Address
@@ -15,12 +16,14 @@ class Shop:
         self._trade = trade
 
     async def list_providers(self, model_record_id: bytes) -> Sequence[Address]:
-        """Providers of a model that sell now."""
+        """Providers of a model that sell now what an ordinary question can check: levels 0 and 1 are not audited."""
         found = await self._trade.directory.fetch_candidates()
         return [
             candidate.provider
             for candidate in found
-            if not candidate.paused and candidate.signed_offer.offer.model_record_id == model_record_id
+            if not candidate.paused
+            and candidate.signed_offer.offer.model_record_id == model_record_id
+            and candidate.signed_offer.offer.level >= Level.SEEDED
         ]
 
     async def buy(self, order: Order) -> Evidence:

@@ -30,7 +30,7 @@ from deaios.primitives.hashing import ZERO32
 from deaios.runtime.client import STREAM_S, HttpClient
 
 TRIAL_TEXT = "The lighthouse keeper's log, first page. Weather:"
-TRIAL_TOKENS = 48
+TRIAL_TOKENS = 32
 TRIAL_SEED = bytes(range(32))
 TRIAL_TEMPERATURE_MILLI = 800
 KEY_BYTES_MAX = 4096
@@ -128,7 +128,8 @@ def sell(upstream: Upstream) -> Generate:
         logprobs: int | None,
         constraint: bytes | None,
         *,
-        prefix: tuple[int, ...] = (),  # the server samples the whole answer anew, and the desk compares
+        prefix: tuple[int, ...] = (),  # noqa: ARG001  # the server samples the whole answer anew, and the desk compares
+        owner: bytes | None = None,  # noqa: ARG001  # nothing is kept here
     ) -> AsyncIterator[Piece]:
         if constraint is not None:
             raise RefusedUpstream("the server behind this provider cannot hold an answer to a schema or to tools")

@@ -9,8 +9,8 @@ from typing import Literal, assert_never
 
 from deaios.compute.engine import Engine
 
-EngineKind = Literal["llama", "numpy"]
-ENGINE_KINDS: tuple[EngineKind, ...] = ("llama", "numpy")
+EngineKind = Literal["llama", "numpy", "transformers"]
+ENGINE_KINDS: tuple[EngineKind, ...] = ("llama", "numpy", "transformers")
 
 
 def open_engine(
@@ -25,7 +25,7 @@ def open_engine(
     """Load a model file with one of the engines.
 
     Args:
-        kind: `llama` (fast) or `numpy` (the referee).
+        kind: `llama` (fast), `numpy` (the referee) or `transformers` (an extra; whatever that library reads).
         path: GGUF file.
         threads: threads for llama.cpp; NumPy's BLAS takes its number from the process.
         context_tokens: most ids of one sequence.
@@ -51,5 +51,15 @@ def open_engine(
             from deaios.compute.engines.numpy_llama import NumpyEngine  # noqa: PLC0415  # as above
 
             return NumpyEngine(path, context_tokens=context_tokens, sequences_max=sequences_max, tokens_max=tokens_max)
+        case "transformers":
+            from deaios.compute.engines.transformers import TransformersEngine  # noqa: PLC0415  # as above
+
+            return TransformersEngine(
+                path,
+                threads=threads,
+                context_tokens=context_tokens,
+                sequences_max=sequences_max,
+                tokens_max=tokens_max,
+            )
         case _:
             assert_never(kind)

@@ -8,20 +8,17 @@ import asyncio
 
 from aiohttp import web
 
-from deaios.alignment.auditor.service import AuditedModel, Auditor, AuditorSettings
+from deaios.alignment.auditor.service import Auditor, AuditorSettings
 from deaios.alignment.auditor.store import AuditorStore
 from deaios.alignment.recheck.service import EngineRecheck
-from deaios.compute.tokenizer import Tokenizer
 from deaios.ledger.suite import AUDIT
 from deaios.market.buyer.client import Buyer
-from deaios.market.chat import read_chat_body
-from deaios.market.question import context_of
 from deaios.node.context import RoleContext
 from deaios.node.engines import count_engines, open_checked_engine, serving_engine
 from deaios.node.member import Member, build_fees, open_member
-from deaios.node.models import ModelFiles
 from deaios.node.network import open_default_model, open_storage, open_trade
 from deaios.node.ports import keep_port
+from deaios.node.rechecks import Rechecks, describe_model
 from deaios.node.shop import Shop
 from deaios.primitives.encoding import encode_hex
 from deaios.runtime.http import build_application, json_response, serve
@@ -51,8 +48,9 @@ async def run(context: RoleContext) -> None:
             _join_auditors(member),
             purse.ensure_funded(PURSE_CREDIT_MIN),
         )
+        sharing = count_engines(context.folder)
         engine = await asyncio.to_thread(
-            open_checked_engine, context.config.engine, files, sequences_max=1, sharing=count_engines(context.folder)
+            open_checked_engine, context.config.engine, files, sequences_max=1, sharing=sharing
         )
         tokenizer = files.open_tokenizer()
         store = AuditorStore(context.data / "auditor.db")
@@ -61,6 +59,17 @@ async def run(context: RoleContext) -> None:
                 serving_engine(engine) as service,
                 open_trade(purse, context.data, context.config.buyer, context.clock, context.dice) as trade,
             ):
+                rechecks = Rechecks(
+                    own_record_id=descriptor.default_model_record_id,
+                    own=EngineRecheck(service, files.record, tokenizer),
+                    member=member,
+                    folder=context.folder,
+                    directory=trade.directory,
+                    config=context.config.engine,
+                    clock=context.clock,
+                    bytes_max=context.config.network.audit_model_bytes_max,
+                    sharing=sharing,
+                )
                 auditor = Auditor(
                     contracts=member.contracts,
                     sender=member.sender,
@@ -68,14 +77,18 @@ async def run(context: RoleContext) -> None:
                     store=store,
                     shop=Shop(trade),
                     shelf=await open_storage(member, context.clock),
-                    recheck=EngineRecheck(service, files.record, tokenizer),
-                    model=_describe(descriptor.default_model_record_id, files, tokenizer),
+                    recheck=rechecks,
+                    model=describe_model(descriptor.default_model_record_id, files, tokenizer),
                     clock=context.clock,
                     dice=context.dice,
                     metrics=context.metrics,
                     settings=AuditorSettings(float(context.config.network.audit_interval_s)),
+                    further=rechecks,
                 )
-                await _serve(context, member, auditor, store, trade.buyer)
+                try:
+                    await _serve(context, member, auditor, store, trade.buyer)
+                finally:
+                    await rechecks.close()
         finally:
             store.close()
 
@@ -107,14 +120,3 @@ async def _join_auditors(member: Member) -> None:
     stake = STAKE_MULTIPLE * member.descriptor.windows.audit_stake_min
     await member.ensure_funded(stake)
     await member.ensure_staked(AUDIT, stake)
-
-
-def _describe(record_id: bytes, files: ModelFiles, tokenizer: Tokenizer) -> AuditedModel:
-    template = files.open_template()
-
-    def render(body: bytes) -> tuple[tuple[int, ...], bytes]:
-        chat = read_chat_body(body)
-        ids = template.render_ids(chat.message_objects(), tokenizer, tools=chat.tools)
-        return ids, context_of(chat, template.template_hash)
-
-    return AuditedModel(record_id, files.record.name, files.record.context_tokens, render)

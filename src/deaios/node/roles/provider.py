@@ -5,7 +5,7 @@ With other `weights` than `f16` it is a cheat: the same seller, the same claims,
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,7 +15,7 @@ from deaios.alignment.recheck.service import EngineRecheck
 from deaios.compute.engine import Engine
 from deaios.compute.masks.service import MaskService
 from deaios.compute.records import ModelRecord, Thresholds
-from deaios.compute.service import EngineService
+from deaios.compute.service import EngineService, Load
 from deaios.compute.tokenizer import Tokenizer
 from deaios.ledger.structs import Level, Params
 from deaios.ledger.suite import COMPUTE
@@ -34,6 +34,9 @@ from deaios.node.upstream import FetchFiles, sell, serving_upstream
 from deaios.runtime.client import RefusedByPeer
 from deaios.runtime.http import serve
 from deaios.runtime.logs import get_logger
+
+UPSTREAM_STREAMS = 8
+"""Answers asked of an operator's server at once, unless the configuration says how many it takes."""
 
 
 async def run(context: RoleContext) -> None:
@@ -160,13 +163,15 @@ async def _open_kitchen(
             )
         return
     async with serving_upstream(spec, record, tokenizer, fetch_files, config) as (upstream, recheck):
-        get_logger("provider").info("selling a server's answers", level=int(upstream.level), kind=str(upstream.dialect))
+        get_logger("provider").info(
+            "selling a server's answers", promises=int(upstream.level), server=str(upstream.dialect)
+        )
         yield _Kitchen(
             generate=sell(upstream),
             profile=upstream.profile.digest(),
             level=upstream.level,
             context_tokens=upstream.context_tokens or record.context_tokens,
-            streams_max=config.sequences_max,
+            streams_max=config.sequences_max or UPSTREAM_STREAMS,
             recheck=recheck,
         )
 
@@ -184,8 +189,28 @@ async def _open_service(context: RoleContext, files: ModelFiles) -> AsyncIterato
         path = context.data / f"{context.spec.weights}.gguf"
         await asyncio.to_thread(weaken_model, files.served, path, context.spec.weights)
         engine = await asyncio.to_thread(open_configured_engine, config, path, sequences_max=streams, sharing=sharing)
-    async with serving_engine(engine) as service:
+    async with serving_engine(engine, cache_bytes_max=config.prefix_cache_mib << 20) as service:
+        _measure_load(context, service)
         yield service, profile
+
+
+def _measure_load(context: RoleContext, service: EngineService) -> None:
+    """What the engine does, as gauges: the operator's view of `Load`."""
+    gauges: dict[str, tuple[str, Callable[[Load], float]]] = {
+        "engine_running": ("Jobs that hold a sequence", lambda load: load.running),
+        "engine_waiting": ("Jobs that do not yet", lambda load: load.waiting),
+        "engine_wait_seconds": ("Expected wait of a further answer", lambda load: load.wait_s),
+        "engine_prompt_tokens": ("Prompt ids read since the start", lambda load: load.prompt_tokens),
+        "engine_cached_tokens": ("Prompt ids taken up from the prefix cache", lambda load: load.cached_tokens),
+        "engine_sampled_tokens": ("Ids sampled since the start", lambda load: load.sampled_tokens),
+        "engine_prefix_cache_bytes": ("Memory of the prefix cache", lambda load: load.cache_bytes),
+    }
+
+    def read_later(read: Callable[[Load], float]) -> Callable[[], float]:
+        return lambda: read(service.get_load())
+
+    for name, (help_text, read) in gauges.items():
+        context.metrics.gauge(name, help_text).set_function(read_later(read))
 
 
 def _generate_with(service: EngineService, tokenizer: Tokenizer, thresholds: Thresholds) -> Generate:
@@ -199,13 +224,14 @@ def _generate_with(service: EngineService, tokenizer: Tokenizer, thresholds: Thr
         constraint: bytes | None,
         *,
         prefix: tuple[int, ...] = (),
+        owner: bytes | None = None,
     ) -> AsyncIterator[Piece]:
         mask = await masks.open(constraint, params.mask_hash)
         stream = service.generate(
-            prompt_ids, params, seed, tokenizer, logprobs, mask, prefix_ids=prefix, thresholds=thresholds
+            prompt_ids, params, seed, tokenizer, logprobs, mask, owner=owner, prefix_ids=prefix, thresholds=thresholds
         )
         async with contextlib.aclosing(stream):
             async for sampled in stream:
-                yield Piece(sampled.token, sampled.finish, sampled.stop_index, sampled.logprobs)
+                yield Piece(sampled.token, sampled.finish, sampled.stop_index, sampled.logprobs, stream.cached_tokens)
 
     return generate

@@ -48,7 +48,9 @@ def _giving(give: Give) -> Generate:
         seed: bytes,
         logprobs: int | None,
         constraint: bytes | None,
+        *,
         prefix: tuple[int, ...] = (),
+        owner: bytes | None = None,
     ) -> AsyncIterator[Piece]:
         assert (logprobs, constraint) == (None, None), "nobody asks a cheat for more than tokens"
         return give(prompt_ids, params, seed)
@@ -87,10 +89,12 @@ def counting(world: World, name: str, generate: Generate) -> Generate:
         seed: bytes,
         logprobs: int | None,
         constraint: bytes | None,
+        *,
         prefix: tuple[int, ...] = (),
+        owner: bytes | None = None,
     ) -> AsyncIterator[Piece]:
         world.counts[f"cheat: {name}"] += 1
-        return generate(prompt_ids, params, seed, logprobs, constraint, prefix=prefix)
+        return generate(prompt_ids, params, seed, logprobs, constraint, prefix=prefix, owner=owner)
 
     return generate_counted
 

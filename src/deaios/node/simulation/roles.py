@@ -226,7 +226,9 @@ def generate_with(weights: model.Weights, token_s: float = model.TOKEN_S) -> Gen
         seed: bytes,
         logprobs: int | None,
         constraint: bytes | None,
+        *,
         prefix: tuple[int, ...] = (),
+        owner: bytes | None = None,
     ) -> AsyncIterator[Piece]:
         assert (logprobs, constraint) == (None, None), "nobody asks a toy for more than tokens"
         return model.generate(prompt_ids, params, seed, weights=weights, token_s=token_s, prefix=prefix)

@@ -9,6 +9,7 @@ import asyncio
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from deaios.alignment.auditor.service.accuser import Accuser
 from deaios.alignment.auditor.service.beacon import BeaconMember
@@ -53,6 +54,13 @@ class AuditedModel:
     """Chat body to (prompt ids, context)."""
 
 
+class Further(Protocol):
+    """Models that can be audited beside the auditor's own."""
+
+    async def draw(self, number: int) -> AuditedModel | None:
+        """A model to audit next, by a random number; None for the auditor's own."""
+
+
 @dataclass(frozen=True, slots=True)
 class AuditorSettings:
     """How much an auditor does.
@@ -88,11 +96,13 @@ class Auditor:
         dice: Dice,
         metrics: Metrics,
         settings: AuditorSettings,
+        further: Further | None = None,
     ) -> None:
         self._store = store
         self._shop = shop
         self._recheck = recheck
         self._model = model
+        self._further = further
         self._clock = clock
         self._dice = dice
         self._settings = settings
@@ -106,7 +116,7 @@ class Auditor:
             contracts=contracts,
             sender=sender,
             domain=domain,
-            model_record_id=model.record_id,
+            model_record_id=model.record_id if further is None else None,
             store=store,
             shelf=shelf,
             recheck=recheck,
@@ -151,11 +161,14 @@ class Auditor:
 
     async def audit_once(self) -> bool | None:
         """Buy one answer and re-execute it: does it hold what was promised? None when nobody sells."""
-        provider = await self._choose_provider()
+        model = self._model
+        if self._further is not None:
+            model = await self._further.draw(int.from_bytes(self._dice.token_bytes(4))) or model
+        provider = await self._choose_provider(model)
         if provider is None:
             return None
         try:
-            evidence = await self._shop.buy(self._build_order(provider))
+            evidence = await self._shop.buy(self._build_order(model, provider))
         except (Unavailable, Refused, Invalid):
             self._failures.append((provider, self._clock.now_ms()))
             raise
@@ -182,8 +195,8 @@ class Auditor:
         log.warning("answer violates", position=first.position, rule=str(first.rule), detail=first.detail)
         return False
 
-    async def _choose_provider(self) -> Address | None:
-        providers = await self._shop.list_providers(self._model.record_id)
+    async def _choose_provider(self, model: AuditedModel) -> Address | None:
+        providers = await self._shop.list_providers(model.record_id)
         if not providers:
             return None
         since = self._clock.now_ms() - RECENT_MS
@@ -192,14 +205,14 @@ class Auditor:
         failed = Counter(provider for provider, at_ms in self._failures if at_ms >= since)
         return min(rotated, key=lambda it: self._store.tokens_audited(it, since) + FAILED_TOKENS * failed[it])
 
-    def _build_order(self, provider: Address) -> Order:
-        question = draw_question(self._model.name, self._dice.token_bytes(32))
+    def _build_order(self, model: AuditedModel, provider: Address) -> Order:
+        question = draw_question(model.name, self._dice.token_bytes(32))
         chat = read_chat_body(question.body)
-        prompt_ids, context = self._model.render(question.body)
+        prompt_ids, context = model.render(question.body)
         return Order(
-            model_record_id=self._model.record_id,
+            model_record_id=model.record_id,
             prompt_ids=prompt_ids,
-            params=chat.params(self._model.context_tokens, len(prompt_ids)),
+            params=chat.params(model.context_tokens, len(prompt_ids)),
             context=context,
             body=question.body,
             client_nonce=self._dice.token_bytes(32),

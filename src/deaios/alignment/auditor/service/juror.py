@@ -53,7 +53,7 @@ class Juror:
         contracts: Contracts,
         sender: Sender,
         domain: Domain,
-        model_record_id: bytes,
+        model_record_id: bytes | None,
         store: AuditorStore,
         shelf: Shelf,
         recheck: Recheck,

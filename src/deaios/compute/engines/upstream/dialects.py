@@ -169,7 +169,8 @@ def build_order(dialect: Dialect, order: Order) -> tuple[str, dict[str, object]]
             sampling |= {"num_predict": room, "seed": number, "top_k": params.top_k or 1 << 20, "min_p": 0.0}
             sampling |= penalties | {"repeat_penalty": 1.0}
             body = {"model": order.model, "prompt": order.text, "raw": True, "stream": True, "options": sampling}
-            return "/api/generate", body
+            # a prompt longer than its context is an error, not something to shorten
+            return "/api/generate", body | {"truncate": False, "shift": False}
         case Dialect.COMPLETIONS:
             body = {"model": order.model, "prompt": order.text, "stream": True, "max_tokens": room, "seed": number}
             if params.top_k:

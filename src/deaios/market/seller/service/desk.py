@@ -30,6 +30,7 @@ from deaios.market.offers import SignedOffer, sign_offer
 from deaios.market.orders import Papers
 from deaios.market.ports import Generate
 from deaios.market.receipts import FIRST_LINK, Delivery, Link, build_receipt, compute_fee_due
+from deaios.market.seller.service.pace import EndPace
 from deaios.market.seller.service.runs import Outcome, Run
 from deaios.market.seller.service.settings import SellerSettings
 from deaios.market.seller.store import CHANNELS_MAX, VOIDED_MAX, ChannelRow, PurchaseRow, SellerState, SellerStore
@@ -100,6 +101,7 @@ class Desk:
         self._novelty = Novelty(SEEN_MAX)
         self._offer: SignedOffer | None = None
         self._is_closing = False
+        self._pace = EndPace()
 
     @property
     def last_counter(self) -> int:
@@ -218,7 +220,10 @@ class Desk:
         self._refuse_prefix(papers)
         settings = self._settings
         if self._is_closing or len(self._runs) >= settings.streams_max + settings.queue_max:
-            raise RefusedBusy(f"{len(self._runs)} purchases are open here; try another provider, or again later")
+            raise RefusedBusy(
+                f"{len(self._runs)} purchases are open here; try another provider, or again later",
+                retry_after_s=self._pace.estimate_next_s(),
+            )
         channel_id = papers.request.channel_id
         row = self._channels.get(channel_id)
         if row is None:
@@ -363,7 +368,13 @@ class Desk:
         async with self._slots:
             ask = papers.ask
             pieces = self._generate(
-                papers.prompt_ids, ask.params, seed_of(ask), papers.logprobs, papers.constraint, prefix=papers.prefix
+                papers.prompt_ids,
+                ask.params,
+                seed_of(ask),
+                papers.logprobs,
+                papers.constraint,
+                prefix=papers.prefix,
+                owner=papers.channel.payer,
             )
             try:
                 async for piece in pieces:
@@ -412,6 +423,7 @@ class Desk:
             started_at_ms=run.started_at_ms,
             first_token_at_ms=run.first_token_at_ms,
             finished_at_ms=self._clock.now_ms(),
+            cached_tokens=run.cached_tokens if ids else 0,
         )
 
     async def _number(self, run: Run, delivery: Delivery) -> None:
@@ -431,6 +443,7 @@ class Desk:
         row = replace(row, state=row.state.settle(run.digest, receipt.fee))
         saved = self._store.finish(receipt, delivery.output_ids, cancel, row)
         self._channels[channel_id] = row
+        self._pace.observe_end(delivery.finished_at_ms, is_full=len(self._runs) >= self._settings.streams_max)
         self._last = Link(receipt.counter, hash_struct(receipt), 0)
         await saved
         # Only now may it be claimed: a claim without a receipt on disk could not be answered for after a crash.

@@ -64,6 +64,7 @@ class Run:
         self.logprobs: list[Ranking] | None = None if papers.logprobs is None else []
         self.finish: FinishReason | None = None
         self.stop_index = 0
+        self.cached_tokens = 0
         self.cancel: tuple[int, bytes] | None = None
         self.violation: int | None = None
         self.is_admitted = False
@@ -108,6 +109,7 @@ class Run:
             self.first_token_at_ms = now_ms
         self.ids.append(piece.token)
         self.finish, self.stop_index = piece.finish, piece.stop_index
+        self.cached_tokens = piece.cached_tokens
         self._notify()
 
     def stop(self) -> None:

@@ -15,21 +15,20 @@ _LETTERS = {byte: chr(point) for point, byte in _LATIN_OF.items()}
 _MORE = """
 int32_t llama_tokenize(const void * vocab, const char * text, int32_t text_len, int32_t * tokens, int32_t n_tokens_max,
                        bool add_special, bool parse_special);
-int32_t llama_token_to_piece(const void * vocab, int32_t token, char * buf, int32_t length, int32_t lstrip, bool special);
+int32_t llama_token_to_piece(const void * vocab, int32_t token, char * buf, int32_t length, int32_t lstrip,
+                             bool special);
 bool llama_vocab_is_eog(const void * vocab, int32_t token);
 """
-_declared = False
+PAIRS = 8_000
+"""Of 65,536 pairs of bytes, those that may merge: enough for every cut to show in some of a hundred texts."""
 
 
 class LlamaVocabulary:
     """A model file's vocabulary in llama.cpp. Raises ValueError with the library's words when it refuses the file."""
 
     def __init__(self, path: Path) -> None:
-        global _declared
         self._library = _Library.load()
-        if not _declared:
-            self._library.ffi.cdef(_MORE)
-            _declared = True
+        self._library.ffi.cdef(_MORE, override=True)  # once more changes nothing
         self._api: Any = self._library.api
         params = self._api.llama_model_default_params()
         params.vocab_only = True
@@ -71,8 +70,8 @@ def write_pair_vocabulary(path: Path, pre: str, **more: tuple[str, int]) -> Path
     """
     alphabet = [_LETTERS[byte] for byte in range(256)]
     pairs = [(left, right) for left in alphabet for right in alphabet]
-    random.Random(7).shuffle(pairs)
-    tokens = ["<|start|>", "<|im_end|>", *alphabet, *(left + right for left, right in pairs)]
+    pairs = random.Random(7).sample(pairs, PAIRS)
+    tokens = ["<|begin|>", "<|im_end|>", *alphabet, *(left + right for left, right in pairs)]
     types = [3, 3] + [1] * (len(tokens) - 2)
     for text, kind in more.values():
         tokens.append(text)
