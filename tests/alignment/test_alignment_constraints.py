@@ -52,7 +52,18 @@ def schema_body(**fields):
 
 
 def tool_body(**fields):
-    return body_of("What is the weather in Oslo?", tools=TOOLS, tool_choice="required", max_tokens=80, **fields)
+    fields = {"tools": TOOLS, "tool_choice": "required", "parallel_tool_calls": False, "max_tokens": 60} | fields
+    return body_of("What is the weather in Oslo?", **fields)
+
+
+@pytest.fixture(scope="module")
+def sold(bench):
+    """Honest sales, once for all tests: to a schema, and of a call; unmasked where the order was to a schema."""
+    return {
+        "schema": sell(bench, schema_body()),
+        "call": sell(bench, tool_body()),
+        "unmasked": sell(bench, schema_body(), served_constraint=b""),
+    }
 
 
 def charge_of(sale):
@@ -64,10 +75,9 @@ def saved(chain, sale):
     return chain.answer(sale, opening, chain.publish(PROVIDER.address, [opening]))
 
 
-@pytest.mark.parametrize("temperature", [0.8, 0])
-@pytest.mark.parametrize("make", [schema_body, tool_body])
-async def test_a_constrained_answer_verifies_from_its_file(bench, make, temperature):
-    sale = sell(bench, make(temperature=temperature))
+@pytest.mark.parametrize("kind", ["schema", "call", "greedy"])
+async def test_a_constrained_answer_verifies_from_its_file(bench, sold, kind):
+    sale = sell(bench, schema_body(temperature=0)) if kind == "greedy" else sold[kind]
     chain = PaperChain(bench)
     answer = decode_answer(encode_answer(saved(chain, sale)))
     assert sale.delivery.finish_reason is FinishReason.STOP_TOKEN
@@ -76,15 +86,15 @@ async def test_a_constrained_answer_verifies_from_its_file(bench, make, temperat
     assert result.report.margin_max <= 0.02
     validate_opening(DOMAIN, answer.opening)
     text = answer.text
-    if make is schema_body:
+    if kind != "call":
         jsonschema.validate(json.loads(text), SCHEMA)
         assert list(json.loads(text)) == ["colour", "count", "tags"]
     else:
         assert text.startswith('<tool_call>\n{"name": "get_weather", "arguments": ')
 
 
-async def test_a_changed_byte_of_the_schema_is_named_wherever_it_is(bench):
-    sale = sell(bench, schema_body())
+async def test_a_changed_byte_of_the_schema_is_named_wherever_it_is(bench, sold):
+    sale = sold["schema"]
     chain = PaperChain(bench)
     answer = saved(chain, sale)
     file = json.loads(encode_answer(answer))
@@ -104,8 +114,8 @@ async def test_a_changed_byte_of_the_schema_is_named_wherever_it_is(bench):
             decode_answer(json.dumps({**file, "opening": {**file["opening"], "constraint": wrong}}).encode())
 
 
-async def test_an_order_under_another_schema_than_the_bodys_is_named(bench):
-    sale = sell(bench, schema_body())
+async def test_an_order_under_another_schema_than_the_bodys_is_named(bench, sold):
+    sale = sold["schema"]
     other = replace(sale.order, constraint=json_object().encode())
     params = replace(sale.order.params, mask_hash=json_object().mask_hash())
     opened = replace(sale, order=other, ask_changes={"params": params})
@@ -114,8 +124,8 @@ async def test_an_order_under_another_schema_than_the_bodys_is_named(bench):
     assert "parameters ordered are the body's; not so: mask_hash is " in result.headline
 
 
-async def test_who_ignores_the_mask_is_caught_and_convicted(bench, recheck):
-    sale = sell(bench, schema_body(), served_constraint=b"")
+async def test_who_ignores_the_mask_is_caught_and_convicted(bench, recheck, sold):
+    sale = sold["unmasked"]
     report = await recheck.check(sale.evidence)
     assert report.violations[0].rule is Rule.MASK
     assert "the constraint forbids id" in report.violations[0].detail
@@ -126,9 +136,10 @@ async def test_who_ignores_the_mask_is_caught_and_convicted(bench, recheck):
 
 
 async def test_who_masks_harder_than_ordered_is_caught_and_convicted(bench, recheck):
-    narrower = {**SCHEMA, "properties": {**SCHEMA["properties"], "count": {"const": 0}, "colour": {"const": "blue"}}}
+    only = {"count": {"const": 77}, "colour": {"const": "green"}, "tags": {"const": ["a"]}}
+    narrower = {**SCHEMA, "properties": only}
     constraint = Constraint(JsonSchema(json.dumps(narrower, separators=(",", ":")))).encode()
-    sales = [sell(bench, schema_body(), name=f"harder {number}", served_constraint=constraint) for number in range(4)]
+    sales = [sell(bench, schema_body(), name=f"harder {number}", served_constraint=constraint) for number in range(2)]
     reports = [await recheck.check(sale.evidence) for sale in sales]
     caught = [sale for sale, report in zip(sales, reports, strict=True) if not report.ok]
     assert caught
@@ -137,17 +148,17 @@ async def test_who_masks_harder_than_ordered_is_caught_and_convicted(bench, rech
     assert finding.judgement is Judgement.GUILTY
 
 
-@pytest.mark.parametrize("make", [schema_body, tool_body])
-async def test_a_jury_acquits_an_honest_constrained_answer(bench, recheck, make):
-    sale = sell(bench, make())
+@pytest.mark.parametrize("kind", ["schema", "call"])
+async def test_a_jury_acquits_an_honest_constrained_answer(recheck, sold, kind):
+    sale = sold[kind]
     finding = await find(encode_evidence(sale.evidence), charge_of(sale), recheck)
     assert finding.judgement is Judgement.ACQUIT
     assert "tokens hold" in finding.reason
     assert await recheck.replay(sale.evidence) is True
 
 
-async def test_evidence_with_another_constraint_proves_nothing(bench, recheck):
-    sale = sell(bench, schema_body(), served_constraint=b"")
+async def test_evidence_with_another_constraint_proves_nothing(bench, recheck, sold):
+    sale = sold["unmasked"]
     opening = sale.sign()
     for constraint in (None, json_object().encode()):
         evidence = Evidence(replace(opening, constraint=constraint), sale.order.prompt_ids)
@@ -158,12 +169,12 @@ async def test_evidence_with_another_constraint_proves_nothing(bench, recheck):
         assert finding.judgement is Judgement.ACQUIT
 
 
-async def test_an_answer_of_another_masker_is_not_judged(bench, recheck):
-    sale = sell(bench, schema_body())
+async def test_an_answer_of_another_masker_is_not_judged(bench, recheck, sold):
+    sale = sold["schema"]
     older = replace(decode_constraint(sale.order.constraint), masker="llguidance 1.0.0")
     params = replace(sale.order.params, mask_hash=older.mask_hash())
     foreign = replace(sale, order=replace(sale.order, constraint=older.encode()), ask_changes={"params": params})
-    with pytest.raises(UnavailableMasker, match="needs llguidance 1.0.0"):
+    with pytest.raises(UnavailableMasker, match=r"needs llguidance 1\.0\.0"):
         await recheck.check(foreign.evidence)
     with pytest.raises(UnavailableMasker):
         await find(encode_evidence(foreign.evidence), charge_of(foreign), recheck)
@@ -172,7 +183,7 @@ async def test_an_answer_of_another_masker_is_not_judged(bench, recheck):
 
 
 async def test_a_mask_hash_without_a_constraint_is_named(bench):
-    sale = sell(bench, body_of("Hi."))
+    sale = sell(bench, body_of("Hi.", max_tokens=4))
     params = replace(sale.order.params, mask_hash=json_object().mask_hash())
     result = await PaperChain(bench).examine_sale(replace(sale, ask_changes={"params": params}))
     assert (result.outcome, result.facts[-1].rule) == (Outcome.VIOLATED, "constraint")

@@ -78,7 +78,7 @@ def early_stop(world):
 
     async def generate(prompt_ids, params, seed, logprobs, constraint, *, prefix=(), owner=None):
         count = 0
-        async for piece in world.machine.generate(prompt_ids, params, seed, logprobs, constraint, *, prefix=(), owner=None):
+        async for piece in world.machine.generate(prompt_ids, params, seed, logprobs, constraint):
             count += 1
             if count == 3:
                 yield replace(piece, finish=FinishReason.STOP_TOKEN)
@@ -93,7 +93,7 @@ def cut_short(world):
 
     async def generate(prompt_ids, params, seed, logprobs, constraint, *, prefix=(), owner=None):
         count = 0
-        async for piece in world.machine.generate(prompt_ids, params, seed, logprobs, constraint, *, prefix=(), owner=None):
+        async for piece in world.machine.generate(prompt_ids, params, seed, logprobs, constraint):
             count += 1
             yield replace(piece, finish=FinishReason.LENGTH if count == 3 else None)
             if count == 3:

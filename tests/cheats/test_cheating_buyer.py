@@ -60,7 +60,7 @@ async def test_who_withdraws_while_it_buys_pays_all_that_it_ordered(world):
     gate = asyncio.Event()
 
     async def generate(prompt_ids, params, seed, logprobs, constraint, *, prefix=(), owner=None):
-        async for piece in world.machine.generate(prompt_ids, params, seed, logprobs, constraint, *, prefix=(), owner=None):
+        async for piece in world.machine.generate(prompt_ids, params, seed, logprobs, constraint):
             if piece.finish is not None:
                 await gate.wait()
             yield piece

@@ -142,7 +142,7 @@ def serving_once(world):
         served.append(seed)
         if len(served) > 1:
             await asyncio.Event().wait()
-        async for piece in world.machine.generate(prompt_ids, params, seed, logprobs, constraint, *, prefix=(), owner=None):
+        async for piece in world.machine.generate(prompt_ids, params, seed, logprobs, constraint):
             yield piece
 
     return generate

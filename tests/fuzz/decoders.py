@@ -19,7 +19,7 @@ from fuzz_target import Skipped, Target, as_json, as_text, as_typed
 
 from deaios.alignment import answer, documents, evidence
 from deaios.chain import blocks, genesis, journal_text, overrides, rpc
-from deaios.compute import commitments, gguf_file, records, template, tokenizer
+from deaios.compute import commitments, constraint, gguf_file, records, schema, template, tokenizer, tools
 from deaios.ledger import (
     abi,
     artifacts,
@@ -432,6 +432,19 @@ def _compute_targets() -> list[Target]:
             (context,),
             commitments.encode_context,
         ),
+        Target(
+            "constraint",
+            constraint.decode_constraint,
+            ("compute.constraint.decode_constraint",),
+            _constraints(),
+            lambda value: value.encode(),
+        ),
+        Target(
+            "schema text",
+            lambda data: schema.validate_schema(schema.decode_json_text("$", as_text(data))),
+            ("compute.schema.decode_json_text",),
+            (_constraint_schema().encode(),),
+        ),
         Target("model file", _read_model, _MODEL_READERS, (_model(),)),
         Target(
             "chat template",
@@ -440,6 +453,25 @@ def _compute_targets() -> list[Target]:
             (source.encode(),),
         ),
     ]
+
+
+def _constraint_schema() -> str:
+    return schema.encode_json_text(
+        {
+            "type": "object",
+            "properties": {"a": {"type": "integer", "minimum": 0.5}, "b": {"$ref": "#/$defs/x"}},
+            "required": ["a"],
+            "$defs": {"x": {"anyOf": [{"enum": ["y", None]}, {"type": "array", "items": {"pattern": "^a+$"}}]}},
+        }
+    )
+
+
+def _constraints() -> tuple[bytes, ...]:
+    tool = tools.Tool("get_time", "", _constraint_schema())
+    calls = constraint.tool_calls([tool], constraint.Choice.AUTO, True, constraint.json_object())
+    assert calls is not None
+    made = (constraint.json_object(), constraint.json_schema(json.loads(_constraint_schema())), calls)
+    return tuple(item.encode() for item in made)
 
 
 _MODEL_READERS = (
@@ -550,8 +582,8 @@ def _market_targets() -> list[Target]:
         Target(
             "papers",
             wire.decode_papers,
-            ("market.wire.decode_papers",),
-            (_market("purchase"), _market("purchaseWithLogprobs")),
+            ("market.wire.decode_papers", "market.opening.read_constraint"),
+            (_market("purchase"), _market("purchaseWithLogprobs"), _market("constrainedPurchase")),
         ),
         Target(
             "line",

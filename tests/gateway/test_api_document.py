@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import re
+from functools import partial
 from pathlib import Path
 
 from deaios.market.question import Api
@@ -13,8 +14,18 @@ BLOCKS = re.findall(r"```sh\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
 MARK = "----"
 
 
+def obey(world, order):
+    """What a model must say that is held to what the document asks for."""
+    kind = json.loads(order.constraint)["kind"] if order.constraint else None
+    is_told = b"rain, 4 degrees" in bytes(order.prompt_ids)
+    if kind == "tool_calls" and not is_told:
+        return world.say('<tool_call>\n{"name": "get_weather", "arguments": {"city": "Oslo"}}\n</tool_call>')
+    return world.say('{"name": "Ada", "age": 36}' if kind == "json_schema" else "Hello, wörld!")
+
+
 async def test_every_example_runs(start_gateway, tmp_path):
     async with start_gateway(alias="smollm2-135m-instruct") as world:
+        world.buyer.reply = partial(obey, world)
         script = f"\necho {MARK}\n".join(BLOCKS)
         process = await asyncio.create_subprocess_exec(
             "bash",
@@ -30,8 +41,14 @@ async def test_every_example_runs(start_gateway, tmp_path):
         async with asyncio.timeout(60):
             said, complaint = await process.communicate()
         assert process.returncode == 0, complaint.decode()
-        chat, completions, responses, messages, batches, rest = said.decode().split(f"{MARK}\n")
+        chat, tools, completions, responses, messages, batches, rest = said.decode().split(f"{MARK}\n")
         assert len(json.loads(chat)["choices"]) == 2
+        told, end = json.JSONDecoder().raw_decode(tools)
+        person, end = json.JSONDecoder().raw_decode(tools, end)
+        assert told["choices"][0]["message"]["content"] == "Hello, wörld!"
+        assert json.loads(person["choices"][0]["message"]["content"]) == {"name": "Ada", "age": 36}
+        assert "event: response.function_call_arguments.done" in tools[end:]
+        assert '"stop_reason":"tool_use"' in tools[end:]
         assert len(json.loads(completions)["choices"]) == 2
         assert "event: response.completed" in responses
         assert '"deleted":true' in responses
@@ -41,8 +58,8 @@ async def test_every_example_runs(start_gateway, tmp_path):
         assert '"object":"usage"' in rest
         apis = [order.part.api for order in world.buyer.orders]
         assert {api: apis.count(api) for api in Api} == {
-            Api.CHAT: 3,
+            Api.CHAT: 6,
             Api.COMPLETIONS: 2,
-            Api.RESPONSES: 2,
-            Api.MESSAGES: 1,
+            Api.RESPONSES: 3,
+            Api.MESSAGES: 2,
         }

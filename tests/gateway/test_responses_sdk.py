@@ -1,15 +1,20 @@
 """`client.responses` of the unmodified OpenAI SDK against the real server."""
 
 import asyncio
+import json
 
+import msgspec
 import openai
 import pytest
 
 from deaios.gateway import records as records_rules
 from deaios.gateway.records import RecordStore, ResponseRecord
+from deaios.gateway.records_schema import MIGRATIONS
 from deaios.ledger.structs import FinishReason
 from deaios.market.opening import Opening
+from deaios.market.question import Message
 from deaios.primitives.errors import Unavailable
+from deaios.runtime.journal import open_journal
 
 
 def client_of(world, **options):
@@ -194,3 +199,16 @@ def test_a_keys_responses_are_bounded_in_number_bytes_and_age(tmp_path, monkeypa
     assert kept() == [6]
     assert store.find_response("other", "theirs_4")
     store.close()
+
+
+def test_turns_of_older_versions_are_read(tmp_path):
+    path = tmp_path / "records.sqlite"
+    turns = [("user", 'wörld \u0001 "x"'), ("assistant", "")]
+    journal = open_journal(path, MIGRATIONS[:1])
+    journal.execute("INSERT INTO responses VALUES ('resp_1', 'key', 0, ?, ?, 9)", (b"{}", json.dumps(turns).encode()))
+    journal.commit()
+    journal.close()
+    store = RecordStore.open(path)
+    record = store.find_response("key", "resp_1")
+    store.close()
+    assert msgspec.json.decode(record.turns, type=list[Message]) == [Message(*turn) for turn in turns]

@@ -18,6 +18,7 @@ from deaios.alignment.check import NetworkTerms, check_binding, check_delivery, 
 from deaios.compute.engine import Step
 from deaios.compute.engines.llama import LlamaEngine
 from deaios.compute.engines.numpy_llama import NumpyEngine
+from deaios.compute.generation import read_output
 from deaios.compute.logprobs import rank_tokens
 from deaios.compute.masking import compile_mask
 from deaios.compute.masks.service import MaskService
@@ -37,6 +38,7 @@ from deaios.market.ports import Piece
 from deaios.market.question import PLAIN_CHAT
 from deaios.market.receipts import validate_opening
 from deaios.market.seller.service import Seller
+from deaios.market.tool_text import read_calls
 from deaios.runtime.client import HttpClient
 from deaios.runtime.http import serve
 
@@ -380,7 +382,9 @@ def failing_once(generate, after):
 
     async def generate_some(prompt_ids, params, seed, logprobs, constraint, *, prefix=(), owner=None):
         place = 0
-        async with aclosing(generate(prompt_ids, params, seed, logprobs, constraint, prefix=prefix, owner=owner)) as pieces:
+        async with aclosing(
+            generate(prompt_ids, params, seed, logprobs, constraint, prefix=prefix, owner=owner)
+        ) as pieces:
             async for piece in pieces:
                 if place == after and not failed.is_set():
                     failed.set()
@@ -453,3 +457,60 @@ async def test_a_stream_that_hangs_ends_elsewhere_as_it_would_have_and_verifies(
         engine.close()
         for service in services:
             await service.close()
+
+
+async def test_calls_of_every_door_are_those_that_a_verifier_reads(
+    kit, model_files, language, market, start_gateway, tiny_record
+):
+    tokenizer, template = language
+    hashes = {"tokenizer_hash": tokenizer.tokenizer_hash, "template_hash": template.template_hash}
+    record = replace(tiny_record, name="smol", **hashes)
+    prices = {"input_price": 1_000_000, "output_price": 4_000_000, "created_s": 0, "owned_by": "tests"}
+    served = ServedModel.build(record, tokenizer, template, **prices)
+    service = EngineService(LlamaEngine(model_files.served, threads=2, context_tokens=512, sequences_max=2))
+    engine = NumpyEngine(model_files.served, context_tokens=512, sequences_max=1)
+    schema = {
+        "type": "object",
+        "properties": {"city": {"enum": ["Oslo", "Rome"]}},
+        "required": ["city"],
+        "additionalProperties": False,
+    }
+    function = {"name": "get_weather", "description": "Weather of a city.", "parameters": schema}
+    turns = [{"role": "user", "content": "What is the weather in Rome?"}]
+    common = {"model": "smol", "temperature": 0}
+    terms = {"vocabulary_size": tokenizer.vocabulary_size, "context_tokens": 512}
+    try:
+        async with (
+            market(generate_with(service, tokenizer), served.record_id, **terms) as buyer,
+            start_gateway(buyer=buyer, served=served) as world,
+            aiohttp.ClientSession() as session,
+        ):
+
+            async def buy(path, **fields):
+                body = json.dumps(common | fields).encode()
+                said = await send(session, world.base_url + path, world.headers, body)
+                opening = Opening.decode_json(said["deaios"]["opening"])
+                text = read_output(opening.output_ids, opening.ask.params, tokenizer)
+                told = check_answer(kit, engine, language, served, body, said["deaios"], text)
+                (call,) = read_calls(text, opening.ask.client_digest).calls
+                assert json.loads(call.arguments)["city"] in ("Oslo", "Rome")
+                assert call.id in told["calls"]
+                return said, call
+
+            tools = [{"type": "function", "function": function}]
+            required = {"tool_choice": "required", "parallel_tool_calls": False}
+            said, call = await buy("/chat/completions", messages=turns, tools=tools, max_tokens=60, **required)
+            (shown,) = said["choices"][0]["message"]["tool_calls"]
+            assert shown["id"] == call.id
+            assert shown["function"] == {"name": "get_weather", "arguments": call.arguments}
+            flat = [{"type": "function", **function}]
+            said, call = await buy("/responses", input=turns, tools=flat, max_output_tokens=60, **required)
+            assert [(item["call_id"], item["arguments"]) for item in said["output"]] == [(call.id, call.arguments)]
+            uses = [{"name": "get_weather", "description": "Weather of a city.", "input_schema": schema}]
+            choice = {"type": "tool", "name": "get_weather", "disable_parallel_tool_use": True}
+            said, call = await buy("/messages", messages=turns, tools=uses, tool_choice=choice, max_tokens=60)
+            (block,) = said["content"]
+            assert (block["id"].split("_")[1], block["input"]) == (call.id.split("_")[1], json.loads(call.arguments))
+    finally:
+        await service.close()
+        engine.close()

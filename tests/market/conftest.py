@@ -384,6 +384,7 @@ def build_papers(
         voucher=voucher,
         voucher_signature=sign_struct(buyer, TERMS.vouchers, voucher),
         logprobs=order.logprobs,
+        constraint=order.constraint,
     )
 
 
@@ -412,6 +413,7 @@ def build_opening(
         output_ids=ids,
         receipt=made,
         receipt_signature=sign_struct(seller, TERMS.protocol, made),
+        constraint=papers.constraint,
     )
 
 

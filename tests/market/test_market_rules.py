@@ -9,6 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deaios.compute.constraint import (
+    CONSTRAINT_BYTES_MAX,
+    Constraint,
+    JsonObject,
+    JsonSchema,
+    hash_constraint,
+    json_object,
+    json_schema,
+)
+from deaios.compute.schema import InvalidConstraint
 from deaios.ledger.structs import AuditPolicy, Level
 from deaios.market.admission import (
     InvalidPurchase,
@@ -22,8 +32,10 @@ from deaios.market.admission import (
     validate_voucher,
 )
 from deaios.market.offers import PRICE_MAX, InvalidOffer, compute_quote, sign_offer, validate_offer, validate_url
+from deaios.market.opening import Opening
 from deaios.market.orders import build_ask
 from deaios.market.preferences import Preferences, SortBy
+from deaios.market.receipts import validate_opening
 from deaios.market.routing import (
     BREAKER_FAILURES,
     BUSY_REST_MS,
@@ -306,6 +318,10 @@ def test_each_broken_paper_is_refused(kit, offer):
     def made(**changes):
         return kit.build_papers(offer, order, **changes)
 
+    def constrained(data):
+        params = kit.build_params(mask_hash=hash_constraint(data))
+        return kit.build_papers(offer, kit.build_order(params=params, constraint=data))
+
     cases = [
         (made(request={"provider": other.address}), InvalidPurchase, "request is for"),
         (made(request={"ask_digest": ZERO32}), InvalidPurchase, "another ask"),
@@ -329,7 +345,11 @@ def test_each_broken_paper_is_refused(kit, offer):
         (made(ask=replace(ask, params=kit.build_params(max_tokens=0))), Invalid, "max_tokens"),
         (made(ask=replace(ask, params=kit.build_params(temperature_milli=2001))), Invalid, "temperature"),
         (made(ask=replace(ask, params=kit.build_params(stop_ids=(1000,)))), Invalid, "vocabulary"),
-        (made(ask=replace(ask, params=kit.build_params(mask_hash=sha256(b"m")))), Invalid, "mask"),
+        (made(ask=replace(ask, params=kit.build_params(mask_hash=sha256(b"m")))), InvalidConstraint, "mask hash"),
+        (replace(made(), constraint=json_object().encode()), InvalidConstraint, "mask hash"),
+        (constrained(b"{}"), InvalidConstraint, "not of its form"),
+        (constrained(Constraint(JsonSchema('{"not":{}}')).encode()), InvalidConstraint, r"\$\.not"),
+        (constrained(Constraint(JsonObject(), "llguidance 1.0.0").encode()), RefusedPurchase, "need llguidance 1.0.0"),
         (replace(made(), prompt_ids=(1, 2)), InvalidPurchase, "2 prompt ids"),
         (replace(made(), prompt_ids=(1, 2, 4)), InvalidPurchase, "commitment"),
         (replace(made(), salt=ZERO32), InvalidPurchase, "commitment"),
@@ -395,6 +415,10 @@ def test_purchase_body_is_strict(kit, offer):
         {"request": []},
         {"voucher": {"channelId": "0x", "maxClaimableAmount": 1}},
         *({"logprobs": wrong} for wrong in (-1, 21, None, True, "5", 0.5, [])),
+        *(
+            {"constraint": wrong}
+            for wrong in (None, 5, {}, "x" * (CONSTRAINT_BYTES_MAX + 1), "é" * CONSTRAINT_BYTES_MAX)
+        ),
     ):
         with pytest.raises(Invalid):
             decode_papers(json.dumps(body | change).encode())
@@ -412,6 +436,20 @@ def test_problem_names_the_amount():
     assert read_needed(problem) == 77
     for body in (b"", b"{}", b'{"needed":"-1"}', b'{"needed":"01"}', b'{"needed":5}', b"[" * 5000):
         assert read_needed(body) is None
+
+
+def test_a_constraint_travels_with_its_purchase_and_is_bound(kit, offer):
+    constraint = json_object()
+    params = kit.build_params(mask_hash=constraint.mask_hash())
+    papers = kit.build_papers(offer, kit.build_order(params=params, constraint=constraint.encode()))
+    assert check_all(kit, papers, offer) > 0
+    assert decode_papers(encode_papers(papers)) == papers
+    opening = kit.build_opening(papers, offer, (20, kit.STOP))
+    assert Opening.decode_json(json.loads(json.dumps(opening.encode_json()))) == opening
+    validate_opening(kit.TERMS.protocol, opening)
+    for other in (None, json_schema({}).encode()):
+        with pytest.raises(InvalidConstraint, match="mask hash"):
+            validate_opening(kit.TERMS.protocol, replace(opening, constraint=other))
 
 
 @pytest.mark.parametrize("logprobs", [None, 0, 20])

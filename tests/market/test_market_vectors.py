@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+from deaios.compute.constraint import json_object
 from deaios.ledger.eip712 import encode_type, hash_struct, hash_typed_data, sign_struct
 from deaios.ledger.structs import Cancel
 from deaios.market.batches import SignedReceipt, build_batch, encode_batch
@@ -14,6 +15,13 @@ from deaios.primitives.hashing import ZERO32, sha256
 VECTORS = Path(__file__).parents[2] / "docs" / "spec" / "market-vectors.json"
 
 RANKINGS = (((20, -9_000_000), (4, -500_000), (900, -1_000_000)), ((21, 0), (21, 0), (3, -9_999_000_000)))
+
+
+def build_constrained(kit, offer):
+    """Papers for an answer that is a JSON object."""
+    constraint = json_object()
+    params = kit.build_params(mask_hash=constraint.mask_hash())
+    return kit.build_papers(offer, kit.build_order(params=params, constraint=constraint.encode()))
 
 
 def build_vectors(kit):
@@ -29,6 +37,7 @@ def build_vectors(kit):
         "sellerSecret": encode_hex(kit.SELLER.secret),
         "purchase": encode_papers(papers).decode(),
         "purchaseWithLogprobs": encode_papers(replace(papers, logprobs=2)).decode(),
+        "constrainedPurchase": encode_papers(build_constrained(kit, offer)).decode(),
         "tokensLine": encode_line(build_tokens((20, 21), None)).decode(),
         "tokensLineWithLogprobs": encode_line(build_tokens((20, 21), RANKINGS)).decode(),
         "channelId": encode_hex(kit.TERMS.channel_id(papers.channel)),
@@ -49,5 +58,6 @@ def test_formats_are_frozen(kit):
     papers = decode_papers(vectors["purchase"].encode())
     assert encode_hex(papers.request_digest) == vectors["requestDigest"]
     assert decode_papers(vectors["purchaseWithLogprobs"].encode()) == replace(papers, logprobs=2)
+    assert decode_papers(vectors["constrainedPurchase"].encode()) == build_constrained(kit, kit.build_offer())
     for name, rankings in (("tokensLine", None), ("tokensLineWithLogprobs", RANKINGS)):
         assert decode_line(vectors[name].encode()) == build_tokens((20, 21), rankings)

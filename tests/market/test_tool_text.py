@@ -86,10 +86,8 @@ def test_a_call_that_does_not_end_as_calls_do_leaves_its_rest_as_text():
 
 def test_a_name_comes_at_once_and_arguments_as_they_grow():
     reader = ToolText()
-    heard = []
-    for piece in ("Hi <", "tool_call>\n", '{"name": "f", "argu', 'ments": {"a"', ': "b', '"}', "}\n</tool_call>"):
-        heard.append(reader.push(piece))
-    assert heard == [
+    pieces = ("Hi <", "tool_call>\n", '{"name": "f", "argu', 'ments": {"a"', ': "b', '"}', "}\n</tool_call>")
+    assert [reader.push(piece) for piece in pieces] == [
         [TextGrew("Hi")],
         [],
         [],
@@ -109,12 +107,12 @@ def test_white_space_that_is_held_back_is_bounded():
 
 
 _PIECES = st.sampled_from(
-    ["<tool_call>", "</tool_call>", "\n", " ", "{", "}", '"', "\\", '"name"', ":", ",", '"arguments"', '"f"', "{}", "word",
-     "<", "tool_call>", CALL, CALL[:40], " " * 200, "é"]
+    ["<tool_call>", "</tool_call>", "\n", " ", "{", "}", '"', "\\", '"name"', ":", ",", '"arguments"', '"f"', "{}",
+     "word", "<", "tool_call>", CALL, CALL[:40], " " * 200, "é"]
 )  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @example(f"a {CALL}\n{CALL} b", [3, 7])
 @example('<tool_call>{"name": "<tool_call>", "arguments": {}}</tool_call>', [26])
 @given(st.lists(_PIECES, max_size=16).map("".join), st.lists(st.integers(1, 9), min_size=1, max_size=8))
@@ -156,6 +154,9 @@ def test_cut_arguments_keep_their_whole_members():
 
 
 def test_ids_follow_from_the_purchase_and_the_place():
-    assert build_call_id(DIGEST, 0) == build_call_id(DIGEST, 0) != build_call_id(DIGEST, 1)
+    assert [build_call_id(DIGEST, index) for index in range(2)] == [
+        "call_e1e7ebc3e12116b7921b014e",
+        "call_c057897d4d06a70e69e51ad5",
+    ]
     assert build_call_id(b"\x06" * 32, 0) != build_call_id(DIGEST, 0)
     assert build_call_id(DIGEST, 0, "toolu_") == "toolu_" + build_call_id(DIGEST, 0).removeprefix("call_")

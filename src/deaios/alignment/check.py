@@ -25,6 +25,8 @@ from deaios.market.batches import RECEIPTS_TAG
 from deaios.market.parts import read_part
 from deaios.market.question import Question, hash_request
 from deaios.market.receipts import compute_fee_due
+from deaios.market.tool_text import read_calls
+from deaios.market.tools import may_call
 from deaios.primitives.encoding import encode_hex
 from deaios.primitives.errors import Invalid
 from deaios.primitives.hashing import ZERO32
@@ -247,6 +249,20 @@ def check_delivery(answer: Answer, tokenizer: Tokenizer) -> Iterator[Fact]:
     if answer.text != text:
         says = f"the text is not what the output ids say, from character {_first_difference(answer.text, text)} on"
     yield state("text", answer.text == text, says)
+    yield from _tell_calls(answer, text)
+
+
+def _tell_calls(answer: Answer, text: str) -> Iterator[Fact]:
+    """Which tools the text calls: the body says whether it is read for calls, so a gateway can show no others."""
+    try:
+        question = read_part(answer.part, answer.body)
+    except Invalid:
+        return
+    if not may_call(question):
+        return
+    calls = read_calls(text, answer.opening.ask.client_digest).calls
+    told = "; ".join(f"{call.name[:80]!r} with {call.arguments!r:.200} as {call.id}" for call in calls)
+    yield state("calls", True, f"the text calls {told or 'no tool'}")
 
 
 def _check_finish(answer: Answer, tokenizer: Tokenizer) -> Fact:

@@ -30,7 +30,8 @@ _LEXER_FUEL_STEP: Final = 200_000
 """Work of the lexer at one position; some 14 ms."""
 _ITEMS_STEP: Final = 50_000
 """Items of the parser at one position; some 2.5 ms."""
-_ITEMS_ROW: Final = 2_000
+_ITEMS_ROW: Final = 8_192
+"""Of these, how many at one byte; a thousand optional properties need four thousand."""
 _LEXER_STATES: Final = 16_384
 """Of one answer, at 1 to 2 kB."""
 _GRAMMAR_SYMBOLS: Final = 100_000

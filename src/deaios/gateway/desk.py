@@ -337,7 +337,7 @@ class Desk:
     async def _prepare(self, asked: Asked, model: ServedModel, wish: "_Wish") -> Prepared:
         prompt_ids = await off_loop(asked.body, partial(wish.question.prompt_ids, model.render, model.tokenizer))
         order = _order(asked, model, wish, prompt_ids)
-        await _validate_constraint(model, order)
+        await _validate_constraint(model, wish.question, order)
         return Prepared(order, self._budgets.reserve(asked.key.key_id, _most_of(order, model)))
 
     async def _order_all(self, asked: Asked, model: ServedModel, wishes: "Sequence[_Wish]") -> list[tuple[Order, int]]:
@@ -350,7 +350,7 @@ class Desk:
                 make = partial(wish.question.prompt_ids, model.render, model.tokenizer)
                 rendered[place] = await off_loop(asked.body, make)
             order = _order(asked, model, wish, rendered[place])
-            await _validate_constraint(model, order)
+            await _validate_constraint(model, wish.question, order)
             priced.append((order, _most_of(order, model)))
         return priced
 
@@ -412,14 +412,14 @@ def _order(asked: Asked, model: ServedModel, wish: _Wish, prompt_ids: tuple[int,
     )
 
 
-async def _validate_constraint(model: ServedModel, order: Order) -> None:
+async def _validate_constraint(model: ServedModel, question: Question, order: Order) -> None:
     """Refuse what does not compile before any money is set aside; a provider would, and by then it is on a receipt."""
     if order.constraint is None:
         return
     try:
         await model.masks.validate(order.constraint, order.params.mask_hash)
     except InvalidConstraint as error:
-        param = "tools" if error.path.startswith("tools") else _FORMAT_NAMES.get(order.part.api, "response_format")
+        param = "tools" if may_call(question) else _FORMAT_NAMES.get(order.part.api, "response_format")
         raise InvalidParameter(param, str(error)) from error
 
 

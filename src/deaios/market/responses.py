@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from deaios.compute.tools import ToolCall
+from deaios.compute.tools import CALLS_MAX, ToolCall
 from deaios.ledger.structs import MAX_TOKENS_LIMIT, TEMPERATURE_MILLI_MAX, TOP_K_OFF, TOP_P_OFF
 from deaios.market.fields import (
     InvalidParameter,
@@ -169,6 +169,8 @@ def _read_input(param: str, value: object) -> tuple[Message, ...]:
         turn = _read_item(f"{param}[{index}]", item)
         if turn.tool_calls and turns and turns[-1].role == "assistant":
             before = turns.pop()
+            if len(before.tool_calls) == CALLS_MAX:
+                raise InvalidParameter(param, f"{param} has more than {CALLS_MAX} calls in one turn")
             turn = replace(before, tool_calls=(*before.tool_calls, *turn.tool_calls))
         turns.append(turn)
     return tuple(turns)
