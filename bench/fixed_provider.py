@@ -51,7 +51,7 @@ async def serve_provider(root: str, delay_ms: str) -> AsyncIterator[str]:
             params: Params,
             _seed: bytes,
             _logprobs: int | None,
-            prefix: tuple[int, ...] = (),
+            prefix: tuple[int, ...] = (),  # noqa: ARG001 # it says the same to everybody
         ) -> AsyncIterator[Piece]:
             await asyncio.sleep(delay_s)
             count = min(TOKENS, params.max_tokens)

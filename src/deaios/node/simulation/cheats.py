@@ -43,7 +43,11 @@ Give = Callable[[tuple[int, ...], Params, bytes], AsyncIterator[Piece]]
 
 def _giving(give: Give) -> Generate:
     def generate(
-        prompt_ids: tuple[int, ...], params: Params, seed: bytes, logprobs: int | None, prefix: tuple[int, ...] = ()
+        prompt_ids: tuple[int, ...],
+        params: Params,
+        seed: bytes,
+        logprobs: int | None,
+        prefix: tuple[int, ...] = (),  # noqa: ARG001 # it samples anew, and its desk compares
     ) -> AsyncIterator[Piece]:
         assert logprobs is None, "nobody asks a cheat for log probabilities"
         return give(prompt_ids, params, seed)
