@@ -21,6 +21,7 @@ SEARCHES = (
     "da",
     "networks",
     "live",
+    "providers",
     "foreign",
     "behind_nat",
 )

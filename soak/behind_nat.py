@@ -1,9 +1,9 @@
 """A machine that can only dial out earns, and repays who lent it its first stake. Real processes, network namespaces.
 
-Three namespaces: in A a network is founded whose faucet gives to its own keys only and whose office sponsors newcomers;
-B can dial A, and nobody can dial B; C can dial A and nothing else. B joins by the descriptor's URL alone, without money,
-and provides; C asks a gateway in A and checks the answers. What must hold: a connection into B fails while B serves;
-B is registered under A's gateway; the first stake is lent; answers verify; the debt is repaid to the unit.
+Three namespaces: in A a network is founded whose faucet gives to its own keys only and whose office sponsors
+newcomers; B can dial A, and nobody can dial B; C can dial A and nothing else. B joins by the descriptor's URL alone,
+without money, and provides; C asks a gateway in A and checks an answer. What must hold: a connection into B fails while
+B serves; B is registered under A's gateway; the first stake is lent; the answer verifies; the debt is repaid whole.
 
 Needs root and iproute2; without them it says so and finds nothing.
 """
@@ -26,13 +26,30 @@ from soak.searches import Budget, Finding
 
 READY_S = 300.0
 POLL_S = 0.5
-ANSWERS_MAX = 60
-"""So many answers repay the debt at these prices, many times over."""
+ROUNDS_MAX = 30
+"""So many times a few answers repay the debt at these prices, many times over."""
 GATEWAY, CHAIN = "http://10.77.0.1:8000", "http://10.77.0.1:8545"
 DOOR_PORT = 9000
 """Below the ports from which connections go out, all of which B refuses to be dialled at."""
 PRICES = "input_price = 100_000_000\noutput_price = 5_000_000_000\n"
 """A short answer costs some tenths of a credit, so that a debt of a few is repaid while one watches."""
+ANSWERS = 8
+ASK_OFTEN = """
+import json, sys, urllib.request
+from concurrent.futures import ThreadPoolExecutor
+url, key, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
+headers = {"Authorization": "Bearer " + key, "Content-Type": "application/json"}
+def post(path, body):
+    data = None if body is None else json.dumps(body).encode()
+    with urllib.request.urlopen(urllib.request.Request(url + path, data, headers), timeout=240) as answer:
+        return json.load(answer)
+model = post("/v1/models", None)["data"][0]["id"]
+def ask(number):
+    question = [{"role": "user", "content": f"Tell a story of {number} sailors, as long as you can."}]
+    post("/v1/chat/completions", {"model": model, "messages": question, "max_tokens": 44})
+with ThreadPoolExecutor(4) as pool:
+    list(pool.map(ask, range(count)))
+"""
 TOML_A = (
     '[network]\nhost = "10.77.0.1"\nfaucet = "own"\nproviders = 0\nauditors = 0\n'
     '[gateway]\nhost = "10.77.0.1"\n[sponsor]\nenabled = true\n[provider]\n' + PRICES
@@ -78,10 +95,11 @@ def namespaces() -> Iterator[dict[str, str]]:
                 _ip("-n", name, "addr", "add", f"10.77.{place}.{host}/24", "dev", device)
                 _ip("-n", name, "link", "set", device, "up")
             _ip("-n", names[part], "route", "add", "10.77.0.1", "via", f"10.77.{place}.1")
-        # Whoever comes to B from outside at a port from which nothing goes out is dropped: B can answer, never be asked.
+        # Whoever comes to B from outside, at any port but those from which B dials out, is dropped.
         _ip("-n", names["b"], "rule", "add", "pref", "100", "lookup", "local")
         _ip("-n", names["b"], "rule", "del", "pref", "0", "lookup", "local")
-        _ip("-n", names["b"], *"rule add pref 10 iif ba ipproto tcp dport 1-32767 blackhole".split())
+        ports = ("ipproto", "tcp", "dport", "1-32767")
+        _ip("-n", names["b"], "rule", "add", "pref", "10", "iif", "ba", *ports, "blackhole")
         yield names
 
 
@@ -146,6 +164,19 @@ class Machine:
                 raise _finding(f"not within {READY_S:.0f} s: {what}")
             time.sleep(POLL_S)
 
+    def ask_often(self, key: str) -> None:
+        """Some questions to the gateway at once.
+
+        Raises:
+            Finding: one of them was not answered.
+        """
+        done = subprocess.run(
+            ["ip", "netns", "exec", self.namespace, sys.executable, "-c", ASK_OFTEN, GATEWAY, key, str(ANSWERS)],
+            capture_output=True, text=True, timeout=READY_S, check=False,
+        )  # fmt: skip
+        if done.returncode != 0:
+            raise _finding(f"questions in {self.namespace}: {done.stderr[-1500:]}")
+
     def can_dial(self, host: str, port: int) -> bool:
         """Does a connection from here come about?"""
         script = f"import socket; socket.create_connection(({host!r}, {port}), 3)"
@@ -209,17 +240,15 @@ def _buy(a: Machine, b: Machine, c: Machine, owed: int) -> str:
     assert key is not None
     buyer = ("--gateway", GATEWAY, "--key", key)
     saved = str(c.home / "answer.json")
-    spent, answers = 0.0, 0
+    rounds = 0
     while (left := _entry(b.run("wallet"), "provider-1")["debt"]) > 0:
-        _require(answers < ANSWERS_MAX, f"after {answers} answers {left} of {owed} are owed")
-        told = c.run("ask", f"Count to {answers + 3}.", "--max-tokens", "40", *buyer)
-        spent, answers = spent + float(told["fee"]), answers + 1
+        _require(rounds < ROUNDS_MAX, f"after {rounds} rounds {left} of {owed} are owed")
+        c.ask_often(key)
+        rounds += 1
     c.run("ask", "Why is the sky blue?", "--max-tokens", "24", "--save", saved, *buyer)
     verdict = c.run("verify", saved)
     after = _entry(b.run("wallet"), "provider-1")
-    return (
-        f"repaid by {answers} answers for {spent:.2f} credit; an answer verified ({verdict['outcome']}); B has {after}"
-    )
+    return f"repaid after {rounds * ANSWERS} answers; an answer verified ({verdict['outcome']}); B has {after}"
 
 
 def _entry(wallet: list[dict[str, Any]], name: str) -> dict[str, Any]:

@@ -61,6 +61,8 @@ CONTRACT_NAMES = {
     "bridge": "Bridge",
     "mirror": "ValsetMirror",
     "sponsorship": "Sponsorship",
+    "settlement": "BatchSettlement",
+    "collector": "DepositCollector",
 }
 
 PEOPLE = (
@@ -78,7 +80,7 @@ PEOPLE = (
     "backer",
     "stranger",
 )
-CONTRACTS = ("beacon", "channels", "disputes", "forks", "availability", "networks", "equivocation", "inbox")
+CONTRACTS = ("beacon", "channels", "disputes", "forks", "availability", "networks", "equivocation", "inbox", "settlement")
 EVERYONE = frozenset(PEOPLE + CONTRACTS)
 AMOUNT = 5
 PAYLOAD = bytes(range(1, 256)) * 1176
@@ -102,6 +104,7 @@ class Scene:
             "bridge": root.bridge,
             "mirror": self.island.mirror,
             "sponsorship": world.sponsorship,
+            "collector": world.collector,
         }
         for name in ("deployer", "faucet", "provider", "buyer", "accuser", "stranger"):
             setattr(self, name, getattr(world, name))
@@ -603,6 +606,43 @@ def recalled(scene: Scene) -> Any:
     return arguments
 
 
+def settlement_deposited(scene: Scene) -> None:
+    scene.world.settlement_deposit(scene.config, CREDIT)
+
+
+def settlement_row(scene: Scene) -> Any:
+    return scene.world.settlement_claim(scene.config, AMOUNT, signer=scene.signer)
+
+
+def settlement_claimed(scene: Scene) -> tuple[Any, ...]:
+    settlement_deposited(scene)
+    scene.world.settlement.claim([settlement_row(scene)], sender=scene.cashier.text)
+    return scene.provider.text, scene.world.credit.address
+
+
+def settlement_leaving(scene: Scene) -> None:
+    settlement_deposited(scene)
+    scene.world.settlement.initiateWithdraw(scene.terms, AMOUNT, sender=scene.buyer.text)
+    scene.world.wait(900)
+
+
+def settlement_batch(scene: Scene) -> tuple[Any, ...]:
+    settlement_deposited(scene)
+    rows = [settlement_row(scene)]
+    return rows, scene.cashier.key.sign_digest(bytes(scene.world.settlement.getClaimBatchDigest(rows)))
+
+
+def settlement_refund(scene: Scene) -> tuple[Any, ...]:
+    settlement_deposited(scene)
+    digest = bytes(scene.world.settlement.getRefundDigest(scene.world.settlement_id(scene.config), 0, AMOUNT))
+    return scene.terms, AMOUNT, 0, scene.cashier.key.sign_digest(digest)
+
+
+def settlement_collected(scene: Scene) -> tuple[Any, ...]:
+    data = scene.world.settlement_data(scene.config, AMOUNT, scene.buyer)
+    return scene.buyer.text, scene.world.credit.address, AMOUNT, scene.world.settlement_id(scene.config), data
+
+
 ROWS = (
     Row("credit.transfer/2", lambda scene: (scene.spectator.text, AMOUNT)),
     Row("credit.transferFrom/3", allowance_for_accuser, some("accuser"), ("credit: allowance is too small",)),
@@ -834,4 +874,48 @@ ROWS = (
         ("sponsorship: caller is not the sponsor",),
     ),
     Row("sponsorship.collect/1", recalled),
+    Row("settlement.multicall/1", lambda scene: ([],)),
+    Row(
+        "settlement.deposit/4",
+        lambda scene: (
+            scene.terms,
+            AMOUNT,
+            scene.world.collector.address,
+            scene.world.settlement_data(scene.config, AMOUNT, scene.buyer),
+        ),
+        costs=some("buyer"),
+    ),
+    Row(
+        "settlement.claim/1",
+        after(settlement_deposited, lambda it, _: ([settlement_row(it)],)),
+        RECEIVER_SIDE,
+        ("settlement: caller is not on the receiver's side",),
+    ),
+    Row("settlement.claimWithSignature/2", settlement_batch),
+    Row("settlement.settle/2", settlement_claimed, costs=some("settlement")),
+    Row(
+        "settlement.initiateWithdraw/2",
+        after(settlement_deposited, lambda it, _: (it.terms, 1)),
+        PAYER_SIDE,
+        ("settlement: caller is not on the payer's side",),
+    ),
+    Row(
+        "settlement.finalizeWithdraw/1",
+        after(settlement_leaving, lambda it, _: (it.terms,)),
+        PAYER_SIDE,
+        ("settlement: caller is not on the payer's side",),
+    ),
+    Row(
+        "settlement.refund/2",
+        after(settlement_deposited, lambda it, _: (it.terms, 1)),
+        RECEIVER_SIDE,
+        ("settlement: caller is not on the receiver's side",),
+    ),
+    Row("settlement.refundWithSignature/4", settlement_refund, costs=some("settlement")),
+    Row(
+        "collector.collect/5",
+        settlement_collected,
+        some("settlement"),
+        ("collector: caller is not the settlement",),
+    ),
 )

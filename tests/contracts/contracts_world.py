@@ -21,6 +21,7 @@ from deaios.ledger import structs
 from deaios.ledger.committee import Committee, decode_committee
 from deaios.ledger.eip712 import Domain, hash_struct, hash_typed_data, sign_struct
 from deaios.ledger.sponsorship import Pledge, SponsorTerms
+from deaios.ledger.x402 import COLLECTOR, SETTLEMENT, settlement_domain
 from deaios.primitives.hashing import keccak256, sha256
 from deaios.primitives.keys import ADDRESS_SIZE, Address, PrivateKey, checksum_address
 from deaios.primitives.units import CREDIT
@@ -156,6 +157,13 @@ def deploy(name: str, *arguments: object, sender: str) -> Any:
     return boa.loads_abi(json.dumps(artifact["abi"]), name=name).at(address)
 
 
+def place(name: str, address: Address) -> Any:
+    """A contract without a constructor where the first block of a chain puts it."""
+    artifact = json.loads((ARTIFACTS / f"{name}.json").read_text())
+    boa.env.set_code(checksum_address(address), bytes.fromhex(artifact["bytecode"][2:])[-artifact["runtimeSize"] :])
+    return boa.loads_abi(json.dumps(artifact["abi"]), name=name).at(checksum_address(address))
+
+
 def abi_type(item: Mapping[str, Any]) -> str:
     if not item["type"].startswith("tuple"):
         return str(item["type"])
@@ -194,6 +202,7 @@ class World:
         self.counter = 0
         self.credit = token or self._deploy_credit(supply)
         self._deploy()
+        self.settlement, self.collector = place("BatchSettlement", SETTLEMENT), place("DepositCollector", COLLECTOR)
         people = (self.provider, self.buyer, self.accuser, self.stranger)
         for actor in (*people, *self.auditors, *self.holders, *self.validators):
             self.credit.transfer(actor.text, 1000 * CREDIT, sender=self.faucet.text)
@@ -354,6 +363,31 @@ class World:
         lender = str(self.sponsorship.address)
         signature = self.sign_pledge(newcomer, lender, creditor, terms.owed, terms.digest(), deadline, nonce)
         return newcomer.text, terms.seed, terms.backing, terms.owed, terms.term_s, deadline, signature
+
+    # The same by x402's own contract
+
+    def settlement_id(self, config: Any) -> bytes:
+        return hash_typed_data(settlement_domain(self.chain_id), config)
+
+    def settlement_data(self, config: Any, amount: int, payer: Actor, salt: int = 0, **changes: Any) -> bytes:
+        nonce = keccak256(self.settlement_id(config) + salt.to_bytes(32))
+        authorization = structs.ReceiveWithAuthorization(config.payer, COLLECTOR, amount, 0, 2**64, nonce)
+        signature = sign_struct(payer.key, self.token_domain(), replace(authorization, **changes))
+        return encode(["uint256", "uint256", "uint256", "bytes"], [0, 2**64, salt, signature])
+
+    def settlement_deposit(self, config: Any, amount: int, payer: Actor | None = None, salt: int = 0) -> bytes:
+        data = self.settlement_data(config, amount, payer or self.buyer, salt)
+        arguments = (struct_tuple(config), amount, self.collector.address, data)
+        self.settlement.deposit(*arguments, sender=self.stranger.text)
+        return self.settlement_id(config)
+
+    def settlement_claim(
+        self, config: Any, total: int, ceiling: int | None = None, signer: Actor | None = None
+    ) -> Any:
+        ceiling = total if ceiling is None else ceiling
+        voucher = structs.Voucher(self.settlement_id(config), ceiling)
+        signature = sign_struct((signer or self.buyer).key, settlement_domain(self.chain_id), voucher)
+        return ((struct_tuple(config), ceiling), signature, total)
 
     # Purchases
 

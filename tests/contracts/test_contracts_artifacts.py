@@ -15,12 +15,14 @@ import deaios.ledger
 LEDGER = Path(deaios.ledger.__file__).parent
 TOOL = Path(__file__).parents[2] / "tools" / "compile-contracts"
 NAMES = (
+    "BatchSettlement",
     "Beacon",
     "Bridge",
     "Catalogue",
     "Channels",
     "Credit",
     "DataAvailability",
+    "DepositCollector",
     "Disputes",
     "Equivocation",
     "Forks",

@@ -15,6 +15,7 @@ from contracts_world import ARTIFACTS
 
 PREFIXES = (
     "credit|identity|channels|staking|beacon|disputes|forks|availability|networks|equivocation|inbox|bridge|sponsorship"
+    "|settlement|collector"
 )
 """With what each contract's errors begin."""
 

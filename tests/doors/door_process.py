@@ -32,7 +32,10 @@ from deaios.ledger.client.rpc import Rpc
 from deaios.ledger.committee import Committee, CommitteeMember
 from deaios.ledger.structs import availability_domain
 from deaios.market.seller.service import Seller
-from deaios.node.folder import StateFolder
+from deaios.node.config import Config
+from deaios.node.context import RoleContext
+from deaios.node.folder import RoleSpec, StateFolder
+from deaios.node.keystore import Keystore
 from deaios.node.office import Office
 from deaios.node.roles.auditor import build_auditor_application
 from deaios.primitives.keys import PrivateKey
@@ -42,6 +45,7 @@ from deaios.runtime.connections import Limits, raise_descriptor_limit
 from deaios.runtime.dice import SystemDice
 from deaios.runtime.http import serve
 from deaios.runtime.logs import configure_logs
+from deaios.runtime.metrics import Metrics
 from deaios.storage.service import build_storage_application
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -79,7 +83,12 @@ async def open_chain(folder, stack):
     running = asyncio.create_task(chain.run())
     application = build_chain_application(chain)
     async with Rpc("http://127.0.0.1:1") as rpc:
-        Office(StateFolder(folder / "state"), OPERATOR, rpc).add_routes(application)
+        state, dice = StateFolder(folder / "state"), SystemDice()
+        keystore = Keystore(state.keys, dice, "a password")
+        context = RoleContext(
+            RoleSpec("chain", "chain"), state, Config(), keystore, SystemClock(), dice, Metrics("office")
+        )
+        Office(context, OPERATOR, rpc).add_routes(application)
         yield application
     running.cancel()
     with contextlib.suppress(asyncio.CancelledError):

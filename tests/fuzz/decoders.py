@@ -322,7 +322,7 @@ def _word(seats: int, first: int, address: bytes = b"\x22" * 20) -> bytes:
 
 
 def _descriptor(key: keys.PrivateKey) -> bytes:
-    contracts = SuiteAddresses(*(keys.Address(bytes([index + 1]) * 20) for index in range(15)))
+    contracts = SuiteAddresses(*(keys.Address(bytes([index + 1]) * 20) for index in range(16)))
     made = descriptor.NetworkDescriptor(
         network_id=b"\x99" * 32,
         chain_id=20261123,

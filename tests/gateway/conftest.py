@@ -210,6 +210,7 @@ class FakeBuyer:
     cancel_seen: asyncio.Event = field(default_factory=asyncio.Event)
     proof: Callable | None = None
     outcomes_asked: int = 0
+    endpoints: list = field(default_factory=list)
 
     async def purchase(self, order):
         self.orders.append(order)
@@ -232,6 +233,9 @@ class FakeBuyer:
     async def find_purchases(self, order):
         made = [purchase for purchase in self.purchases if purchase.order == order]
         return any(p.is_open and not p.opening for p in made), [p.opening for p in made if p.opening]
+
+    async def list_endpoints(self, model_record_id):
+        return [item for item in self.endpoints if item.candidate.signed_offer.offer.model_record_id == model_record_id]
 
     async def fetch_proof(self, opening, timeout_s):
         if self.proof is not None:
@@ -340,15 +344,25 @@ async def world(start_gateway):
         yield running
 
 
+def load_beside(name):
+    """A helper module that lies beside the tests."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.fixture(scope="session")
 def x402_kit():
     """A chain with x402's contracts, money and payers."""
-    path = Path(__file__).parent / "x402_kit.py"
-    spec = importlib.util.spec_from_file_location("x402_kit", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["x402_kit"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_beside("x402_kit")
+
+
+@pytest.fixture(scope="session")
+def x402_money():
+    """The same in memory, with payers that lie."""
+    return load_beside("x402_money")
 
 
 @pytest.fixture

@@ -57,25 +57,31 @@ async def ask(http, world, **extra):
     return settled, "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
 
 
+def apart(work):
+    """Run a client on a thread and loop of its own: its calls to the chain block, and the chain is on this loop."""
+    return asyncio.to_thread(lambda: asyncio.run(work()))
+
+
 @pytest.mark.parametrize("has_rpc", [False, True])
 async def test_python_buys_by_channel_and_takes_the_rest_back(bank, start_gateway, tmp_path, has_rpc):
     payer = await bank.open_payer("python")
     payments = bank.open_payments(tmp_path)
     async with start_gateway(payments=payments) as world:
         client, scheme = build_client(bank, payer, BatchSettlementEvmScheme, has_rpc=has_rpc)
-        async with wrapHttpxWithPayment(client, timeout=60) as http:
-            first, text = await ask(http, world)
-            assert (text, first.amount, first.extra["chargedAmount"]) == (TEXT, str(10 * QUOTE), str(FEE))
-            assert first.transaction != ""
-            second, text = await ask(http, world)
-            assert (text, second.transaction, second.extra["chargedAmount"]) == (TEXT, "", str(FEE))
-            # A stream's head is sent before its price is known; what it costs less pays for what comes next.
-            stream, text = await ask(http, world, stream=True)
-            assert (text, stream.extra["chargedAmount"]) == (TEXT, str(QUOTE))
-            after, text = await ask(http, world)
-            assert (text, after.extra["chargedAmount"]) == (TEXT, str(max(0, 2 * FEE - QUOTE)))
-            state = after.extra["channelState"]
-            assert state["earnedCumulativeAmount"] == str(4 * FEE)
+
+        async def buy():
+            async with wrapHttpxWithPayment(client, timeout=60) as http:
+                # A stream's head is sent before its price is known; what it costs less pays for what comes next.
+                return [await ask(http, world, stream=stream) for stream in (False, False, True, False)]
+
+        found = await apart(buy)
+        assert {text for _, text in found} == {TEXT}
+        first = found[0][0]
+        assert (first.amount, len(first.transaction)) == (str(10 * QUOTE), 66)
+        assert [settled.transaction for settled, _ in found[1:]] == [""] * 3
+        charged = [settled.extra["chargedAmount"] for settled, _ in found]
+        assert charged == [str(FEE), str(FEE), str(QUOTE), str(max(0, 2 * FEE - QUOTE))]
+        assert found[3][0].extra["channelState"]["earnedCumulativeAmount"] == str(4 * FEE)
         before = await bank.token.balance_of(payer.address)
         refunded = await asyncio.to_thread(scheme.refund, world.url + PATH)
         assert refunded.success
@@ -89,9 +95,13 @@ async def test_python_that_lost_its_notes_is_corrected(bank, start_gateway, tmp_
     async with start_gateway(payments=bank.open_payments(tmp_path)) as world:
         for turn in range(3):  # a client that keeps nothing from one process to the next
             client, _ = build_client(bank, payer, BatchSettlementEvmScheme, has_rpc=True)
-            async with wrapHttpxWithPayment(client, timeout=60) as http:
-                settled, text = await ask(http, world, stream=turn == 0)
-                assert text == TEXT
+
+            async def buy(client=client, turn=turn):
+                async with wrapHttpxWithPayment(client, timeout=60) as http:
+                    return await ask(http, world, stream=turn == 0)
+
+            settled, text = await apart(buy)
+            assert text == TEXT
         assert settled.extra["channelState"]["earnedCumulativeAmount"] == str(3 * FEE)
 
 

@@ -23,7 +23,7 @@ from deaios.ledger.x402 import list_predeploys
 from deaios.primitives.hashing import sha256
 from deaios.primitives.keys import ZERO_ADDRESS, Address, PrivateKey
 from deaios.primitives.units import CREDIT
-from deaios.runtime.clock import SystemClock
+from deaios.runtime.clock import Clock, SystemClock
 from deaios.runtime.http import serve
 
 FAST = Patience(poll_min_s=0.01, poll_max_s=0.05)
@@ -94,7 +94,9 @@ async def deploy_token(sender: Sender, name: str, symbol: str, version: str, hol
 
 
 @asynccontextmanager
-async def open_bank(folder: Path, token_name: str = "DeAIOS Credit", token_version: str = "1") -> AsyncIterator[Bank]:
+async def open_bank(
+    folder: Path, token_name: str = "DeAIOS Credit", token_version: str = "1", clock: Clock | None = None
+) -> AsyncIterator[Bank]:
     operator, gateway = build_key("operator"), build_key("gateway")
     genesis = Genesis(
         seed=sha256(b"x402 test"),
@@ -110,7 +112,7 @@ async def open_bank(folder: Path, token_name: str = "DeAIOS Credit", token_versi
         executor = stack.enter_context(ThreadPoolExecutor(2))
         limits = Limits(block_ms=10, gather_ms=1)
         chain = await ChainService.start(
-            folder / "chain.db", operator, genesis, executor=executor, clock=SystemClock(), limits=limits
+            folder / "chain.db", operator, genesis, executor=executor, clock=clock or SystemClock(), limits=limits
         )
         stack.push_async_callback(chain.close)
         running = asyncio.create_task(chain.run())

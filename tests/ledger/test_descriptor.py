@@ -27,7 +27,7 @@ from deaios.primitives.keys import Address, PrivateKey
 
 KEY = PrivateKey(b"\x11" * 32)
 OTHER = PrivateKey(b"\x12" * 32)
-ADDRESSES = SuiteAddresses(*(Address(bytes([i + 1]) * 20) for i in range(15)))
+ADDRESSES = SuiteAddresses(*(Address(bytes([i + 1]) * 20) for i in range(16)))
 DESCRIPTOR = NetworkDescriptor(
     network_id=b"\x99" * 32,
     chain_id=20261123,

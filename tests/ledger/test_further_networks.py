@@ -69,7 +69,7 @@ def test_addresses_follow_from_the_deployer_s_nonces():
 
 
 def make_descriptor(*networks):
-    suite = SuiteAddresses(*(Address(bytes([number]) * 20) for number in range(1, 16)))
+    suite = SuiteAddresses(*(Address(bytes([number]) * 20) for number in range(1, 17)))
     return NetworkDescriptor(
         network_id=b"\x99" * 32,
         chain_id=7,

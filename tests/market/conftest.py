@@ -42,6 +42,7 @@ from deaios.market.offers import SignedOffer, compute_quote, sign_offer, validat
 from deaios.market.opening import Opening
 from deaios.market.orders import Order, Papers, build_ask
 from deaios.market.ports import Authorization, Claim, Head, Piece, PublishedBatch
+from deaios.market.preferences import Preferences  # noqa: F401 # for tests, by the kit
 from deaios.market.receipts import FIRST_LINK, Delivery, Link, State, build_receipt
 from deaios.market.routing import Candidate
 from deaios.market.seller.service import Seller, SellerSettings

@@ -107,7 +107,7 @@ async def test_requests_and_streams_pass_and_nothing_else_does() -> None:
         answer = await town.http.request(
             "GET", f"{role.url}/offer?a=%2F%20b", headers={"X-Forwarded-For": "me", "Cookie": "x"}
         )
-        assert answer == b'{"path":"/offer?a=/ b"}' or answer == b'{"path":"/offer?a=%2F+b"}'
+        assert answer == b'{"path":"/offer?a=/%20b"}'
         assert {"x-forwarded-for", "cookie"} & {name.lower() for name in town.door.seen[0]} == set()
         body = bytes(range(256)) * 12_000
         async with town.http.session.post(f"{role.url}/echo", data=body) as response:
@@ -203,9 +203,13 @@ async def test_a_drain_lets_answers_end_and_takes_no_more() -> None:
         lines = town.http.stream_lines(f"{role.url}/stream", b"{}")
         assert await anext(lines) == b"first"
         draining = asyncio.create_task(role.drain())
-        with pytest.raises(UnavailablePeer, match="away"):
+
+        async def ask_until_refused() -> None:
             while True:
                 await town.http.request("POST", f"{role.url}/echo", body=b"x")
+
+        with pytest.raises(UnavailablePeer, match="away"):
+            await ask_until_refused()
         assert not draining.done()
         town.door.go_on.set()
         assert [line async for line in lines] == [b"second"]

@@ -83,6 +83,10 @@ class Wire:
         callback = self.opened.append if on_open else None
         self.session = Session(self.send, self.budget, on_open=callback, streams_max=streams_max)
 
+    async def play(self, frames: list[bytes]) -> None:
+        for frame in frames:
+            await self.session.receive(frame)
+
     async def send(self, data: bytes) -> None:
         self.sent.append(framing.decode_frame(data))
 
@@ -104,8 +108,7 @@ async def test_a_session_ends_at_the_first_broken_rule() -> None:
         wire = Wire()
         await wire.session.open(OPENING)
         with pytest.raises(InvalidFrame, match=rule):
-            for frame in frames:
-                await wire.session.receive(frame)
+            await wire.play(frames)
 
 
 async def test_the_role_s_side_refuses_what_a_relay_must_not_do() -> None:
@@ -116,8 +119,7 @@ async def test_the_role_s_side_refuses_what_a_relay_must_not_do() -> None:
     }.items():
         wire = Wire(on_open=True)
         with pytest.raises(InvalidFrame, match=rule):
-            for frame in frames:
-                await wire.session.receive(frame)
+            await wire.play(frames)
 
 
 async def test_credit_holds_a_writer_up_and_comes_back_with_reading() -> None:

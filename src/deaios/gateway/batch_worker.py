@@ -90,6 +90,7 @@ class _Resuming:
         self.fetch_outcome = buyer.fetch_outcome
         self.find_purchases = buyer.find_purchases
         self.fetch_proof = buyer.fetch_proof
+        self.list_endpoints = buyer.list_endpoints
 
     async def purchase(self, order: Order) -> Purchase:
         """Find or buy; who waits has a bound of its own."""

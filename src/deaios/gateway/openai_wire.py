@@ -179,6 +179,7 @@ class Model(msgspec.Struct, frozen=True):
     context_length: int
     pricing: Pricing
     record_id: str
+    supported_parameters: tuple[str, ...]
     object: str = "model"
 
 

@@ -17,6 +17,7 @@ from deaios.compute.template import ChatTemplate
 from deaios.compute.tokenizer import Tokenizer
 from deaios.compute.tools import Tool
 from deaios.market.batches import BatchProof
+from deaios.market.buyer.endpoints import Endpoint
 from deaios.market.opening import Opening
 from deaios.market.orders import Order
 from deaios.primitives.encoding import Json, encode_hex
@@ -79,6 +80,9 @@ class Purchasing(Protocol):
 
     async def find_purchases(self, order: Order) -> tuple[bool, list[Opening]]:
         """What became of an order that may have been bought before a restart: is one open, and all openings."""
+
+    async def list_endpoints(self, model_record_id: bytes) -> Sequence[Endpoint]:
+        """Everybody who sells a model, and what this buyer saw of them."""
 
     async def fetch_proof(self, opening: Opening, timeout_s: float) -> BatchProof:
         """Where on chain the receipt is; waits until it is there.

@@ -19,6 +19,7 @@ from deaios.gateway.budgets import Budgets
 from deaios.gateway.chat import ChatDoor
 from deaios.gateway.completions import CompletionsDoor
 from deaios.gateway.desk import Desk, Limits
+from deaios.gateway.endpoints import SUPPORTED_PARAMETERS, EndpointsDoor, price_text
 from deaios.gateway.errors import RefusedKey, RefusedModel, render_error
 from deaios.gateway.file_records import FileRecords
 from deaios.gateway.files import FilesDoor
@@ -35,7 +36,6 @@ from deaios.gateway.x402 import PaymentDoor, Payments, add_payments
 from deaios.market.fields import BODY_BYTES_MAX, InvalidParameter
 from deaios.primitives.encoding import InvalidEncoding, decode_decimal, encode_hex
 from deaios.primitives.keys import parse_address
-from deaios.primitives.units import CREDIT_DECIMALS
 from deaios.runtime.clock import Clock
 from deaios.runtime.dice import Dice
 from deaios.runtime.errors import NotFound
@@ -43,8 +43,6 @@ from deaios.runtime.http import METRICS_KEY, build_application, json_response
 
 PROOF_S = 30.0
 COUNTER_BITS = 64
-PRICE_DECIMALS = CREDIT_DECIMALS + 6
-"""Prices are per million tokens."""
 _BEARER = "bearer "
 KEY_HEADER = "x-api-key"
 """Where Anthropic SDKs put the key."""
@@ -167,6 +165,7 @@ def build_gateway_application(
     router.add_post("/v1/messages", door.keyed(messages.create))
     router.add_post("/v1/messages/count_tokens", door.keyed(messages.count_tokens))
     router.add_get("/v1/models", door.keyed(door.list_models))
+    router.add_get("/v1/models/{name:.+}/endpoints", door.keyed(EndpointsDoor(buyer, models).show))
     router.add_get("/v1/models/{name:.+}", door.keyed(door.show_model))
     router.add_get("/v1/receipts/{provider}/{counter}/proof", door.keyed(door.fetch_proof))
 
@@ -267,13 +266,7 @@ def _describe(model: ServedModel) -> wire.Model:
         created=model.created_s,
         owned_by=model.owned_by,
         context_length=model.record.context_tokens,
-        pricing=wire.Pricing(_price_text(model.input_price), _price_text(model.output_price)),
+        pricing=wire.Pricing(price_text(model.input_price), price_text(model.output_price)),
         record_id=encode_hex(model.record_id),
+        supported_parameters=SUPPORTED_PARAMETERS,
     )
-
-
-def _price_text(price: int) -> str:
-    """Credits per token from smallest units per million tokens, exactly."""
-    digits = str(price).rjust(PRICE_DECIMALS + 1, "0")
-    whole, part = digits[:-PRICE_DECIMALS], digits[-PRICE_DECIMALS:].rstrip("0")
-    return f"{whole}.{part}" if part else whole

@@ -188,7 +188,7 @@ class KeyStore:
         return text, record
 
     def adopt(self, key_id: str, name: str, now_ms: int) -> str:
-        """A key that nobody can show, for somebody who is known otherwise; made at its first use, with nothing to spend.
+        """A key that nobody can show, for somebody who is known otherwise; made at first use, with nothing to spend.
 
         Returns:
             A text that only this store can derive, from which draws may follow.
@@ -196,7 +196,8 @@ class KeyStore:
         text = hash_key(key_id, self._pepper).hex()
         with self._writing, transaction(self._writer) as connection:
             connection.execute(
-                "INSERT INTO keys (key_id, hash, name, budget, created_at_ms) VALUES (?,?,?,0,?) ON CONFLICT DO NOTHING",
+                "INSERT INTO keys (key_id, hash, name, budget, created_at_ms) VALUES (?,?,?,0,?) "
+                "ON CONFLICT DO NOTHING",
                 (key_id, hash_key(text, self._pepper), name, now_ms),
             )
         return text

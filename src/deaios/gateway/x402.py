@@ -76,6 +76,8 @@ class _Paid:
     is_served: bool | None = None
 
 
+DOOR_KEY: web.AppKey["PaymentDoor"] = web.AppKey("x402_door")
+"""Where an application keeps its door."""
 _PAID: web.RequestKey[_Paid] = web.RequestKey("x402_paid", _Paid)
 
 
@@ -317,6 +319,7 @@ class PaymentDoor:
 
 def add_payments(application: web.Application, door: PaymentDoor) -> None:
     """The routes and rounds of a gateway that is paid by x402."""
+    application[DOOR_KEY] = door
     router = application.router
     for path in READERS:
         router.add_get(path, door.show_price)

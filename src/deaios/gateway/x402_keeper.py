@@ -16,7 +16,7 @@ from deaios.runtime.logs import get_logger
 
 LOOK_AT_ONCE = 100
 """Channels read in one exchange."""
-log = get_logger("gateway")
+_log = get_logger("gateway")
 
 
 class Keeper:
@@ -39,7 +39,7 @@ class Keeper:
             try:
                 await self.make_round(is_claim_due=self._clock.monotonic_s() - self._claimed_s >= self._claim_s)
             except (Unavailable, Refused, Invalid) as error:
-                log.error("payments could not be looked after", error=str(error))
+                _log.error("payments could not be looked after", error=str(error))
             await self._clock.sleep(self._watch_s)
 
     async def make_round(self, *, is_claim_due: bool) -> None:
@@ -53,7 +53,7 @@ class Keeper:
             self._claimed_s = self._clock.monotonic_s()
             amount = await self._chain.sweep()
             if amount:
-                log.info("was paid what was claimed", amount=amount)
+                _log.info("was paid what was claimed", amount=amount)
 
     async def _claim(self, accounts: Sequence[Account]) -> None:
         """Claim what is new, so many in a transaction."""
@@ -64,4 +64,4 @@ class Keeper:
             if claims:
                 await self._chain.claim(claims)
                 await self._till.look(batch)
-                log.info("claimed", channels=len(claims))
+                _log.info("claimed", channels=len(claims))

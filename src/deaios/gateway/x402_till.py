@@ -349,7 +349,8 @@ class Till:
 
     async def _refresh(self, account: Account, *, force: bool = False) -> None:
         """Know the chain's side; a channel that holds money there is kept from then on."""
-        if force or self._clock.monotonic_s() - account.synced_s > FRESH_S:
+        # One without money may have been given some at any time; it is asked about only with its payer's voucher.
+        if force or not account.row.chain.balance or self._clock.monotonic_s() - account.synced_s > FRESH_S:
             (state,) = await self._chain.fetch_channels([account.row.channel_id])
             await self._note_chain(account, state)
         if account.row.chain.balance:
@@ -396,6 +397,7 @@ class Till:
             signer = ZERO_ADDRESS
         if signer != payment.config.payer:
             raise InvalidPayment(x402.DEPOSIT_SIGNATURE, "the deposit is not signed by the payer")
+        account.synced_s = -math.inf  # whatever becomes of the transaction, what was seen before it is old
         try:
             transaction = await self._chain.deposit(payment.config, deposit)
         except Refused as error:

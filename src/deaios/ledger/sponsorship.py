@@ -44,9 +44,9 @@ class SponsorTerms:
 
     Attributes:
         sponsor: who lends, and is repaid.
-        seed: becomes the newcomer's own stake.
+        seed: is given to the newcomer: its own stake, and working money.
         backing: is delegated to it and stays the sponsor's.
-        owed: repaid from the first earnings: the seed, and what gas and trouble cost.
+        owed: repaid from the first earnings, nine tenths of each: the seed, and what gas and trouble cost.
         term_s: seconds before which the backing cannot be recalled.
     """
 

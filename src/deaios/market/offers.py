@@ -28,11 +28,16 @@ class InvalidOffer(Invalid):
 
 @dataclass(frozen=True, slots=True)
 class SignedOffer:
-    """An offer and its provider's signature, with the digest requests refer to."""
+    """An offer and its provider's signature, with the digest requests refer to.
+
+    Attributes:
+        sealing_key: what papers are sealed to (`market.conduct`, signed beside the offer); None for none.
+    """
 
     offer: Offer
     signature: bytes
     digest: bytes
+    sealing_key: bytes | None = None
 
 
 def sign_offer(key: PrivateKey, domain: Domain, offer: Offer) -> SignedOffer:

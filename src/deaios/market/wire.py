@@ -30,6 +30,7 @@ from deaios.ledger.structs import (
     Voucher,
 )
 from deaios.market.batches import BatchProof, SignedReceipt
+from deaios.market.conduct import ConductBody
 from deaios.market.opening import SALT_SIZE, read_constraint, read_ids
 from deaios.market.orders import Papers
 from deaios.primitives.encoding import Json, decode_decimal, decode_hex, encode_canonical_json, encode_hex
@@ -117,11 +118,12 @@ class OutcomeAnswer(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class OfferAnswer(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """Answer of `GET /offer`."""
+    """Answer of `GET /offer`; `conduct` is there where the provider states one."""
 
     version: int
     offer: dict[str, object]
     signature: str
+    conduct: ConductBody | msgspec.UnsetType = msgspec.UNSET
 
 
 class BatchAnswer(msgspec.Struct, rename="camel", forbid_unknown_fields=True, frozen=True):
@@ -195,6 +197,18 @@ def decode_papers(data: bytes) -> Papers:
         constraint=None if body.constraint is msgspec.UNSET else read_constraint(body.constraint),
         prefix=() if body.prefix is msgspec.UNSET else read_ids(body.prefix, MAX_TOKENS_LIMIT),
     )
+
+
+def decode_cancel(data: bytes) -> CancelBody:
+    """Read a cancel's body.
+
+    Raises:
+        InvalidMessage: not JSON of that form.
+    """
+    try:
+        return msgspec.json.decode(data, type=CancelBody)
+    except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
+        raise InvalidMessage(f"body is not a valid cancel: {error}") from error
 
 
 def build_tokens(ids: tuple[int, ...], logprobs: tuple[Ranking, ...] | None) -> Tokens:

@@ -43,6 +43,10 @@ class GatewayConfig(msgspec.Struct, frozen=True):
     port: int = 8000
     relay: bool = True
     """Whether roles that nobody can dial may be reached through it; it passes on what it need not understand."""
+    markup_bps: int = 0
+    """Added to what providers ask where a request pays by x402, in hundredths of a per cent."""
+    claim_interval_s: int = 30
+    """Between claims of what x402 channels owe this gateway; each costs gas."""
 
 
 class NetworkConfig(msgspec.Struct, frozen=True):
@@ -83,8 +87,10 @@ class SponsorConfig(msgspec.Struct, frozen=True):
     """Said in the descriptor when the network is founded."""
     budget: int = 1_000 * CREDIT
     """Smallest units of credit lent in one run at most, backing included."""
+    working: int = CREDIT // 2
+    """Lent beside the stake, to pay for publishing the first receipts."""
     fee: int = CREDIT // 10
-    """Owed beyond the seed: what gas and trouble are worth."""
+    """Owed beyond what is given: what gas and trouble are worth."""
     term_s: int = 30 * 86_400
     """Before it, the backing is not taken back."""
     hourly_max: int = 20

@@ -39,7 +39,7 @@ PLEDGE_S = 900
 """How long a newcomer's word may be used."""
 PLEDGE_S_MIN = 60
 HOUR_MS = 3_600_000
-OWED_OVER_SEED_MAX = 4
+OWED_OVER_SEED_MAX = 2
 """A newcomer does not agree to repay more than so many times what it is given: gas is the rest."""
 
 
@@ -96,7 +96,8 @@ class Sponsor:
         self, sender: Sender, contracts: Contracts, descriptor: NetworkDescriptor, config: SponsorConfig, clock: Clock
     ) -> None:
         seed, backing = split_stake(descriptor.windows.compute_stake_min)
-        self.terms = SponsorTerms(sender.address, seed, backing, seed + config.fee, config.term_s)
+        given = seed + config.working
+        self.terms = SponsorTerms(sender.address, given, backing, given + config.fee, config.term_s)
         self._sender = sender
         self._contracts = contracts
         self._descriptor = descriptor
@@ -216,7 +217,7 @@ async def _apply(member: Member, stake_min: int, url: str) -> None:
         raise RefusedUnfunded(f"{encode_hex(member.address)} has no money, and nobody sponsors on this network")
     terms = read_terms(await member.http.get_json(descriptor.sponsor_url, TermsAnswer))
     seed, backing = split_stake(stake_min)
-    if terms.seed < seed or terms.seed + terms.backing < seed + backing:
+    if terms.seed < seed or terms.backing < backing:
         raise RefusedUnfunded(f"the sponsor lends {format_credit(terms.seed + terms.backing)} credit, too little")
     if terms.owed > OWED_OVER_SEED_MAX * terms.seed:
         raise RefusedUnfunded(

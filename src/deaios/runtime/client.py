@@ -1,6 +1,7 @@
 """A bounded HTTP client for talk between roles: every call has a time limit and a size limit, every failure a type."""
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -167,9 +168,31 @@ class HttpClient:
             ) as response:
                 if response.status >= 300:
                     raise await _failure(url, response)
-                async for line in _split_lines(url, response.content):
+                async for line in split_lines(url, response.content.iter_any()):
                     if line.strip():
                         yield line.rstrip(b"\r")
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise UnavailablePeer(f"{url}: {error!r}") from error
+
+    @asynccontextmanager
+    async def open_stream(
+        self, url: str, body: bytes, headers: Mapping[str, str], *, idle_s: float = STREAM_IDLE_S
+    ) -> AsyncIterator[tuple[Mapping[str, str], AsyncIterator[bytes]]]:
+        """POST a body and give the answer's headers, and its bytes as they come.
+
+        Raises:
+            UnavailablePeer: the stream failed, was silent for `idle_s` or went on for `STREAM_S`.
+            RefusedByPeer: the peer declined before the stream began.
+            InvalidResponse: the answer sends us elsewhere.
+        """
+        timeout = aiohttp.ClientTimeout(total=STREAM_S, connect=CONNECT_S, sock_read=idle_s)
+        try:
+            async with self.session.post(
+                url, data=body, headers=headers, timeout=timeout, allow_redirects=False
+            ) as response:
+                if response.status >= 300:
+                    raise await _failure(url, response)
+                yield response.headers, response.content.iter_any()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise UnavailablePeer(f"{url}: {error!r}") from error
 
@@ -203,10 +226,14 @@ def _decode(url: str, body: bytes, kind: type[T]) -> T:
         raise InvalidResponse(f"{url}: answer is not a valid {getattr(kind, '__name__', kind)}: {error}") from error
 
 
-async def _split_lines(url: str, content: aiohttp.StreamReader) -> AsyncGenerator[bytes, None]:
-    """Lines without their newline, in time that is linear however small the pieces are that a peer sends."""
+async def split_lines(url: str, pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+    """Lines without their newline, in time that is linear however small the pieces are that a peer sends.
+
+    Raises:
+        InvalidResponse: a line is longer than `LINE_BYTES_MAX`.
+    """
     line = bytearray()
-    async for piece in content.iter_any():
+    async for piece in pieces:
         start = 0
         while True:
             end = piece.find(b"\n", start)

@@ -5,7 +5,8 @@
 @notice The functions, types and events of x402 `batch-settlement`, for one token, with signatures of keys only
     (no ERC-1271) and deposits by EIP-3009 through this contract itself.
     Money held = sum over channels of (balance - totalClaimed) + sum over receivers of (totalClaimed - totalSettled).
-    A receiver may pledge what it earns: until the debt is repaid, settling pays its creditor first.
+    A receiver may pledge what it earns: until the debt is repaid, settling pays its creditor nine tenths. The tenth
+    stays the receiver's, because whoever earns has to pay for publishing its receipts.
     Source: x402-foundation/x402, contracts/evm/src/x402BatchSettlement.sol.
 """
 import signatures
@@ -138,6 +139,8 @@ event Repaid:
 
 CLAIMS_MAX: constant(uint256) = 100
 COLLECTOR_DATA_MAX: constant(uint256) = 288
+# Of what a receiver in debt is paid, the part that it keeps.
+KEPT_DIVISOR: constant(uint128) = 10
 
 CONFIG_TYPE: constant(bytes32) = keccak256(
     "ChannelConfig(address payer,address payerAuthorizer,address receiver,address receiverAuthorizer,address token,uint40 withdrawDelay,bytes32 salt)"
@@ -233,7 +236,7 @@ def claimWithSignature(voucherClaims: DynArray[VoucherClaim, CLAIMS_MAX], author
 @external
 def settle(receiver: address, token: address):
     """
-    @notice Pay a receiver what it has claimed, its creditor first; anyone may ask for it.
+    @notice Pay a receiver what it has claimed, while it is in debt mostly its creditor; anyone may ask for it.
     """
     assert token == self.token, "channels: another token"
     earned: Receiver = self.earnings[receiver]
@@ -243,7 +246,7 @@ def settle(receiver: address, token: address):
     self.earnings[receiver].totalSettled = earned.totalClaimed
     log Settled(receiver=receiver, token=token, sender=msg.sender, amount=amount)
     debt: Debt = self.debts[receiver]
-    repaid: uint128 = min(amount, debt.left)
+    repaid: uint128 = min(amount - amount // KEPT_DIVISOR, debt.left)
     if repaid > 0:
         self.debts[receiver].left = debt.left - repaid
         log Repaid(receiver=receiver, creditor=debt.creditor, amount=repaid, left=debt.left - repaid)

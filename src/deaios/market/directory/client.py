@@ -6,10 +6,15 @@ not answer is left out, and the rest are not held up by it.
 """
 
 import asyncio
+from dataclasses import replace
+
+import msgspec
 
 from deaios.ledger.client.contracts import Contracts
 from deaios.ledger.suite import COMPUTE
+from deaios.market.conduct import list_privacy, validate_conduct
 from deaios.market.offers import validate_offer, validate_url
+from deaios.market.preferences import NO_COLLECTION, ZERO_RETENTION
 from deaios.market.routing import Candidate
 from deaios.market.terms import Terms
 from deaios.market.wire import OfferAnswer, read_offer
@@ -30,6 +35,10 @@ CONCURRENCY = 16
 PROVIDERS_MAX = 256
 """As many members as the staking contract lists."""
 PROVIDER_ROLE = "provider"
+KEEP_S = 60.0
+"""A signed offer holds while nobody answers: so long a silent provider stays known, and buyers judge by breakers."""
+_PROMISES = {"no_training": NO_COLLECTION, "no_retention": ZERO_RETENTION}
+"""What users ask for by the name it has elsewhere."""
 
 _log = get_logger("directory")
 
@@ -46,6 +55,7 @@ class Directory:
         self._found_at_s: float | None = None
         self._search: asyncio.Task[None] | None = None
         self._slots = asyncio.Semaphore(CONCURRENCY)
+        self._known: dict[Address, tuple[Candidate, float]] = {}
         self.failures: dict[Address, str] = {}
 
     async def close(self) -> None:
@@ -84,6 +94,12 @@ class Directory:
         roster = await self._contracts.staking.roster(COMPUTE)
         self.failures = {}
         found = await asyncio.gather(*(self._ask(member.address, member.power) for member in roster[:PROVIDERS_MAX]))
+        now_s = self._clock.monotonic_s()
+        self._known = {
+            item.provider: self._known[item.provider] if item.provider in self.failures else (item, now_s)
+            for item in found
+            if item is not None
+        }
         self._candidates = tuple(
             sorted((item for item in found if item is not None), key=lambda candidate: candidate.provider)
         )
@@ -95,6 +111,10 @@ class Directory:
                 return await self._fetch_candidate(provider, power)
         except (Invalid, Unavailable, Refused, TimeoutError) as error:
             self.failures[provider] = str(error) or f"no answer within {OFFER_S} s"
+            known = self._known.get(provider)
+            is_silent = isinstance(error, Unavailable | TimeoutError)
+            if is_silent and known is not None and self._clock.monotonic_s() - known[1] < KEEP_S:
+                return replace(known[0], power=power)
             _log.info("provider left out", provider=provider.hex(), reason=self.failures[provider])
             return None
 
@@ -108,8 +128,15 @@ class Directory:
         is_paused = await self._contracts.disputes.is_paused(provider)
         answer = await self._http.get_json(f"{url.rstrip('/')}/offer", OfferAnswer)
         offer, signature = read_offer(answer)
-        signed = validate_offer(self._terms.protocol, offer, signature, provider, self._clock.now_ms())
-        return Candidate(provider=provider, signed_offer=signed, power=power, paused=is_paused)
+        now_ms = self._clock.now_ms()
+        signed = validate_offer(self._terms.protocol, offer, signature, provider, now_ms)
+        promises: frozenset[str] = frozenset()
+        if answer.conduct is not msgspec.UNSET:
+            conduct = validate_conduct(self._terms.network_id, answer.conduct, provider, now_ms)
+            signed = replace(signed, sealing_key=conduct.sealing_key)
+            facts = {fact.fact for fact in list_privacy(conduct)}
+            promises = frozenset(promise for fact, promise in _PROMISES.items() if fact in facts)
+        return Candidate(provider, signed, power, is_paused, promises)
 
 
 def _report(search: "asyncio.Task[None]") -> None:

@@ -1,4 +1,7 @@
-"""The gateway of a local network: the OpenAI door in front of a buyer with its own key and channels, and blobs."""
+"""The gateway of a local network: the OpenAI door in front of a buyer with its own key and channels, and blobs.
+
+Requests with a key are the folder owner's; requests without one pay for themselves by x402 to the same key's address.
+"""
 
 import asyncio
 
@@ -10,6 +13,10 @@ from deaios.gateway.purchasing import ServedModel, ServedModels
 from deaios.gateway.records import RecordStore
 from deaios.gateway.service import build_gateway_application
 from deaios.gateway.store import KeyStore
+from deaios.gateway.x402 import Payments
+from deaios.gateway.x402_chain import SettlementChain
+from deaios.gateway.x402_store import PaymentStore
+from deaios.gateway.x402_terms import TillTerms
 from deaios.ledger.suite import COMPUTE
 from deaios.market.buyer.client import Buyer
 from deaios.node.context import RoleContext
@@ -50,6 +57,7 @@ async def run(context: RoleContext) -> None:
         models = ServedModels((default,))
         keys = KeyStore.open(context.data / KEYS_FILE, derive_pepper(key))
         records = RecordStore.open(context.data / "records.db")
+        paid = PaymentStore.open(context.data / "x402.db")
         try:
             _ensure_user_key(context, keys)
             async with open_trade(member, context.data, context.config.buyer, context.clock, context.dice) as trade:
@@ -66,6 +74,7 @@ async def run(context: RoleContext) -> None:
                         descriptor.windows.da_term_max_s,
                     ),
                     records=records,
+                    payments=await _open_payments(context, member, paid),
                 )
                 _count_purchases(application, trade.buyer)
                 stock = Stock(member, context.folder, trade.directory, models, default, context.clock)
@@ -73,8 +82,24 @@ async def run(context: RoleContext) -> None:
                     _add_relay(application, context, member)
                 await _serve(context, member, application, trade.buyer, stock)
         finally:
+            paid.close()
             records.close()
             keys.close()
+
+
+async def _open_payments(context: RoleContext, member: Member, store: PaymentStore) -> Payments:
+    """How requests without a key pay: to the gateway's own address, in the network's token."""
+    token, config = member.descriptor.token, context.config.gateway
+    terms = TillTerms(
+        chain_id=member.descriptor.chain_id,
+        receiver=member.address,
+        token=token.address,
+        token_name=token.name,
+        token_version=token.version,
+        markup_bps=config.markup_bps,
+    )
+    chain = SettlementChain(member.rpc, member.sender, member.key, token.address, terms.money)
+    return Payments(terms, store, chain, has_channels=await chain.is_there(), claim_s=max(1, config.claim_interval_s))
 
 
 def _add_relay(application: web.Application, context: RoleContext, member: Member) -> None:

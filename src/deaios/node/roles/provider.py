@@ -21,7 +21,9 @@ from deaios.ledger.structs import Level, Params
 from deaios.ledger.suite import COMPUTE
 from deaios.market.client import LedgerChain
 from deaios.market.ports import Generate, Piece
+from deaios.market.sealing.service import SealingKeys
 from deaios.market.seller.service import Seller, SellerSettings
+from deaios.market.seller.service.privacy import Privacy
 from deaios.node.context import RoleContext
 from deaios.node.engines import count_engines, open_checked_engine, open_configured_engine, serving_engine
 from deaios.node.member import Member, RefusedUnfunded, build_fees, open_member
@@ -81,6 +83,7 @@ async def run(context: RoleContext) -> None:
                 BatchShelf(open_blobs(member, context.clock, context.dice), descriptor.windows).put_bytes,
                 clock=context.clock,
                 metrics=context.metrics,
+                privacy=_open_privacy(context, member, settings),
             )
             desk = seller.desk
             context.metrics.gauge("seller_channels", "Channels that ever paid").set_function(lambda: len(desk.channels))
@@ -111,6 +114,18 @@ async def run(context: RoleContext) -> None:
 
 def _choose(of_role: int | None, configured: int) -> int:
     return configured if of_role is None else of_role
+
+
+def _open_privacy(context: RoleContext, member: Member, settings: SellerSettings) -> Privacy:
+    """What is stated about prompts here: sealed on the way, kept for disputes, used for nothing else."""
+    return Privacy(
+        member.key,
+        member.descriptor.network_id,
+        SealingKeys(context.data / "sealing.json", context.clock, context.dice),
+        context.clock,
+        retains_ms=settings.retention_ms,
+        trains=False,
+    )
 
 
 async def _join_providers(member: Member) -> bool:

@@ -107,6 +107,7 @@ class _Story:
         self.checks.check_kept()
         self.checks.close()
         self.world.counts.update(self.checks.events)
+        self.world.counts["answer continued elsewhere"] += sum(buyer.continued for buyer in self.world.buyers)
 
     async def are_receipts_settled(self, names: tuple[str, ...]) -> bool:
         """Every receipt is in a batch, and every charge is claimed."""

@@ -77,6 +77,7 @@ class World:
         counts: what happened: faults, exits, branches.
         chain: the chain's present life.
         buyer: the gateway's present buyer.
+        buyers: those of all its lives.
     """
 
     def __init__(self, seed: int) -> None:
@@ -90,6 +91,7 @@ class World:
         self.roles: dict[str, Role] = {}
         self.chain: ChainService | None = None
         self.buyer: Buyer | None = None
+        self.buyers: list[Buyer] = []
         self.keys: KeyStore | None = None
         self.api_key = ""
         self.key_id = ""
@@ -165,6 +167,7 @@ class World:
 
     def _meet_gateway(self, buyer: Buyer, keys: KeyStore, api_key: str) -> None:
         self.buyer, self.keys, self.api_key = buyer, keys, api_key
+        self.buyers.append(buyer)
         record = keys.find(api_key)
         assert record is not None, "the gateway made this key"
         self.key_id = record.key_id

@@ -6,7 +6,8 @@ never bought from again; purchases that were cut off are resolved to a receipt o
 
 import asyncio
 import contextlib
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -19,18 +20,15 @@ from deaios.market.buyer.client.proofs import GetBytes, Proofs
 from deaios.market.buyer.client.purchase import (
     Desk,
     Purchase,
-    build_opening,
-    check_receipt,
-    is_unknown_purchase,
-    send_cancel,
 )
+from deaios.market.buyer.client.resolving import LIES, Resolver
 from deaios.market.buyer.client.resuming import Resumable
 from deaios.market.buyer.client.router import DirectoryPort, Router
 from deaios.market.buyer.client.settings import BuyerSettings
 from deaios.market.buyer.client.wallet import Wallet
+from deaios.market.buyer.endpoints import Endpoint
 from deaios.market.buyer.errors import (
     FailedPurchase,
-    InvalidStream,
     RefusedByMarket,
     RefusedPrefix,
     RefusedRepeat,
@@ -38,8 +36,7 @@ from deaios.market.buyer.errors import (
     UnavailableProvider,
     UnavailableProviders,
 )
-from deaios.market.buyer.store import AccountRow, BuyerStore, OpenRow
-from deaios.market.channel import InvalidCharge
+from deaios.market.buyer.store import AccountRow, BuyerStore
 from deaios.market.novelty import Novelty
 from deaios.market.offers import SignedOffer, compute_quote
 from deaios.market.opening import Opening
@@ -58,7 +55,6 @@ from deaios.runtime.clock import Clock, SystemClock
 from deaios.runtime.dice import Dice, SystemDice
 from deaios.runtime.logs import get_logger
 
-RESOLVE_WAIT_S_MAX = 60.0
 DISPUTES_MAX = 2
 """So many providers that agree against one are believed; a single one may lie, too."""
 TOO_MANY = 429
@@ -67,22 +63,10 @@ REPEATS_MAX = 256
 """Purchases of one ask from one provider at one block; the chain moves on long before."""
 SEEN_MAX = 1 << 16
 """Requests remembered so that the journal need not be asked whether one was made before."""
-STATS_MAX = 4096
 RETRY_S = 1.0
 """Pause before a provider that failed is asked to go on with its own answer, because nobody else can."""
-LIES = (InvalidReceipt, InvalidCharge, InvalidStream)
-"""What shows a provider to be wrong by its own signature or its own words; anything less only counts as a failure."""
 
 _log = get_logger("buyer")
-
-
-@dataclass(slots=True)
-class _Doubt:
-    """A purchase that was cut off, and when to ask about it next."""
-
-    row: OpenRow
-    wait_s: float
-    next_at_s: float
 
 
 class Buyer:
@@ -117,14 +101,15 @@ class Buyer:
         self._observer = observer
         self._proofs = Proofs(terms, chain, http, self._clock, get_bytes)
         self._desk = Desk(key, terms, settings, self._store, self.wallet, http, self._clock)
+        self.continued = 0
+        """Answers that another purchase went on with."""
         self.router = Router(settings, directory, self._clock, self._dice, journal)
         self._hedges: set[asyncio.Task[None]] = set()
         self._live: dict[bytes, Purchase] = {}
-        self._in_doubt: dict[bytes, _Doubt] = {}
         self._watchers: set[asyncio.Task[None]] = set()
         self._novelty = Novelty(SEEN_MAX)
-        self._resolver: asyncio.Task[None] | None = None
-        self._resolving: dict[Address, asyncio.Task[None]] = {}
+        self._resolver = Resolver(self._desk, self._view, self.router, self._exclude)
+        self._resolving: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         state = await self._store.open()
@@ -132,18 +117,18 @@ class Buyer:
         self.router.excluded = dict(state.excluded)
         await self.router.open()
         for row in state.open_purchases:
-            self._doubt(row)
+            self._resolver.add(row)
         await self._store.prune(self._clock.now_ms() - self._settings.opening_retention_ms)
-        self._resolver = asyncio.create_task(self._resolve_for_ever(), name="resolver")
+        self._resolving = asyncio.create_task(self._resolver.run(), name="resolver")
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        resolver, self._resolver = self._resolver, None
-        if resolver is not None:
-            resolver.cancel()
-            await asyncio.wait({resolver})
+        resolving, self._resolving = self._resolving, None
+        if resolving is not None:
+            resolving.cancel()
+            await asyncio.wait({resolving})
         for purchase in list(self._live.values()):
             # A journal that failed does not take it; the purchase is then resolved as if nothing had been handed out.
             with contextlib.suppress(UnavailableJournal):
@@ -194,13 +179,15 @@ class Buyer:
         """Buy the rest of an answer from somebody else, or from the same provider where nobody else is left."""
         tried = {failed.provider: failed.offer.digest}
         try:
-            return await self._buy(order, ask, tried, ids, kept)
+            purchase = await self._buy(order, ask, tried, ids, kept)
         except (RefusedByMarket, UnavailableProviders) as failure:
             if not isinstance(failed.error, Unavailable) or isinstance(failure, UnavailableContinuation):
                 raise
             await self._clock.sleep(RETRY_S)
             await self.router.refresh()
-            return await self._buy(order, ask, {}, ids, kept)
+            purchase = await self._buy(order, ask, {}, ids, kept)
+        self.continued += 1
+        return purchase
 
     async def _buy(
         self, order: Order, ask: Ask, tried: dict[Address, bytes], prefix: tuple[int, ...] = (), kept: int = 0
@@ -368,7 +355,7 @@ class Buyer:
         await purchase.wait_ended()
         self._live.pop(purchase.request_digest, None)
         if purchase.is_reserved:
-            self._doubt(purchase.open_row())
+            self._resolver.add(purchase.open_row())
         error = purchase.error
         self._observe(purchase, error)
         if isinstance(error, LIES) and self._is_proven(purchase.provider, error, purchase.evidence):
@@ -405,10 +392,6 @@ class Buyer:
             return False
         return recover_signer(self._terms.protocol, evidence.receipt, evidence.receipt_signature) == provider
 
-    def _doubt(self, row: OpenRow) -> None:
-        wait_s = self._settings.resolve_interval_s
-        self._in_doubt[row.request_digest] = _Doubt(row, wait_s, self._clock.monotonic_s())
-
     async def _exclude(self, provider: Address, error: Invalid, evidence: Opening | None) -> None:
         _log.error("provider lied and is excluded", provider=provider.hex(), error=str(error))
         self.router.excluded[provider] = str(error)
@@ -416,68 +399,9 @@ class Buyer:
         if self._observer is not None:
             self._observer.provider_lied(provider, error, evidence)
 
-    async def _resolve_for_ever(self) -> None:
-        try:
-            while True:
-                await self._clock.sleep(self._settings.resolve_interval_s)
-                self._resolve_due()
-                await self.router.save_sometimes()
-                try:
-                    await self._view.fetch_head(fresh=True)
-                except (Unavailable, Refused, Invalid) as error:
-                    _log.info("chain does not answer", error=str(error))
-        finally:
-            for task in self._resolving.values():
-                task.cancel()
-            await asyncio.gather(*self._resolving.values(), return_exceptions=True)
-
-    def _resolve_due(self) -> None:
-        """Ask each provider about its own purchases, side by side: one that hangs must not hold up the others."""
-        now_s = self._clock.monotonic_s()
-        due = {doubt.row.provider for doubt in self._in_doubt.values() if doubt.next_at_s <= now_s}
-        for provider in sorted(due - self._resolving.keys()):
-            task = asyncio.create_task(self._resolve_with(provider), name=f"resolve with {provider.hex()[:8]}")
-            self._resolving[provider] = task
-            task.add_done_callback(partial(self._resolved, provider))
-
-    def _resolved(self, provider: Address, task: "asyncio.Task[None]") -> None:
-        del self._resolving[provider]
-        if not task.cancelled() and (error := task.exception()) is not None:
-            _log.error("purchases stay open by our own fault", provider=provider.hex(), error=repr(error))
-
-    async def _resolve_with(self, provider: Address) -> None:
-        """Ask a provider what became of purchases that were cut off, cancelling those still open."""
-        for digest, doubt in list(self._in_doubt.items()):
-            now_s = self._clock.monotonic_s()
-            if doubt.row.provider != provider or doubt.next_at_s > now_s:
-                continue
-            try:
-                await self._resolve_one(doubt.row)
-            except LIES as error:
-                await self._exclude(doubt.row.provider, error, None)
-            except (Unavailable, Refused, Invalid) as error:
-                doubt.wait_s = min(doubt.wait_s * 2, RESOLVE_WAIT_S_MAX)
-                doubt.next_at_s = now_s + doubt.wait_s
-                _log.info("purchase stays open", request=digest.hex(), error=str(error))
-                continue
-            self._in_doubt.pop(digest, None)
-
-    async def _resolve_one(self, row: OpenRow) -> None:
-        account = await self.wallet.fetch_account(row.provider)
-        if row.request_digest not in account.state.reservations:
-            return
-        acknowledged = row.acknowledged or 0
-        await self._store.acknowledge(row.request_digest, acknowledged)
-        try:
-            ids, entry = await send_cancel(self._desk, row.offer, row.request_digest, acknowledged)
-        except RefusedByPeer as refusal:
-            if not is_unknown_purchase(refusal):
-                raise
-            await self.wallet.release(account, row.request_digest)
-            return
-        opening = build_opening(decode_papers(row.papers), row.offer, ids, entry)
-        check_receipt(self._terms, opening, acknowledged, complete=True, received=len(ids))
-        self.wallet.settle(account, opening)
+    async def list_endpoints(self, model_record_id: bytes) -> Sequence[Endpoint]:
+        """Everybody who sells a model, and what this buyer saw of them."""
+        return await self.router.list_endpoints(model_record_id)
 
     async def fetch_opening(self, provider: Address, counter: int) -> Opening | None:
         """An opening this buyer keeps, by the receipt's provider and counter."""

@@ -25,6 +25,7 @@ from deaios.market.offers import SignedOffer, compute_quote
 from deaios.market.opening import Opening
 from deaios.market.orders import Papers
 from deaios.market.receipts import validate_receipt
+from deaios.market.sealing.client import post_sealed, stream_purchase
 from deaios.market.terms import Terms
 from deaios.market.wire import (
     Admitted,
@@ -373,9 +374,8 @@ class Purchase:
     async def _read_stream(self, *, is_resumed: bool) -> SignedReceipt | None:
         desk = self._desk
         position = self._began
-        lines = desk.http.stream_lines(
-            f"{self.offer.offer.url.rstrip('/')}/purchases", self._body, idle_s=desk.settings.silence_s
-        )
+        url = f"{self.offer.offer.url.rstrip('/')}/purchases"
+        lines = stream_purchase(desk.http, url, self._body, self.offer.sealing_key, idle_s=desk.settings.silence_s)
         async with aclosing(lines):
             async for data in lines:
                 match decode_line(data):
@@ -487,9 +487,8 @@ async def send_cancel(
         The ids its receipt covers, and the receipt.
     """
     signature = sign_struct(desk.key, desk.terms.protocol, Cancel(request_digest=request_digest, tokens=tokens))
-    answer = await desk.http.post_json(
-        f"{offer.offer.url.rstrip('/')}/purchases/{encode_hex(request_digest)}/cancel",
-        CancelBody(tokens=tokens, signature=encode_hex(signature)),
-        OutcomeAnswer,
-    )
-    return read_outcome(answer)
+    url = f"{offer.offer.url.rstrip('/')}/purchases/{encode_hex(request_digest)}/cancel"
+    body = CancelBody(tokens=tokens, signature=encode_hex(signature))
+    if offer.sealing_key is None:
+        return read_outcome(await desk.http.post_json(url, body, OutcomeAnswer))
+    return read_outcome(await post_sealed(desk.http, url, body, OutcomeAnswer, offer.sealing_key))

@@ -12,12 +12,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from deaios.ledger.structs import Level
 from deaios.market.buyer.client.settings import BuyerSettings
+from deaios.market.buyer.endpoints import Endpoint
 from deaios.market.orders import Order
 from deaios.market.preferences import NO_PREFERENCES, name_quantization
 from deaios.market.routing import (
     DRAW_SIZE,
-    Breaker,
     Candidate,
     ProviderStats,
     Wish,
@@ -117,10 +118,6 @@ class Router:
         """The published numbers of one provider."""
         return self._records.get(provider, EndpointRecord()).compute(self._clock.now_ms())
 
-    def breaker(self, provider: Address) -> Breaker:
-        """Whether a provider is bought from now."""
-        return self.stat(provider).breaker(self._clock.now_ms())
-
     def record(self, provider: Address) -> EndpointRecord:
         """Where observations of a provider go."""
         if provider not in self._records and len(self._records) >= STATS_MAX:
@@ -128,10 +125,26 @@ class Router:
         self._unsaved.add(provider)
         return self._records.setdefault(provider, EndpointRecord())
 
-    async def list_candidates(self, model_record_id: bytes) -> list[Candidate]:
+    async def list_endpoints(self, model_record_id: bytes) -> list[Endpoint]:
         """Everybody who sells a model, fit or not."""
-        found = await self._directory.fetch_candidates()
-        return [item for item in found if item.signed_offer.offer.model_record_id == model_record_id]
+        now_ms, settings = self._clock.now_ms(), self._settings
+        wish = Wish(
+            model_record_id=model_record_id,
+            prompt_tokens=1,
+            max_tokens=1,
+            min_level=Level.SIGNED,
+            withdraw_delay=settings.withdraw_delay,
+            fee_max=min(settings.fee_max, settings.window),
+            excluded=frozenset(self.excluded),
+        )
+        endpoints = []
+        for candidate in await self._directory.fetch_candidates():
+            if candidate.signed_offer.offer.model_record_id == model_record_id:
+                provider = candidate.provider
+                refused = self.excluded.get(provider) or refuse_reason(candidate, wish, now_ms)
+                seen, stats = self.describe(provider), self.stat(provider)
+                endpoints.append(Endpoint(candidate, seen, stats, stats.breaker(now_ms), refused))
+        return endpoints
 
     async def refresh(self) -> None:
         """Look at once who sells."""

@@ -15,6 +15,7 @@ from aiohttp import web
 from deaios.market.ports import Generate, PutBytes, SellerChain
 from deaios.market.seller.service.desk import Desk
 from deaios.market.seller.service.door import Door
+from deaios.market.seller.service.privacy import Privacy
 from deaios.market.seller.service.settings import SellerSettings
 from deaios.market.seller.service.settlement import Collector, Publisher
 from deaios.market.seller.store import SellerStore
@@ -47,6 +48,7 @@ class Seller:
         *,
         clock: Clock | None = None,
         metrics: Metrics | None = None,
+        privacy: Privacy | None = None,
     ) -> None:
         clock = clock or SystemClock()
         self._store = SellerStore(journal)
@@ -55,7 +57,8 @@ class Seller:
         self.desk = Desk(key, terms, settings, self._store, view, generate, clock)
         self.publisher = Publisher(key, terms, settings, self._store, chain, view, put_bytes, clock)
         self.collector = Collector(self.desk, settings, chain, clock)
-        self.application: web.Application = Door(key, terms, self.desk, self._store).build_application(metrics)
+        door = Door(key, terms, self.desk, self._store, privacy)
+        self.application: web.Application = door.build_application(metrics)
         self._loops: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:

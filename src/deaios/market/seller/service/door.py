@@ -4,12 +4,14 @@
 `GET /batches/{index}`.
 """
 
+import msgspec
 from aiohttp import web
 
 from deaios.ledger.eip712 import encode_json, sign_struct
 from deaios.market.batches import prove_receipt
 from deaios.market.channel import RefusedDeposit, RefusedVoucher
 from deaios.market.seller.service.desk import Desk
+from deaios.market.seller.service.privacy import Privacy, content_type_of, open_body
 from deaios.market.seller.store import SellerStore
 from deaios.market.terms import Terms
 from deaios.market.wire import (
@@ -17,20 +19,20 @@ from deaios.market.wire import (
     WIRE_VERSION,
     Admitted,
     BatchAnswer,
-    CancelBody,
     OfferAnswer,
     ProofAnswer,
     build_finished,
     build_outcome,
     build_problem,
     build_tokens,
+    decode_cancel,
     encode_line,
 )
 from deaios.primitives.encoding import decode_decimal, decode_hex, encode_hex
 from deaios.primitives.errors import Unavailable
 from deaios.primitives.keys import PrivateKey
 from deaios.runtime.errors import NotFound
-from deaios.runtime.http import build_application, json_response, problem_details, read_body, read_json
+from deaios.runtime.http import build_application, json_response, problem_details, read_body
 from deaios.runtime.metrics import Metrics
 
 COUNTER_BITS = 63
@@ -43,7 +45,10 @@ class UnavailableProof(Unavailable):
 class Door:
     """Handlers over one desk."""
 
-    def __init__(self, key: PrivateKey, terms: Terms, desk: Desk, store: SellerStore) -> None:
+    def __init__(
+        self, key: PrivateKey, terms: Terms, desk: Desk, store: SellerStore, privacy: Privacy | None = None
+    ) -> None:
+        self._privacy = privacy
         self._key = key
         self._terms = terms
         self._desk = desk
@@ -66,32 +71,39 @@ class Door:
         offer = await self._desk.fetch_current_offer()
         return json_response(
             OfferAnswer(
-                version=WIRE_VERSION, offer=dict(encode_json(offer.offer)), signature=encode_hex(offer.signature)
+                version=WIRE_VERSION,
+                offer=dict(encode_json(offer.offer)),
+                signature=encode_hex(offer.signature),
+                conduct=msgspec.UNSET if self._privacy is None else self._privacy.state(),
             )
         )
 
     async def purchase(self, request: web.Request) -> web.StreamResponse:
         """Admit papers and stream what comes; a stream that ends without its last line is resumed by asking again."""
-        run = await self._desk.purchase(await read_body(request))
+        body, answer = open_body(self._privacy, request.headers, await read_body(request))
+        run = await self._desk.purchase(body)
         await run.wait_admitted()
-        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson", "Cache-Control": "no-store"})
+        kind = content_type_of(answer, "application/x-ndjson")
+        response = web.StreamResponse(headers={"Content-Type": kind, "Cache-Control": "no-store", **answer.headers})
         await response.prepare(request)
         began = len(run.papers.prefix)
-        await response.write(encode_line(Admitted(began, self._desk.waiting_count)))
+        await response.write(answer.seal(encode_line(Admitted(began, self._desk.waiting_count))))
         async for portion in run.follow():
             line = build_tokens(portion.ids, portion.logprobs) if portion.ids else Admitted(began)
-            await response.write(encode_line(line))
+            await response.write(answer.seal(encode_line(line)))
         outcome = await run.wait_outcome()
-        await response.write(encode_line(build_finished(outcome.entry, outcome.violation)))
+        await response.write(answer.seal(encode_line(build_finished(outcome.entry, outcome.violation))))
         await response.write_eof()
         return response
 
     async def cancel(self, request: web.Request) -> web.Response:
         """End a purchase at the buyer's word."""
         digest = decode_hex(request.match_info["digest"], 32)
-        body = await read_json(request, CancelBody)
+        data, answer = open_body(self._privacy, request.headers, await read_body(request))
+        body = decode_cancel(data)
         outcome = await self._desk.cancel(digest, body.tokens, decode_hex(body.signature, 65))
-        return json_response(build_outcome(outcome.output_ids, outcome.entry))
+        told = answer.seal(msgspec.json.encode(build_outcome(outcome.output_ids, outcome.entry)))
+        return web.Response(body=told, content_type=content_type_of(answer, "application/json"), headers=answer.headers)
 
     async def get_proof(self, request: web.Request) -> web.Response:
         """Where on chain a receipt is."""

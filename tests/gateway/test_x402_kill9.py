@@ -1,0 +1,119 @@
+"""`kill -9` of a gateway with payers in the middle: nobody is billed twice, and what was not served comes back."""
+
+import asyncio
+import sqlite3
+import sys
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+from eth_account import Account
+from x402 import x402Client
+from x402.http.clients import wrapHttpxWithPayment
+from x402.mechanisms.evm.batch_settlement.client import BatchSettlementEvmScheme
+from x402.mechanisms.evm.exact import ExactEvmScheme
+from x402.mechanisms.evm.signers import EthAccountSigner
+
+from deaios.gateway.x402_store import PaymentState
+from deaios.primitives.encoding import encode_hex
+
+PROCESS = Path(__file__).with_name("x402_process.py")
+PATH = "/v1/chat/completions"
+PATIENCE_S = 240
+
+
+def build_body(text):
+    return {"model": "tiny", "messages": [{"role": "user", "content": text}], "max_tokens": 50, "stream": True}
+
+
+@asynccontextmanager
+async def running(folder, bank, run):
+    """The process; on leaving it is killed."""
+    arguments = (str(folder), bank.url, encode_hex(bank.token.address), str(run))
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, str(PROCESS), *arguments, stdout=asyncio.subprocess.PIPE
+    )
+    drain = None
+    try:
+        url = ""
+        while not url.startswith("http"):
+            line = await process.stdout.readline()
+            assert line, "the process ended"
+            url = line.decode().strip()
+        drain = asyncio.create_task(process.stdout.read())
+        yield url
+    finally:
+        process.kill()
+        await process.wait()
+        if drain is not None:
+            await drain
+
+
+def build_client(key, kind):
+    signer = EthAccountSigner(Account.from_key(key.secret))
+    return x402Client().register("eip155:*", kind(signer)).set_spend_controls(False)
+
+
+async def ask(http, url, text):
+    """A whole stream."""
+    async with http.stream("POST", url + PATH, json=build_body(text)) as response:
+        assert response.status_code == 200, await response.aread()
+        return [line async for line in response.aiter_lines()]
+
+
+async def begin(http, url):
+    """A stream that has begun and does not end."""
+    request = http.build_request("POST", url + PATH, json=build_body("hang"))
+    response = await http.send(request, stream=True)
+    assert response.status_code == 200
+    lines = response.aiter_lines()
+    while "Hello" not in await anext(lines):
+        pass
+    return response
+
+
+def query(folder, text):
+    with sqlite3.connect(folder / "x402.db") as connection:
+        rows = connection.execute(text).fetchall()
+    connection.close()
+    return rows
+
+
+async def test_a_killed_gateway_bills_nobody_twice_and_gives_back_what_it_owes(x402_kit, tmp_path):
+    async with x402_kit.open_bank(tmp_path) as bank, asyncio.timeout(PATIENCE_S):
+        steady, once = await bank.open_payer("steady"), await bank.open_payer("once")
+        before = await bank.token.balance_of(once.address)
+        channel = build_client(steady, BatchSettlementEvmScheme)
+        async with running(tmp_path, bank, 0) as url:
+            async with wrapHttpxWithPayment(channel, timeout=PATIENCE_S) as http:
+                assert (await ask(http, url, "hello"))[-2] == "data: [DONE]"
+                cut = await begin(http, url)
+            async with wrapHttpxWithPayment(build_client(once, ExactEvmScheme), timeout=PATIENCE_S) as http:
+                also_cut = await begin(http, url)
+                assert await bank.token.balance_of(once.address) < before
+        for response in (cut, also_cut):
+            try:
+                await response.aclose()
+            except httpx.HTTPError:  # its connection is gone with the process
+                pass
+        async with running(tmp_path, bank, 1) as url:
+            while query(tmp_path, "SELECT state FROM payments") != [(PaymentState.RETURNED,)]:
+                await asyncio.sleep(0.05)
+            assert await bank.token.balance_of(once.address) == before
+            # The cut answer was never charged; what was set aside for it at its head is credit.
+            async with wrapHttpxWithPayment(channel, timeout=PATIENCE_S) as http:
+                assert (await ask(http, url, "hello"))[-2] == "data: [DONE]"
+            ((channel_id,),) = query(tmp_path, "SELECT channel_id FROM channels")
+            with sqlite3.connect(tmp_path / "keys.db") as connection:
+                ((spent, charges),) = connection.execute(
+                    "SELECT spent, (SELECT sum(amount) FROM charges WHERE charges.key_id = keys.key_id) FROM keys "
+                    "WHERE key_id = ?",
+                    ("x402_" + channel_id.hex(),),
+                ).fetchall()
+            connection.close()
+            assert spent == charges > 0
+            while (await bank.settlement.fetch_channels([channel_id]))[0].total_claimed < spent:
+                await asyncio.sleep(0.05)
+        async with running(tmp_path, bank, 2) as url:
+            (state,) = await bank.settlement.fetch_channels([channel_id])
+            assert state.total_claimed == spent
