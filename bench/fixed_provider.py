@@ -11,10 +11,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from bench.servers import ANSWER, run_until_orphaned
-from deaios.ledger.structs import FinishReason, Params
+from deaios.ledger.structs import FinishReason
 from deaios.ledger.suite import COMPUTE
 from deaios.market.client import LedgerChain
-from deaios.market.ports import Piece
+from deaios.market.ports import Assignment, Piece
 from deaios.market.seller.service import Seller, SellerSettings
 from deaios.node.folder import StateFolder
 from deaios.node.member import open_member
@@ -46,16 +46,9 @@ async def serve_provider(root: str, delay_ms: str) -> AsyncIterator[str]:
         ids = (ids * TOKENS)[:TOKENS]
         delay_s = int(delay_ms) / 1000
 
-        async def generate(
-            _prompt: tuple[int, ...],
-            params: Params,
-            _seed: bytes,
-            _logprobs: int | None,
-            _constraint: bytes | None,
-            **_hints: object,
-        ) -> AsyncIterator[Piece]:
+        async def generate(wanted: Assignment) -> AsyncIterator[Piece]:
             await asyncio.sleep(delay_s)
-            count = min(TOKENS, params.max_tokens)
+            count = min(TOKENS, wanted.params.max_tokens)
             for place in range(count):
                 yield Piece(ids[place], FinishReason.LENGTH if place == count - 1 else None)
 

@@ -206,7 +206,7 @@ async def settle(world: World, run: Run) -> None:
     try:
         async with asyncio.timeout(SETTLE_S):
             while any(row.state.reserved for row in world.buyer.accounts) or world.keys.list_provisional(1):
-                await asyncio.sleep(0.5)  # noqa: ASYNC110 # nobody tells when the last of several books is closed
+                await asyncio.sleep(0.5)  # nobody tells when the last of several books is closed
     except TimeoutError:
         raise Finding("purchases stay open although every provider lives", run.command) from None
 

@@ -38,8 +38,8 @@ def stale_model(world):
 def hidden_prompt(world):
     """Puts words of its own before the user's."""
 
-    def generate(prompt_ids, params, seed, logprobs, constraint, *, prefix=(), owner=None):
-        return world.machine.generate(HIDDEN_PROMPT + prompt_ids, params, seed, logprobs, constraint)
+    def generate(wanted):
+        return world.machine.generate(replace(wanted, prompt_ids=HIDDEN_PROMPT + wanted.prompt_ids))
 
     return generate
 
@@ -47,8 +47,8 @@ def hidden_prompt(world):
 def colder(world):
     """Samples at another temperature than was ordered."""
 
-    def generate(prompt_ids, params, seed, logprobs, constraint, *, prefix=(), owner=None):
-        return world.machine.generate(prompt_ids, with_temperature(params, 200), seed, logprobs, constraint)
+    def generate(wanted):
+        return world.machine.generate(replace(wanted, params=with_temperature(wanted.params, 200)))
 
     return generate
 
@@ -56,8 +56,8 @@ def colder(world):
 def own_seed(world):
     """Draws with a seed of its own, which it could grind until an answer suits it."""
 
-    def generate(prompt_ids, params, seed, logprobs, constraint, *, prefix=(), owner=None):
-        return world.machine.generate(prompt_ids, params, sha256(b"mine" + seed), logprobs, constraint)
+    def generate(wanted):
+        return world.machine.generate(replace(wanted, seed=sha256(b"mine" + wanted.seed)))
 
     return generate
 
@@ -65,9 +65,9 @@ def own_seed(world):
 def invented_tokens(_world):
     """Runs no model at all."""
 
-    async def generate(prompt_ids, params, seed, logprobs, constraint, *, prefix=(), owner=None):
-        for position in range(params.max_tokens - 1):
-            yield Piece(1 + seed[position % 32] % 60)
+    async def generate(wanted):
+        for position in range(wanted.params.max_tokens - 1):
+            yield Piece(1 + wanted.seed[position % 32] % 60)
         yield Piece(END, FinishReason.STOP_TOKEN)
 
     return generate
@@ -76,9 +76,9 @@ def invented_tokens(_world):
 def early_stop(world):
     """Says after a few true tokens that the model ended its answer."""
 
-    async def generate(prompt_ids, params, seed, logprobs, constraint, *, prefix=(), owner=None):
+    async def generate(wanted):
         count = 0
-        async for piece in world.machine.generate(prompt_ids, params, seed, logprobs, constraint):
+        async for piece in world.machine.generate(wanted):
             count += 1
             if count == 3:
                 yield replace(piece, finish=FinishReason.STOP_TOKEN)
@@ -91,9 +91,9 @@ def early_stop(world):
 def cut_short(world):
     """Gives a few true tokens and says that they are all that was ordered."""
 
-    async def generate(prompt_ids, params, seed, logprobs, constraint, *, prefix=(), owner=None):
+    async def generate(wanted):
         count = 0
-        async for piece in world.machine.generate(prompt_ids, params, seed, logprobs, constraint):
+        async for piece in world.machine.generate(wanted):
             count += 1
             yield replace(piece, finish=FinishReason.LENGTH if count == 3 else None)
             if count == 3:

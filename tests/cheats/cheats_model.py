@@ -141,9 +141,10 @@ class Machine:
     def recheck(self):
         return EngineRecheck(self.service, RECORD, TOKENIZER)
 
-    async def generate(self, prompt_ids, params, seed, logprobs, constraint, *, prefix=(), owner=None):
+    async def generate(self, wanted):
         """What an honest provider does."""
-        async with aclosing(self.service.generate(prompt_ids, params, seed, TOKENIZER, logprobs)) as stream:
+        stream = self.service.generate(wanted.prompt_ids, wanted.params, wanted.seed, TOKENIZER, wanted.logprobs)
+        async with aclosing(stream):
             async for sampled in stream:
                 yield Piece(sampled.token, sampled.finish, sampled.stop_index, sampled.logprobs)
 

@@ -59,8 +59,8 @@ async def test_who_withdraws_while_it_buys_pays_all_that_it_ordered(world):
     """Initiated with a purchase open: the provider is paid, and sells no more on that channel."""
     gate = asyncio.Event()
 
-    async def generate(prompt_ids, params, seed, logprobs, constraint, *, prefix=(), owner=None):
-        async for piece in world.machine.generate(prompt_ids, params, seed, logprobs, constraint):
+    async def generate(wanted):
+        async for piece in world.machine.generate(wanted):
             if piece.finish is not None:
                 await gate.wait()
             yield piece

@@ -138,11 +138,11 @@ def serving_once(world):
     """Serves one answer; from the second order on it takes the money's promise and gives nothing."""
     served = []
 
-    async def generate(prompt_ids, params, seed, logprobs, constraint, *, prefix=(), owner=None):
-        served.append(seed)
+    async def generate(wanted):
+        served.append(wanted.seed)
         if len(served) > 1:
             await asyncio.Event().wait()
-        async for piece in world.machine.generate(prompt_ids, params, seed, logprobs, constraint):
+        async for piece in world.machine.generate(wanted):
             yield piece
 
     return generate

@@ -53,11 +53,11 @@ class LastingChain(market.FakeChain):
         self.path.write_bytes(pickle.dumps(self.channels))
 
 
-async def speak(prompt_ids, params, seed, logprobs, constraint, *, prefix=(), owner=None):
+async def speak(wanted):
     """Letters that follow from the seed, slowly, and no two at one pace: somebody is always in the middle."""
     for place in range(TOKENS):
-        await asyncio.sleep(0.01 + seed[0] / 4000)
-        yield Piece(97 + seed[place] % 26)
+        await asyncio.sleep(0.01 + wanted.seed[0] / 4000)
+        yield Piece(97 + wanted.seed[place] % 26)
     yield Piece(gateway.END, FinishReason.STOP_TOKEN)
 
 

@@ -67,13 +67,13 @@ class Speaker:
         self.text = text
         self.gate = None
 
-    async def __call__(self, prompt_ids, params, seed, logprobs, constraint, *, prefix=(), owner=None):
+    async def __call__(self, wanted):
         for byte in self.text.encode():
-            yield Piece(byte, logprobs=self.rank(byte, logprobs))
+            yield Piece(byte, logprobs=self.rank(byte, wanted.logprobs))
             await asyncio.sleep(0)
         if self.gate is not None:
             await self.gate.wait()
-        yield Piece(END, FinishReason.STOP_TOKEN, logprobs=self.rank(END, logprobs))
+        yield Piece(END, FinishReason.STOP_TOKEN, logprobs=self.rank(END, wanted.logprobs))
 
     def rank(self, token, count):
         """Surer of a letter the later it is in the alphabet, and never of the end."""
@@ -235,10 +235,11 @@ def language(model_files):
 def generate_with(service, tokenizer):
     masks = MaskService(tokenizer)
 
-    async def generate(prompt_ids, params, seed, logprobs, constraint, *, prefix=(), owner=None):
-        mask = await masks.open(constraint, params.mask_hash)
-        how = {"prefix_ids": prefix, "thresholds": DEFAULT_THRESHOLDS}
-        async with aclosing(service.generate(prompt_ids, params, seed, tokenizer, logprobs, mask, **how)) as stream:
+    async def generate(wanted):
+        mask = await masks.open(wanted.constraint, wanted.params.mask_hash)
+        how = {"prefix_ids": wanted.prefix, "thresholds": DEFAULT_THRESHOLDS}
+        what = (wanted.prompt_ids, wanted.params, wanted.seed, tokenizer, wanted.logprobs, mask)
+        async with aclosing(service.generate(*what, **how)) as stream:
             async for sampled in stream:
                 yield Piece(sampled.token, sampled.finish, sampled.stop_index, sampled.logprobs)
 
@@ -379,11 +380,9 @@ async def test_what_every_door_sells_verifies_with_the_default_model(
 def failing_once(generate, after, failed):
     """A provider whose engine breaks after so many tokens, if nobody's has: `failed` is set as it does."""
 
-    async def generate_some(prompt_ids, params, seed, logprobs, constraint, *, prefix=(), owner=None):
+    async def generate_some(wanted):
         place = 0
-        async with aclosing(
-            generate(prompt_ids, params, seed, logprobs, constraint, prefix=prefix, owner=owner)
-        ) as pieces:
+        async with aclosing(generate(wanted)) as pieces:
             async for piece in pieces:
                 if place == after and not failed.is_set():
                     failed.set()

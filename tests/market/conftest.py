@@ -41,7 +41,7 @@ from deaios.market.client import LedgerChain
 from deaios.market.offers import SignedOffer, compute_quote, sign_offer, validate_offer
 from deaios.market.opening import Opening
 from deaios.market.orders import Order, Papers, build_ask
-from deaios.market.ports import Authorization, Claim, Head, Piece, PublishedBatch
+from deaios.market.ports import Assignment, Authorization, Claim, Head, Piece, PublishedBatch
 from deaios.market.preferences import Preferences  # noqa: F401 # for tests, by the kit
 from deaios.market.receipts import FIRST_LINK, Delivery, Link, State, build_receipt
 from deaios.market.routing import Candidate
@@ -242,20 +242,11 @@ class FakeGenerator:
     def rank(self, token: int, logprobs: int | None) -> Ranking | None:
         return None if logprobs is None or self.is_mute else rank_fake(token, logprobs)
 
-    async def __call__(
-        self,
-        prompt_ids: tuple[int, ...],
-        params: Params,
-        seed: bytes,
-        logprobs: int | None,
-        constraint: bytes | None = None,
-        *,
-        prefix: tuple[int, ...] = (),
-        owner: bytes | None = None,
-    ) -> AsyncIterator[Piece]:
+    async def __call__(self, wanted: Assignment) -> AsyncIterator[Piece]:
+        params, logprobs = wanted.params, wanted.logprobs
         self.started += 1
         self.asked.append(logprobs)
-        self.owners.append(owner)
+        self.owners.append(wanted.owner)
         try:
             for position in range(params.max_tokens):
                 if self.gate is not None:
@@ -267,7 +258,7 @@ class FakeGenerator:
                     yield Piece(STOP, FinishReason.STOP_TOKEN, 0, self.rank(STOP, logprobs))
                     return
                 is_last = position == params.max_tokens - 1
-                token = sample_fake(seed, position)
+                token = sample_fake(wanted.seed, position)
                 yield Piece(token, FinishReason.LENGTH if is_last else None, 0, self.rank(token, logprobs), self.cached)
                 await asyncio.sleep(0)
         finally:

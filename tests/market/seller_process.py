@@ -24,12 +24,13 @@ from deaios.primitives.keys import PrivateKey, parse_address
 from deaios.runtime.http import serve
 
 
-async def generate(prompt_ids, params, seed, logprobs, constraint, *, prefix=(), owner=None):
-    for position in range(params.max_tokens):
+async def generate(wanted):
+    for position in range(wanted.params.max_tokens):
         await asyncio.sleep(0.002)
-        is_last = position == params.max_tokens - 1
+        is_last = position == wanted.params.max_tokens - 1
         yield Piece(
-            int.from_bytes(sha256(seed + position.to_bytes(4))[:2]) % 900, FinishReason.LENGTH if is_last else None
+            int.from_bytes(sha256(wanted.seed + position.to_bytes(4))[:2]) % 900,
+            FinishReason.LENGTH if is_last else None,
         )
 
 

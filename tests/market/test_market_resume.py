@@ -54,9 +54,9 @@ class Altering:
         self.inner = kit.FakeGenerator(fail_after=fail_after, error=kit.UnavailableFakeChain("broke"))
         self.place = place
 
-    async def __call__(self, prompt_ids, params, seed, logprobs, constraint, *, prefix=(), owner=None):
+    async def __call__(self, wanted):
         place = 0
-        async for piece in self.inner(prompt_ids, params, seed, logprobs, constraint, prefix=prefix, owner=owner):
+        async for piece in self.inner(wanted):
             yield Piece(piece.token ^ 1, piece.finish) if place == self.place else piece
             place += 1
 

@@ -275,7 +275,7 @@ async def test_engine_failure_is_a_free_signed_receipt(kit, open_shop, error, st
 
 async def test_generator_without_an_end_fails_instead_of_running_on(kit, open_shop):
     class Endless(kit.FakeGenerator):
-        async def __call__(self, prompt_ids, params, seed, logprobs, constraint, *, prefix=(), owner=None):
+        async def __call__(self, wanted):
             while True:
                 yield kit.Piece(5)
 

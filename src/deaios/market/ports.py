@@ -122,37 +122,41 @@ class Piece:
     cached_tokens: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """One answer that a generator is to sample.
+
+    Attributes:
+        prompt_ids: rendered prompt.
+        params: of the ask.
+        seed: of the ask.
+        logprobs: how many of the most probable tokens come with each; None for none.
+        constraint: canonical bytes of what the answer is held to, which the params bind; None for nothing.
+        prefix: how another provider began this answer. The pieces then begin with these ids, each as soon as it has
+            been checked against the model; who samples the whole answer anew may leave the prefix unread.
+        owner: who pays; what was read for one payer may be used again for the same one, and for nobody else.
+    """
+
+    prompt_ids: tuple[int, ...]
+    params: Params
+    seed: bytes
+    logprobs: int | None = None
+    constraint: bytes | None = None
+    prefix: tuple[int, ...] = ()
+    owner: bytes | None = None
+
+
 class Generate(Protocol):
     """The model: prompt ids in, sampled ids out; closing the iterator early frees what it holds.
 
     It raises `Unavailable…` or `Refused…` where it cannot serve.
     """
 
-    def __call__(
-        self,
-        prompt_ids: tuple[int, ...],
-        params: Params,
-        seed: bytes,
-        logprobs: int | None,
-        constraint: bytes | None,
-        *,
-        prefix: tuple[int, ...] = (),
-        owner: bytes | None = None,
-    ) -> AsyncIterator[Piece]:
+    def __call__(self, assignment: Assignment, /) -> AsyncIterator[Piece]:
         """Start one generation.
 
-        Args:
-            prompt_ids: rendered prompt.
-            params: of the ask.
-            seed: of the ask.
-            logprobs: how many of the most probable tokens come with each; None for none.
-            constraint: canonical bytes of what the answer is held to, which the params bind; None for nothing.
-            prefix: how another provider began this answer. The pieces then begin with these ids, each as soon as it
-                has been checked against the model; who samples the whole answer anew may leave the prefix unread.
-            owner: who pays; what was read for one payer may be used again for the same one, and for nobody else.
-
         Raises:
-            InvalidPrefix: while iterating; the model could not have sampled one of them.
+            InvalidPrefix: while iterating; the model could not have sampled one of the prefix's ids.
         """
 
 

@@ -20,7 +20,7 @@ from deaios.compute.service import EngineService
 from deaios.compute.tokenizer import Tokenizer
 from deaios.compute.verification import Report, verify_output
 from deaios.ledger.structs import GREEDY, FinishReason, Level, Params
-from deaios.market.ports import Generate, Piece
+from deaios.market.ports import Assignment, Generate, Piece
 from deaios.node.config import EngineConfig
 from deaios.node.engines import open_checked_engine, serving_engine
 from deaios.node.folder import UpstreamSpec
@@ -121,19 +121,12 @@ async def _try_answer(upstream: Upstream, files: ModelFiles, tokenizer: Tokenize
 def sell(upstream: Upstream) -> Generate:
     """The server behind the seller's port."""
 
-    async def generate(
-        prompt_ids: tuple[int, ...],
-        params: Params,
-        seed: bytes,
-        logprobs: int | None,
-        constraint: bytes | None,
-        *,
-        prefix: tuple[int, ...] = (),  # noqa: ARG001  # the server samples the whole answer anew, and the desk compares
-        owner: bytes | None = None,  # noqa: ARG001  # nothing is kept here
-    ) -> AsyncIterator[Piece]:
-        if constraint is not None:
+    async def generate(wanted: Assignment) -> AsyncIterator[Piece]:
+        # a prefix is not read: the server samples the whole answer anew, and the desk compares
+        if wanted.constraint is not None:
             raise RefusedUpstream("the server behind this provider cannot hold an answer to a schema or to tools")
-        async with aclosing(upstream.generate(prompt_ids, params, seed, logprobs)) as stream:
+        stream = upstream.generate(wanted.prompt_ids, wanted.params, wanted.seed, wanted.logprobs)
+        async with aclosing(stream):
             async for sampled in stream:
                 yield Piece(sampled.token, sampled.finish, sampled.stop_index)
 

@@ -17,10 +17,10 @@ from deaios.compute.masks.service import MaskService
 from deaios.compute.records import ModelRecord, Thresholds
 from deaios.compute.service import EngineService, Load
 from deaios.compute.tokenizer import Tokenizer
-from deaios.ledger.structs import Level, Params
+from deaios.ledger.structs import Level
 from deaios.ledger.suite import COMPUTE
 from deaios.market.client import LedgerChain
-from deaios.market.ports import Generate, Piece
+from deaios.market.ports import Assignment, Generate, Piece
 from deaios.market.sealing.service import SealingKeys
 from deaios.market.seller.service import Seller, SellerSettings
 from deaios.market.seller.service.privacy import Privacy
@@ -231,19 +231,18 @@ def _measure_load(context: RoleContext, service: EngineService) -> None:
 def _generate_with(service: EngineService, tokenizer: Tokenizer, thresholds: Thresholds) -> Generate:
     masks = MaskService(tokenizer)
 
-    async def generate(
-        prompt_ids: tuple[int, ...],
-        params: Params,
-        seed: bytes,
-        logprobs: int | None,
-        constraint: bytes | None,
-        *,
-        prefix: tuple[int, ...] = (),
-        owner: bytes | None = None,
-    ) -> AsyncIterator[Piece]:
-        mask = await masks.open(constraint, params.mask_hash)
+    async def generate(wanted: Assignment) -> AsyncIterator[Piece]:
+        mask = await masks.open(wanted.constraint, wanted.params.mask_hash)
         stream = service.generate(
-            prompt_ids, params, seed, tokenizer, logprobs, mask, owner=owner, prefix_ids=prefix, thresholds=thresholds
+            wanted.prompt_ids,
+            wanted.params,
+            wanted.seed,
+            tokenizer,
+            wanted.logprobs,
+            mask,
+            owner=wanted.owner,
+            prefix_ids=wanted.prefix,
+            thresholds=thresholds,
         )
         async with contextlib.aclosing(stream):
             async for sampled in stream:

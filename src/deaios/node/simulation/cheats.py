@@ -19,7 +19,7 @@ from deaios.ledger.eip712 import sign_struct
 from deaios.ledger.structs import Batch, FinishReason, Params, Receipt, State
 from deaios.market.batches import RECEIPTS_TAG, SignedReceipt
 from deaios.market.client import LedgerChain
-from deaios.market.ports import Claim, Generate, Piece, PublishedBatch
+from deaios.market.ports import Assignment, Claim, Generate, Piece, PublishedBatch
 from deaios.market.seller.service import Seller
 from deaios.node.member import Member
 from deaios.node.simulation import model
@@ -42,18 +42,9 @@ Give = Callable[[tuple[int, ...], Params, bytes], AsyncIterator[Piece]]
 
 
 def _giving(give: Give) -> Generate:
-    def generate(
-        prompt_ids: tuple[int, ...],
-        params: Params,
-        seed: bytes,
-        logprobs: int | None,
-        constraint: bytes | None,
-        *,
-        prefix: tuple[int, ...] = (),
-        owner: bytes | None = None,
-    ) -> AsyncIterator[Piece]:
-        assert (logprobs, constraint) == (None, None), "nobody asks a cheat for more than tokens"
-        return give(prompt_ids, params, seed)
+    def generate(wanted: Assignment) -> AsyncIterator[Piece]:
+        assert (wanted.logprobs, wanted.constraint) == (None, None), "nobody asks a cheat for more than tokens"
+        return give(wanted.prompt_ids, wanted.params, wanted.seed)
 
     return generate
 
@@ -83,18 +74,9 @@ GENERATION_CHEATS: Mapping[str, Generate] = {
 def counting(world: World, name: str, generate: Generate) -> Generate:
     """The same generator, counted at each use."""
 
-    def generate_counted(
-        prompt_ids: tuple[int, ...],
-        params: Params,
-        seed: bytes,
-        logprobs: int | None,
-        constraint: bytes | None,
-        *,
-        prefix: tuple[int, ...] = (),
-        owner: bytes | None = None,
-    ) -> AsyncIterator[Piece]:
+    def generate_counted(wanted: Assignment) -> AsyncIterator[Piece]:
         world.counts[f"cheat: {name}"] += 1
-        return generate(prompt_ids, params, seed, logprobs, constraint, prefix=prefix, owner=owner)
+        return generate(wanted)
 
     return generate_counted
 

@@ -13,7 +13,7 @@ from deaios.chain.blocks import header_record
 from deaios.ledger.eip712 import hash_struct, recover_signer, sign_struct
 from deaios.ledger.structs import header_domain
 from deaios.ledger.transactions import decode_transaction, recover_sender
-from deaios.market.buyer.client import Buyer
+from deaios.market.buyer.client import Buyer, Resumable
 from deaios.market.orders import Order
 from deaios.node.simulation.town import CHAIN, GATEWAY, key_of
 from deaios.node.simulation.world import Violation, World

@@ -27,13 +27,13 @@ from deaios.ledger.client.contracts import Contracts
 from deaios.ledger.client.deadlines import fetch_deadline
 from deaios.ledger.client.sender import Sender
 from deaios.ledger.descriptor import NetworkDescriptor
-from deaios.ledger.structs import Level, Params
+from deaios.ledger.structs import Level
 from deaios.market.buyer.client import Buyer
 from deaios.market.buyer.client.settings import BuyerSettings
 from deaios.market.chat import read_chat_body
 from deaios.market.client import LedgerChain
 from deaios.market.directory.client import Directory
-from deaios.market.ports import Generate, Piece, SellerChain
+from deaios.market.ports import Assignment, Generate, Piece, SellerChain
 from deaios.market.question import context_of
 from deaios.market.seller.service import Seller, SellerSettings
 from deaios.node.member import Member
@@ -220,18 +220,11 @@ def _build_defender(life: Life, member: Member) -> Defender:
 def generate_with(weights: model.Weights, token_s: float = model.TOKEN_S) -> Generate:
     """A generator over some weights."""
 
-    def generate(
-        prompt_ids: tuple[int, ...],
-        params: Params,
-        seed: bytes,
-        logprobs: int | None,
-        constraint: bytes | None,
-        *,
-        prefix: tuple[int, ...] = (),
-        owner: bytes | None = None,
-    ) -> AsyncIterator[Piece]:
-        assert (logprobs, constraint) == (None, None), "nobody asks a toy for more than tokens"
-        return model.generate(prompt_ids, params, seed, weights=weights, token_s=token_s, prefix=prefix)
+    def generate(wanted: Assignment) -> AsyncIterator[Piece]:
+        assert (wanted.logprobs, wanted.constraint) == (None, None), "nobody asks a toy for more than tokens"
+        return model.generate(
+            wanted.prompt_ids, wanted.params, wanted.seed, weights=weights, token_s=token_s, prefix=wanted.prefix
+        )
 
     return generate
 

@@ -28,7 +28,7 @@ from deaios.market.channel import ChainState, RefusedDeposit, SellerChannel
 from deaios.market.novelty import Novelty
 from deaios.market.offers import SignedOffer, sign_offer
 from deaios.market.orders import Papers
-from deaios.market.ports import Generate
+from deaios.market.ports import Assignment, Generate
 from deaios.market.receipts import FIRST_LINK, Delivery, Link, build_receipt, compute_fee_due
 from deaios.market.seller.service.pace import EndPace
 from deaios.market.seller.service.runs import Outcome, Run
@@ -366,16 +366,16 @@ class Desk:
     async def _generate_into(self, run: Run) -> None:
         papers = run.papers
         async with self._slots:
-            ask = papers.ask
-            pieces = self._generate(
-                papers.prompt_ids,
-                ask.params,
-                seed_of(ask),
-                papers.logprobs,
-                papers.constraint,
+            assignment = Assignment(
+                prompt_ids=papers.prompt_ids,
+                params=papers.ask.params,
+                seed=seed_of(papers.ask),
+                logprobs=papers.logprobs,
+                constraint=papers.constraint,
                 prefix=papers.prefix,
                 owner=papers.channel.payer,
             )
+            pieces = self._generate(assignment)
             try:
                 async for piece in pieces:
                     if len(run.ids) >= papers.ask.params.max_tokens:
