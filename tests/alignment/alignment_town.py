@@ -55,6 +55,20 @@ class UnavailableShelf(Unavailable):
     """The storage nodes are away."""
 
 
+OTHER_MODEL = sha256(b"a user's own model")
+
+
+@dataclass
+class Drawn:
+    """Further models to audit: always this one."""
+
+    record_id: bytes = OTHER_MODEL
+
+    async def draw(self, number):
+        assert 0 <= number < 1 << 32
+        return AuditedModel(self.record_id, "own-model", 512, lambda body: ((4, 5, 6), b"other context"))
+
+
 @dataclass
 class Shelf:
     """Storage that can lose what it holds."""
@@ -127,7 +141,7 @@ class Shop:
     orders: list = field(default_factory=list)
 
     async def list_providers(self, record_id):
-        assert record_id == MODEL
+        assert record_id in (MODEL, OTHER_MODEL)
         return [provider.address for provider in self.providers]
 
     async def buy(self, order):
@@ -214,6 +228,7 @@ class Member:
     auditor: object = None
     is_down: bool = False
     recheck: object = None
+    further: object = None
 
     def start(self):
         self.lives += 1
@@ -232,6 +247,7 @@ class Member:
             dice=Dice(f"{self.key.address.hex()} {self.lives}"),
             metrics=Metrics("auditor"),
             settings=AuditorSettings(),
+            further=self.further,
         )
 
     def kill(self):

@@ -110,7 +110,7 @@ async def test_64_answers_with_long_prompts_between_them_all_verify(tiny, tokens
     tokenizer = Tokenizer.from_gguf(tiny)
     service = EngineService(open_llama(tiny, 64, tokens_max=tokens_max), waiting_max=150, cache_bytes_max=cache)
     owner = b"one payer" if cache else None
-    asked = Params(800, 0, 1000, 24, (), (), ZERO32)
+    asked = Params(800, 0, 1000, 16, (), (), ZERO32)
     system = draw_ids(5, 260)
 
     async def answer(number):
@@ -121,7 +121,7 @@ async def test_64_answers_with_long_prompts_between_them_all_verify(tiny, tokens
         return prompt, seed, items, stream.cached_tokens
 
     # More than there are sequences, so that prompts are read while answers go on.
-    answers = await asyncio.gather(*(answer(number) for number in range(150)))
+    answers = await asyncio.gather(*(answer(number) for number in range(90)))
     margins = []
     for prompt, seed, items, _ in answers:
         report = await service.verify(
@@ -138,7 +138,7 @@ async def test_64_answers_with_long_prompts_between_them_all_verify(tiny, tokens
         margins += report.margins
     load = service.get_load()
     await service.close()
-    assert len(margins) == load.sampled_tokens == 150 * 24
+    assert len(margins) == load.sampled_tokens == 90 * 16
     assert load.cached_tokens == sum(cached for _, _, _, cached in answers)
     assert load.prompt_tokens + load.cached_tokens == sum(len(prompt) for prompt, _, _, _ in answers)
-    assert (load.cached_tokens > 2000) == bool(cache)
+    assert (load.cached_tokens > 500) == bool(cache)

@@ -21,6 +21,7 @@ def plan(**given):
         ({"memory_bytes": 6_000_000, "sequences_max": 2}, Room(2, 2048, 2 * 2048)),
         ({"memory_bytes": 15_000_000, "sequences_max": 16}, Room(16, 2048, 15_000)),
         ({"memory_bytes": 1}, Room(16, 2048, 2048)),
+        ({"memory_bytes": 1, "token_bytes": 0}, Room(16, 2048, 16 * 2048)),
         ({"tokens_max": 5000}, Room(16, 2048, 5000)),
         ({"tokens_max": 10**9, "sequences_max": 3}, Room(3, 2048, 3 * 2048)),
     ],

@@ -119,6 +119,8 @@ def test_what_cannot_be_loaded_is_refused(tmp_path):
             open_engine("transformers", path)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_default_model_has_the_referees_numbers(model_files):
     """transformers reads the same GGUF and passes the known-answer test of this model's engines."""
     load_library()

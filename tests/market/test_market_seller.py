@@ -660,18 +660,18 @@ async def test_log_probabilities_come_with_every_token_while_the_purchase_runs(k
 
 
 async def test_what_was_read_before_is_counted_and_costs_the_same(kit, open_shop):
-    async with open_shop(generator=kit.FakeGenerator(cached=5)) as shop:
+    async with open_shop(generator=kit.FakeGenerator(cached=2)) as shop:
         order = kit.build_order()
         opening = await shop.buy(await shop.papers(order=order))
         receipt = opening.receipt
-        assert (receipt.cached_tokens, receipt.prompt_tokens) == (5, opening.ask.prompt_count)
+        assert (receipt.cached_tokens, receipt.prompt_tokens) == (2, opening.ask.prompt_count)
         validate_opening(kit.TERMS.protocol, opening)
     # Whose it was is the payer's address, so that nobody gains from another's prompts.
     assert shop.generator.owners == [kit.BUYER.address]
 
 
 async def test_a_failed_purchase_counts_nothing_as_read_before(kit, open_shop):
-    broken = kit.FakeGenerator(cached=5, fail_after=3, error=kit.UnavailableFakeChain("broke"))
+    broken = kit.FakeGenerator(cached=2, fail_after=3, error=kit.UnavailableFakeChain("broke"))
     async with open_shop(generator=broken) as shop:
         opening = await shop.buy(await shop.papers())
         assert (opening.receipt.state, opening.receipt.cached_tokens) == (State.FAILED_PROVIDER, 0)

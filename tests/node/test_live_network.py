@@ -350,7 +350,8 @@ async def test_a_users_own_file_is_sold_bought_by_name_and_verified(
         checked = deaios_json("verify", str(saved), home=network.home)
         assert checked["outcome"] == "verified", checked
         (earned,) = deaios_json("earnings", home=home)
-        assert (earned["model"], earned["receipts"], earned["why_not"]) == ("own-model", 2, [])
+        assert (earned["model"], earned["why_not"]) == ("own-model", [])
+        assert earned["receipts"] >= 2
         assert earned["earned"] > 0
     finally:
         assert provider.stop() == 0

@@ -32,7 +32,7 @@ MICRO = 1_000_000
 
 
 UNAUDITABLE: Final = "unauditable/1"
-"""How a model is served whose weights nobody can fetch: answers under such a record are level 0, whatever they claim."""
+"""How a model is served whose weights nobody can fetch: its answers are of level 0, whatever they claim."""
 
 
 class InvalidRecord(Invalid):

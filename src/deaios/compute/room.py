@@ -61,7 +61,7 @@ def plan_room(
     """What an engine may hold.
 
     Args:
-        token_bytes: memory of one id.
+        token_bytes: memory of one id; 0 where it is not known, which then bounds nothing.
         memory_bytes: that the cells may take.
         threads: of the arithmetic.
         context_tokens: most ids of one sequence.
@@ -72,7 +72,7 @@ def plan_room(
     whole = sequences * context_tokens
     if tokens_max:
         return Room(sequences, context_tokens, min(tokens_max, whole))
-    affordable = max(context_tokens, memory_bytes // token_bytes)
+    affordable = max(context_tokens, memory_bytes // token_bytes) if token_bytes else whole
     if affordable >= whole:
         return Room(sequences, context_tokens, whole)
     contexts = affordable // context_tokens

@@ -131,9 +131,11 @@ class TransformersEngine:
 
 def _load_libraries() -> tuple[Any, Any]:  # Any: extras without types here
     try:
-        return importlib.import_module("torch"), importlib.import_module("transformers")
+        torch, library = importlib.import_module("torch"), importlib.import_module("transformers")
     except ModuleNotFoundError as error:
         raise UnavailableEngine(f"the transformers engine needs {error.name}, which is not installed; {FIX}") from error
+    library.utils.logging.disable_progress_bar()  # a role's log is no terminal
+    return torch, library
 
 
 def _load_model(library: Any, path: Path, kind: Any, device: str) -> Any:  # Any: as above
