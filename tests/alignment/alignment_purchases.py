@@ -10,8 +10,8 @@ from deaios.alignment.answer import Answer
 from deaios.alignment.check import BatchView, ChainView, NetworkTerms
 from deaios.alignment.evidence import Evidence
 from deaios.alignment.examination import examine
-from deaios.compute.engine import Step, split_evenly
 from deaios.compute.constraint import hash_constraint
+from deaios.compute.engine import Step, split_evenly
 from deaios.compute.generation import Generation, read_output
 from deaios.compute.masking import compile_mask
 from deaios.compute.records import encode_record, record_id

@@ -45,7 +45,8 @@ def _giving(give: Give) -> Generate:
     def generate(
         prompt_ids: tuple[int, ...], params: Params, seed: bytes, logprobs: int | None, constraint: bytes | None
     ) -> AsyncIterator[Piece]:
-        assert logprobs is None and constraint is None, "nobody asks a cheat for more than tokens"
+        assert logprobs is None, "nobody asks a cheat for log probabilities"
+        assert constraint is None, "nobody holds a cheat to a form"
         return give(prompt_ids, params, seed)
 
     return generate

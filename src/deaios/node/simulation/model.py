@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from deaios.compute.engine import EngineProfile, Step, validate_steps
 from deaios.compute.generation import Generation
+from deaios.compute.masking import MaskState
 from deaios.compute.records import (
     DEFAULT_THRESHOLDS,
     Calibration,
@@ -24,7 +25,6 @@ from deaios.compute.records import (
     encode_record,
 )
 from deaios.compute.records import record_id as compute_record_id
-from deaios.compute.masking import MaskState
 from deaios.compute.tokenizer import Tokenizer
 from deaios.compute.tools import Tool
 from deaios.compute.verification import Replay, Report, replay_output, verify_output

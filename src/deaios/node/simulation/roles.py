@@ -223,7 +223,8 @@ def generate_with(weights: model.Weights, token_s: float = model.TOKEN_S) -> Gen
     def generate(
         prompt_ids: tuple[int, ...], params: Params, seed: bytes, logprobs: int | None, constraint: bytes | None
     ) -> AsyncIterator[Piece]:
-        assert logprobs is None and constraint is None, "nobody asks a toy for more than tokens"
+        assert logprobs is None, "nobody asks a toy for log probabilities"
+        assert constraint is None, "nobody holds a toy to a form"
         return model.generate(prompt_ids, params, seed, weights=weights, token_s=token_s)
 
     return generate
