@@ -1,5 +1,6 @@
 """Answers held to a schema or to tools verify like any other; one changed byte of it, or another mask, is named."""
 
+import functools
 import json
 from dataclasses import replace
 
@@ -56,14 +57,18 @@ def tool_body(**fields):
     return body_of("What is the weather in Oslo?", **fields)
 
 
+MAKERS = {
+    "schema": lambda bench: sell(bench, schema_body()),
+    "greedy": lambda bench: sell(bench, schema_body(temperature=0)),
+    "call": lambda bench: sell(bench, tool_body()),
+    "unmasked": lambda bench: sell(bench, schema_body(), served_constraint=b""),
+}
+
+
 @pytest.fixture(scope="module")
 def sold(bench):
-    """Honest sales, once for all tests: to a schema, and of a call; unmasked where the order was to a schema."""
-    return {
-        "schema": sell(bench, schema_body()),
-        "call": sell(bench, tool_body()),
-        "unmasked": sell(bench, schema_body(), served_constraint=b""),
-    }
+    """Sales by name, each made once for all tests."""
+    return functools.cache(lambda name: MAKERS[name](bench))
 
 
 def charge_of(sale):
@@ -77,7 +82,7 @@ def saved(chain, sale):
 
 @pytest.mark.parametrize("kind", ["schema", "call", "greedy"])
 async def test_a_constrained_answer_verifies_from_its_file(bench, sold, kind):
-    sale = sell(bench, schema_body(temperature=0)) if kind == "greedy" else sold[kind]
+    sale = sold(kind)
     chain = PaperChain(bench)
     answer = decode_answer(encode_answer(saved(chain, sale)))
     assert sale.delivery.finish_reason is FinishReason.STOP_TOKEN
@@ -94,7 +99,7 @@ async def test_a_constrained_answer_verifies_from_its_file(bench, sold, kind):
 
 
 async def test_a_changed_byte_of_the_schema_is_named_wherever_it_is(bench, sold):
-    sale = sold["schema"]
+    sale = sold("schema")
     chain = PaperChain(bench)
     answer = saved(chain, sale)
     file = json.loads(encode_answer(answer))
@@ -115,7 +120,7 @@ async def test_a_changed_byte_of_the_schema_is_named_wherever_it_is(bench, sold)
 
 
 async def test_an_order_under_another_schema_than_the_bodys_is_named(bench, sold):
-    sale = sold["schema"]
+    sale = sold("schema")
     other = replace(sale.order, constraint=json_object().encode())
     params = replace(sale.order.params, mask_hash=json_object().mask_hash())
     opened = replace(sale, order=other, ask_changes={"params": params})
@@ -125,7 +130,7 @@ async def test_an_order_under_another_schema_than_the_bodys_is_named(bench, sold
 
 
 async def test_who_ignores_the_mask_is_caught_and_convicted(bench, recheck, sold):
-    sale = sold["unmasked"]
+    sale = sold("unmasked")
     report = await recheck.check(sale.evidence)
     assert report.violations[0].rule is Rule.MASK
     assert "the constraint forbids id" in report.violations[0].detail
@@ -136,21 +141,21 @@ async def test_who_ignores_the_mask_is_caught_and_convicted(bench, recheck, sold
 
 
 async def test_who_masks_harder_than_ordered_is_caught_and_convicted(bench, recheck):
-    only = {"count": {"const": 77}, "colour": {"const": "green"}, "tags": {"const": ["a"]}}
-    narrower = {**SCHEMA, "properties": only}
+    narrower = {**SCHEMA, "properties": {**SCHEMA["properties"], "count": {"const": 0}, "colour": {"const": "blue"}}}
     constraint = Constraint(JsonSchema(json.dumps(narrower, separators=(",", ":")))).encode()
-    sales = [sell(bench, schema_body(), name=f"harder {number}", served_constraint=constraint) for number in range(2)]
-    reports = [await recheck.check(sale.evidence) for sale in sales]
-    caught = [sale for sale, report in zip(sales, reports, strict=True) if not report.ok]
-    assert caught
-    assert all(item.rule is Rule.SEEDED for report in reports for item in report.violations)
-    finding = await find(encode_evidence(caught[0].evidence), charge_of(caught[0]), recheck)
+    for number in range(4):  # one that would have said the same anyway is no cheat's
+        sale = sell(bench, schema_body(), name=f"harder {number}", served_constraint=constraint)
+        report = await recheck.check(sale.evidence)
+        if not report.ok:
+            break
+    assert {item.rule for item in report.violations} == {Rule.SEEDED}
+    finding = await find(encode_evidence(sale.evidence), charge_of(sale), recheck)
     assert finding.judgement is Judgement.GUILTY
 
 
 @pytest.mark.parametrize("kind", ["schema", "call"])
 async def test_a_jury_acquits_an_honest_constrained_answer(recheck, sold, kind):
-    sale = sold[kind]
+    sale = sold(kind)
     finding = await find(encode_evidence(sale.evidence), charge_of(sale), recheck)
     assert finding.judgement is Judgement.ACQUIT
     assert "tokens hold" in finding.reason
@@ -158,7 +163,7 @@ async def test_a_jury_acquits_an_honest_constrained_answer(recheck, sold, kind):
 
 
 async def test_evidence_with_another_constraint_proves_nothing(bench, recheck, sold):
-    sale = sold["unmasked"]
+    sale = sold("unmasked")
     opening = sale.sign()
     for constraint in (None, json_object().encode()):
         evidence = Evidence(replace(opening, constraint=constraint), sale.order.prompt_ids)
@@ -170,7 +175,7 @@ async def test_evidence_with_another_constraint_proves_nothing(bench, recheck, s
 
 
 async def test_an_answer_of_another_masker_is_not_judged(bench, recheck, sold):
-    sale = sold["schema"]
+    sale = sold("schema")
     older = replace(decode_constraint(sale.order.constraint), masker="llguidance 1.0.0")
     params = replace(sale.order.params, mask_hash=older.mask_hash())
     foreign = replace(sale, order=replace(sale.order, constraint=older.encode()), ask_changes={"params": params})

@@ -136,7 +136,7 @@ async def test_a_batch_is_bought_line_by_line_and_answered_in_files(world):
         assert item["response"]["body"]["choices"][0]["message"]["content"] == "Hello, wörld!"
     assert len(good[1]["response"]["body"]["choices"]) == 2
     assert [(item["custom_id"], item["response"]["body"]["error"]["param"]) for item in bad] == [
-        ("line-2", "tools"),
+        ("line-2", "tools[0].function"),
         ("line-3", "stream"),
     ]
     bought = [purchase.order.body for purchase in world.buyer.purchases]
