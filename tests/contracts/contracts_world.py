@@ -20,8 +20,8 @@ from deaios.coding.parameters import build_committee_profile
 from deaios.ledger import structs
 from deaios.ledger.committee import Committee, decode_committee
 from deaios.ledger.eip712 import Domain, hash_struct, hash_typed_data, sign_struct
-from deaios.ledger.x402 import COLLECTOR, SETTLEMENT, settlement_domain
 from deaios.ledger.sponsorship import Pledge, SponsorTerms
+from deaios.ledger.x402 import COLLECTOR, SETTLEMENT, settlement_domain
 from deaios.primitives.hashing import keccak256, sha256
 from deaios.primitives.keys import ADDRESS_SIZE, Address, PrivateKey, checksum_address
 from deaios.primitives.units import CREDIT
@@ -381,9 +381,7 @@ class World:
         self.settlement.deposit(*arguments, sender=self.stranger.text)
         return self.settlement_id(config)
 
-    def settlement_claim(
-        self, config: Any, total: int, ceiling: int | None = None, signer: Actor | None = None
-    ) -> Any:
+    def settlement_claim(self, config: Any, total: int, ceiling: int | None = None, signer: Actor | None = None) -> Any:
         ceiling = total if ceiling is None else ceiling
         voucher = structs.Voucher(self.settlement_id(config), ceiling)
         signature = sign_struct((signer or self.buyer).key, settlement_domain(self.chain_id), voucher)
