@@ -58,6 +58,9 @@ SLACK_S = 60.0
 MODEL = "tiny"
 
 
+PATIENCE = Patience(poll_min_s=0.05, poll_max_s=0.5)
+
+
 def key_of(name: str) -> PrivateKey:
     """A key that is the same in every run."""
     return PrivateKey(sha256(b"soak providers " + name.encode()))
@@ -158,7 +161,6 @@ class Provider:
 class World:
     """Everything that runs."""
 
-    folder: Path
     model: Path
     tokenizer: Tokenizer
     served: ServedModel
@@ -167,7 +169,6 @@ class World:
     key: str
     key_id: str
     url: str
-    terms: Terms
     providers: list[Provider] = field(default_factory=list)
 
 
@@ -196,36 +197,45 @@ def build_served(path: Path) -> ServedModel:
     return ServedModel.build(record, tokenizer, template, created_s=0, owned_by="soak", **prices)
 
 
+@dataclass(frozen=True)
+class _Ledger:
+    """A chain with contracts, and an operator with money."""
+
+    url: str
+    rpc: Rpc
+    contracts: Contracts
+    terms: Terms
+    funder: Sender
+    stack: AsyncExitStack
+
+    async def join(self, key: PrivateKey, credit: int) -> Sender:
+        """Fund a key."""
+        await self.funder.send(key.address, value=ETHER)
+        await self.contracts.credit.transfer(self.funder, key.address, credit)
+        sender = Sender(self.rpc, key, self.terms.chain_id, patience=PATIENCE)
+        self.stack.push_async_callback(sender.close)
+        return sender
+
+
 @asynccontextmanager
-async def open_world(folder: Path, count: int, settings: BuyerSettings) -> AsyncIterator[World]:
-    """A network of `count` providers and one gateway; all of it ends with the block."""
-    model = write_tiny_model(folder / "model.gguf", seed=1, end_bias=-30.0)
-    cheap = write_tiny_model(folder / "cheap.gguf", seed=1, end_bias=-30.0, encoding="q8_0")
-    served, operator, clock = build_served(model), key_of("operator"), SystemClock()
+async def _open_ledger(path: Path) -> AsyncIterator[_Ledger]:
+    operator, clock = key_of("operator"), SystemClock()
     genesis = Genesis(
         seed=sha256(b"soak providers"),
         operator=operator.address,
         timestamp=clock.now_ms() // 1000,
         allocations=(Allocation(operator.address, 1000 * ETHER),),
     )
-    (folder / "vault").mkdir()
     async with AsyncExitStack() as stack:
         executor = stack.enter_context(ThreadPoolExecutor(4))
-        chain = await ChainService.start(
-            folder / "chain.db",
-            operator,
-            genesis,
-            executor=executor,
-            clock=clock,
-            limits=Limits(block_ms=250, gather_ms=5),
-        )
+        limits = Limits(block_ms=250, gather_ms=5)
+        chain = await ChainService.start(path, operator, genesis, executor=executor, clock=clock, limits=limits)
         stack.push_async_callback(chain.close)
         running = asyncio.create_task(chain.run())
         stack.callback(running.cancel)
         url = await stack.enter_async_context(serve(build_chain_application(chain)))
         rpc = await stack.enter_async_context(Rpc(url))
-        patience = Patience(poll_min_s=0.05, poll_max_s=0.5)
-        funder = Sender(rpc, operator, chain.chain_id, patience=patience)
+        funder = Sender(rpc, operator, chain.chain_id, patience=PATIENCE)
         stack.push_async_callback(funder.close)
         contracts = Contracts(rpc, await deploy_suite(funder, rpc, LOCAL))
         first = await rpc.get_block(0)
@@ -239,63 +249,65 @@ async def open_world(folder: Path, count: int, settings: BuyerSettings) -> Async
             token_name=CREDIT_NAME,
             token_version=CREDIT_VERSION,
         )
+        yield _Ledger(url, rpc, contracts, terms, funder, stack)
 
-        async def join(key: PrivateKey, credit: int) -> Sender:
-            await funder.send(key.address, value=ETHER)
-            await contracts.credit.transfer(funder, key.address, credit)
-            sender = Sender(rpc, key, terms.chain_id, patience=patience)
-            stack.push_async_callback(sender.close)
-            return sender
 
-        providers = []
-        for number in range(count):
-            name, key = f"provider-{number}", key_of(f"provider {number}")
-            stake, port = 50 * CREDIT, _free_port()
-            sender = await join(key, stake)
-            await contracts.credit.approve(sender, contracts.staking.address, stake)
-            await contracts.staking.stake(sender, stake)
-            await contracts.staking.opt_in(sender, COMPUTE, 10_000)
-            await contracts.identities.ensure_registered(sender, f"http://127.0.0.1:{port}", "provider")
-            config = folder / f"{name}.json"
-            config.write_text(
-                json.dumps(
-                    {
-                        "secret": encode_hex(key.secret),
-                        "rpc": url,
-                        "chain_id": str(terms.chain_id),
-                        "network_id": encode_hex(terms.network_id),
-                        "contracts": json.dumps(
-                            {name: encode_hex(address) for name, address in contracts.addresses.by_field().items()}
-                        ),
-                        "token_name": terms.token_name,
-                        "token_version": terms.token_version,
-                        "port": str(port),
-                        "record_id": encode_hex(served.record_id),
-                        "model": str(model),
-                        "cheap_model": str(cheap),
-                        "vault": str(folder / "vault"),
-                        "journal": str(folder / f"{name}.db"),
-                        "log": str(folder / f"{name}.log"),
-                    }
-                )
-            )
-            provider = Provider(name, key, config, folder / f"{name}.db")
+async def _add_provider(ledger: _Ledger, folder: Path, number: int, record_id: bytes) -> Provider:
+    """Stake, register, and write down what the process needs."""
+    name, key = f"provider-{number}", key_of(f"provider {number}")
+    stake, port, contracts = 50 * CREDIT, _free_port(), ledger.contracts
+    sender = await ledger.join(key, stake)
+    await contracts.credit.approve(sender, contracts.staking.address, stake)
+    await contracts.staking.stake(sender, stake)
+    await contracts.staking.opt_in(sender, COMPUTE, 10_000)
+    await contracts.identities.ensure_registered(sender, f"http://127.0.0.1:{port}", "provider")
+    addresses = {name: encode_hex(address) for name, address in contracts.addresses.by_field().items()}
+    said = {
+        "secret": encode_hex(key.secret),
+        "rpc": ledger.url,
+        "chain_id": str(ledger.terms.chain_id),
+        "network_id": encode_hex(ledger.terms.network_id),
+        "contracts": json.dumps(addresses),
+        "token_name": ledger.terms.token_name,
+        "token_version": ledger.terms.token_version,
+        "port": str(port),
+        "record_id": encode_hex(record_id),
+        "model": str(folder / "model.gguf"),
+        "cheap_model": str(folder / "cheap.gguf"),
+        "vault": str(folder / "vault"),
+        "journal": str(folder / f"{name}.db"),
+        "log": str(folder / f"{name}.log"),
+    }
+    config = folder / f"{name}.json"
+    config.write_text(json.dumps(said))
+    return Provider(name, key, config, folder / f"{name}.db")
+
+
+@asynccontextmanager
+async def open_world(folder: Path, count: int, settings: BuyerSettings) -> AsyncIterator[World]:
+    """A network of `count` providers and one gateway; all of it ends with the block."""
+    model = write_tiny_model(folder / "model.gguf", seed=1, end_bias=-30.0)
+    write_tiny_model(folder / "cheap.gguf", seed=1, end_bias=-30.0, encoding="q8_0")
+    served, clock = build_served(model), SystemClock()
+    (folder / "vault").mkdir()
+    async with AsyncExitStack() as stack:
+        ledger = await stack.enter_async_context(_open_ledger(folder / "chain.db"))
+        providers = [await _add_provider(ledger, folder, number, served.record_id) for number in range(count)]
+        for provider in providers:
             stack.push_async_callback(provider.end)
-            providers.append(provider)
         await asyncio.gather(*(provider.start() for provider in providers))
-        payer = await join(key_of("gateway"), 1000 * CREDIT)
+        key = key_of("gateway")
+        chain = LedgerChain(ledger.contracts, await ledger.join(key, 1000 * CREDIT))
         http = await stack.enter_async_context(HttpClient())
-        directory = Directory(contracts, terms, http)
+        directory = Directory(ledger.contracts, ledger.terms, http)
         stack.push_async_callback(directory.close)
-        buyer = Buyer(
-            key_of("gateway"), terms, settings, folder / "buyer.db", LedgerChain(contracts, payer), directory, http
-        )
+        buyer = Buyer(key, ledger.terms, settings, folder / "buyer.db", chain, directory, http)
         await stack.enter_async_context(buyer)
         keys = KeyStore.open(folder / "keys.db", b"p" * 32)
         stack.callback(keys.close)
-        key_text, record = keys.create(SystemDice(), clock.now_ms(), name="soak")
+        text, record = keys.create(SystemDice(), clock.now_ms(), name="soak")
         application = build_gateway_application(
-            network_id=terms.network_id,
+            network_id=ledger.terms.network_id,
             buyer=buyer,
             models=ServedModels((served,)),
             keys=keys,
@@ -303,20 +315,8 @@ async def open_world(folder: Path, count: int, settings: BuyerSettings) -> Async
             dice=SystemDice(),
             limits=GatewayLimits(answers_max=ANSWERS_MAX, answers_per_key_max=ANSWERS_MAX, reckon_s=1.0),
         )
-        gateway = await stack.enter_async_context(serve(application))
-        yield World(
-            folder,
-            model,
-            served.tokenizer,
-            served,
-            buyer,
-            keys,
-            key_text,
-            record.key_id,
-            gateway,
-            terms,
-            providers,
-        )
+        url = await stack.enter_async_context(serve(application))
+        yield World(model, served.tokenizer, served, buyer, keys, text, record.key_id, url, providers)
 
 
 def _free_port() -> int:

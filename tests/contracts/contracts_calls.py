@@ -80,7 +80,17 @@ PEOPLE = (
     "backer",
     "stranger",
 )
-CONTRACTS = ("beacon", "channels", "disputes", "forks", "availability", "networks", "equivocation", "inbox", "settlement")
+CONTRACTS = (
+    "beacon",
+    "channels",
+    "disputes",
+    "forks",
+    "availability",
+    "networks",
+    "equivocation",
+    "inbox",
+    "settlement",
+)
 EVERYONE = frozenset(PEOPLE + CONTRACTS)
 AMOUNT = 5
 PAYLOAD = bytes(range(1, 256)) * 1176

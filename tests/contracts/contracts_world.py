@@ -381,9 +381,7 @@ class World:
         self.settlement.deposit(*arguments, sender=self.stranger.text)
         return self.settlement_id(config)
 
-    def settlement_claim(
-        self, config: Any, total: int, ceiling: int | None = None, signer: Actor | None = None
-    ) -> Any:
+    def settlement_claim(self, config: Any, total: int, ceiling: int | None = None, signer: Actor | None = None) -> Any:
         ceiling = total if ceiling is None else ceiling
         voucher = structs.Voucher(self.settlement_id(config), ceiling)
         signature = sign_struct((signer or self.buyer).key, settlement_domain(self.chain_id), voucher)

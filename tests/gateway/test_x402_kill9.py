@@ -1,6 +1,7 @@
 """`kill -9` of a gateway with payers in the middle: nobody is billed twice, and what was not served comes back."""
 
 import asyncio
+import contextlib
 import sqlite3
 import sys
 from contextlib import asynccontextmanager
@@ -92,10 +93,8 @@ async def test_a_killed_gateway_bills_nobody_twice_and_gives_back_what_it_owes(x
                 also_cut = await begin(http, url)
                 assert await bank.token.balance_of(once.address) < before
         for response in (cut, also_cut):
-            try:
+            with contextlib.suppress(httpx.HTTPError):  # its connection is gone with the process
                 await response.aclose()
-            except httpx.HTTPError:  # its connection is gone with the process
-                pass
         async with running(tmp_path, bank, 1) as url:
             while query(tmp_path, "SELECT state FROM payments") != [(PaymentState.RETURNED,)]:
                 await asyncio.sleep(0.05)
@@ -114,6 +113,5 @@ async def test_a_killed_gateway_bills_nobody_twice_and_gives_back_what_it_owes(x
             assert spent == charges > 0
             while (await bank.settlement.fetch_channels([channel_id]))[0].total_claimed < spent:
                 await asyncio.sleep(0.05)
-        async with running(tmp_path, bank, 2) as url:
-            (state,) = await bank.settlement.fetch_channels([channel_id])
-            assert state.total_claimed == spent
+        (state,) = await bank.settlement.fetch_channels([channel_id])
+        assert state.total_claimed == spent

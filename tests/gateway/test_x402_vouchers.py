@@ -414,6 +414,20 @@ async def test_a_transfer_for_an_answer_that_failed_comes_back(start_shop):
         assert row.state == PaymentState.RETURNED
 
 
+async def test_a_transfer_for_a_stream_that_broke_comes_back(start_shop):
+    def reply(order):
+        return shop.world.script([tuple(b"Hel"), (256,)], state=State.FAILED_PROVIDER)
+
+    async with start_shop(reply=reply) as shop:
+        before = shop.chain.balances[shop.payer.key.address]
+        headers, _ = shop.payer.transfer(QUOTE)
+        said = await shop.ask(headers, HELLO | {"stream": True})
+        assert (said.status, said.settled["success"]) == (200, True)
+        assert b"error" in said.body
+        await shop.door.counter.tidy()
+        assert shop.chain.balances[shop.payer.key.address] == before
+
+
 async def test_a_transfer_whose_answer_was_lost_comes_back(shop):
     before = shop.chain.balances[shop.payer.key.address]
     shop.chain.loses_answers = True

@@ -18,7 +18,7 @@ from deaios.gateway.x402_chain import SettlementChain
 from deaios.gateway.x402_store import PaymentStore
 from deaios.gateway.x402_terms import TillTerms
 from deaios.ledger.client.rpc import Rpc
-from deaios.ledger.client.sender import Sender
+from deaios.ledger.client.sender import Patience, Sender
 from deaios.primitives.keys import parse_address
 from deaios.runtime.clock import SystemClock
 from deaios.runtime.dice import SystemDice
@@ -33,7 +33,8 @@ def load(name):
     return module
 
 
-gateway, bank = load("conftest"), load("x402_kit")
+gateway, money = load("conftest"), load("x402_money")
+FAST = Patience(poll_min_s=0.01, poll_max_s=0.05)
 
 
 def reply(order):
@@ -43,12 +44,12 @@ def reply(order):
 
 
 async def main(folder, url, token, run):
-    key = bank.build_key("gateway")
+    key = money.GATEWAY
     async with AsyncExitStack() as stack:
         rpc = await stack.enter_async_context(Rpc(url))
         chain_id = await rpc.chain_id()
         terms = TillTerms(chain_id, key.address, parse_address(token), "DeAIOS Credit", "1", deposit_min=1000)
-        sender = Sender(rpc, key, chain_id, patience=bank.FAST)
+        sender = Sender(rpc, key, chain_id, patience=FAST)
         stack.push_async_callback(sender.close)
         payments = Payments(
             terms,

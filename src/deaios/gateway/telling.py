@@ -29,6 +29,8 @@ HEAD_S = 1.0
 """For so long after a stream's head was sent, a client that is gone may not have had it."""
 BODY_READ: web.RequestKey[bytes] = web.RequestKey("body_read", bytes)
 """Set where a request's body had to be read before its door, to tell what it costs."""
+ANSWER_FAILED: web.RequestKey[bool] = web.RequestKey("answer_failed", bool)
+"""Set where a stream that had begun ended with an error."""
 _KEEP_ALIVE = b": keep-alive\n\n"
 log = get_logger("gateway")
 
@@ -209,6 +211,7 @@ async def _stream(
         except TimeoutError:
             await writer.write(_KEEP_ALIVE)
     if sale.error is not None:
+        writer.request[ANSWER_FAILED] = True
         left = (voice.piece(index, piece) for index in sorted(running) for piece in sale.readers[index].take())
         await writer.write(b"".join(left) + voice.error(sale.error))
     else:

@@ -23,7 +23,7 @@ from deaios.gateway.messages_wire import MessageErrorAnswer
 from deaios.gateway.openai_wire import ErrorAnswer, ErrorBody
 from deaios.gateway.purchasing import ServedModels
 from deaios.gateway.store import KeyStore
-from deaios.gateway.telling import BODY_READ
+from deaios.gateway.telling import ANSWER_FAILED, BODY_READ
 from deaios.gateway.x402_exact import Counter, Receipt
 from deaios.gateway.x402_keeper import Keeper
 from deaios.gateway.x402_quote import READERS, quote
@@ -33,6 +33,7 @@ from deaios.gateway.x402_till import Account, Admission, RefusedVoucher, Till
 from deaios.market import x402
 from deaios.market.x402 import Accepted, ChannelPayment, InvalidPayment, Payment, Required, Requirements, Settled
 from deaios.primitives.encoding import encode_hex
+from deaios.primitives.errors import DeaiosError
 from deaios.primitives.keys import checksum_address
 from deaios.runtime.clock import Clock
 from deaios.runtime.http import json_response, read_body
@@ -73,7 +74,6 @@ class _Paid:
 
     admission: Admission | None = None
     receipt: Receipt | None = None
-    is_served: bool | None = None
 
 
 DOOR_KEY: web.AppKey["PaymentDoor"] = web.AppKey("x402_door")
@@ -139,15 +139,22 @@ class PaymentDoor:
             finally:
                 self.till.end(admission)
         receipt = await self.counter.take(payment.body, max(price, self._payments.terms.payment_min))
-        request[_PAID] = paid = _Paid(receipt=receipt)
-        is_delivered = False
+        request[_PAID] = _Paid(receipt=receipt)
+        is_served: bool | None = None
         try:
             response = await handler(request, receipt.key, receipt.key_text)
-            is_delivered = isinstance(response, web.Response) and response.status < web.HTTPBadRequest.status_code
+        except DeaiosError:
+            is_served = False
+            raise
+        else:
+            if isinstance(response, web.Response):
+                is_served = response.status < web.HTTPBadRequest.status_code
+            elif request.get(ANSWER_FAILED):
+                is_served = False
             return response
         finally:
             # Shielded: a client that goes away must not keep its payment's end from being written.
-            paid.is_served = await asyncio.shield(self.counter.end(receipt, is_delivered=is_delivered))
+            await asyncio.shield(self.counter.end(receipt, is_served=is_served))
 
     async def note_response(self, request: web.Request, response: web.StreamResponse) -> None:
         """Say at an answer's head what became of its payment."""

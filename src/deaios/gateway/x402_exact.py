@@ -30,6 +30,8 @@ from deaios.runtime.logs import get_logger
 PAYMENTS_AT_ONCE = 64
 """Looked at in one round of tidying."""
 FOR_EVER_S = (1 << 63) - 1
+DROP_S = 3600
+"""So long after its end, an authorization that no settled block used never will be used."""
 log = get_logger("gateway")
 
 
@@ -115,24 +117,20 @@ class Counter:
             self._serving.discard(name)
             raise
 
-    async def end(self, receipt: Receipt, *, is_delivered: bool) -> bool:
+    async def end(self, receipt: Receipt, *, is_served: bool | None) -> None:
         """The request's answer was sent, or will not be.
 
         Args:
             receipt: of the payment.
-            is_delivered: the client got all of it.
-
-        Returns:
-            Whether the payment was served for; else it goes back.
+            is_served: whether the client got its answer; None where nobody can tell, because it may have left: then
+                who was sent something has been served as far as it wanted.
         """
-        name = (receipt.payer, receipt.nonce)
-        was_charged = self._keys.get(receipt.key.key_id).spent > 0 or self._budgets.reserved(receipt.key.key_id) > 0
-        # A free answer is an answer; and who leaves in the middle has been served as far as it wanted.
-        is_served = is_delivered or was_charged
+        name, key_id = (receipt.payer, receipt.nonce), receipt.key.key_id
+        if is_served is None:
+            is_served = self._keys.get(key_id).spent > 0 or self._budgets.reserved(key_id) > 0
         state = PaymentState.SERVED if is_served else PaymentState.OWED
         await asyncio.to_thread(self._store.move_payment, *name, state)
         self._serving.discard(name)
-        return is_served
 
     async def tidy(self) -> None:
         """Find out what became of payments whose end nobody saw, and give back what is owed.
@@ -157,7 +155,7 @@ class Counter:
             # Used by a cancellation, or for another transfer, it has brought nothing.
             was_taken = await self._chain.was_taken(authorization)
             await self._move(row, PaymentState.OWED if was_taken else PaymentState.DROPPED)
-        elif self._clock.now_ms() // 1000 > authorization.valid_before + CLOCK_SLACK_S:
+        elif self._clock.now_ms() // 1000 > authorization.valid_before + DROP_S:
             await self._move(row, PaymentState.DROPPED)
 
     async def _give_back(self, row: PaymentRow) -> None:

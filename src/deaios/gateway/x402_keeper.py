@@ -45,10 +45,11 @@ class Keeper:
     async def make_round(self, *, is_claim_due: bool) -> None:
         """Look at every channel; claim what is due, and at once where a payer is leaving."""
         await self._counter.tidy()
-        accounts = await self._till.list_accounts()
-        for start in range(0, len(accounts), LOOK_AT_ONCE):
-            await self._till.look(accounts[start : start + LOOK_AT_ONCE])
-        await self._claim([it for it in accounts if is_claim_due or it.row.chain.withdraw_started_at])
+        channel_ids = await self._till.list_channels()
+        for start in range(0, len(channel_ids), LOOK_AT_ONCE):
+            accounts = await self._till.load(channel_ids[start : start + LOOK_AT_ONCE])
+            await self._till.look(accounts)
+            await self._claim([it for it in accounts if is_claim_due or it.row.chain.withdraw_started_at])
         if is_claim_due:
             self._claimed_s = self._clock.monotonic_s()
             amount = await self._chain.sweep()

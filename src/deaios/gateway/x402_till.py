@@ -261,11 +261,19 @@ class Till:
             log.info("refunded", channel=row.channel_id.hex(), amount=amount)
             return account, transaction, amount
 
-    async def list_accounts(self) -> list[Account]:
+    async def list_channels(self) -> list[bytes]:
         """Every channel that may hold money."""
-        accounts = [self._load(row) for row in await asyncio.to_thread(self._store.list_channels)]
-        for account in accounts:
-            await self._adopt(account)
+        return [row.channel_id for row in await asyncio.to_thread(self._store.list_channels)]
+
+    async def load(self, channel_ids: Sequence[bytes]) -> list[Account]:
+        """The accounts of channels that paid here before, far fewer than are kept in memory."""
+        accounts = []
+        for channel_id in channel_ids:
+            known = self._accounts.get(channel_id)
+            row = known.row if known is not None else self._store.find_channel(channel_id)
+            assert row is not None, "channels are never forgotten on disk"
+            accounts.append(self._load(row))
+            await self._adopt(accounts[-1])
         return accounts
 
     async def look(self, accounts: Sequence[Account]) -> None:

@@ -187,8 +187,9 @@ class HttpClient:
         """
         timeout = aiohttp.ClientTimeout(total=STREAM_S, connect=CONNECT_S, sock_read=idle_s)
         try:
+            data = _Pieces(body) if len(body) > PIECE_BYTES else body
             async with self.session.post(
-                url, data=body, headers=headers, timeout=timeout, allow_redirects=False
+                url, data=data, headers=headers, timeout=timeout, allow_redirects=False
             ) as response:
                 if response.status >= 300:
                     raise await _failure(url, response)

@@ -20,11 +20,17 @@ class RefusedRepeat(Refused):
 
 
 class UnavailableProviders(Unavailable):
-    """Every provider that fits was tried and failed before its first token; `reasons` says how."""
+    """Every provider that fits was tried and failed before its first token.
 
-    def __init__(self, reasons: Mapping[Address, str]) -> None:
+    Attributes:
+        reasons: how.
+        may_pass: all were out of reach, and none said or showed that it cannot serve.
+    """
+
+    def __init__(self, reasons: Mapping[Address, str], *, may_pass: bool = False) -> None:
         super().__init__(f"every provider tried has failed: {_list(reasons)}")
         self.reasons = dict(reasons)
+        self.may_pass = may_pass
 
 
 class UnavailableContinuation(UnavailableProviders):

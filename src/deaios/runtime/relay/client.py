@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from io import BytesIO
 from types import TracebackType
 from typing import Self
 
@@ -201,7 +202,7 @@ async def _ask(
     http: HttpClient, method: str, url: str, headers: dict[str, str], body: bytes
 ) -> AsyncIterator[aiohttp.ClientResponse]:
     timeout = aiohttp.ClientTimeout(total=STREAM_S, connect=CONNECT_S, sock_read=STREAM_IDLE_S)
-    data = body if method == "POST" else None
+    data = BytesIO(body) if method == "POST" else None  # read piece by piece
     async with http.session.request(
         method, url, headers=headers, data=data, timeout=timeout, allow_redirects=False
     ) as response:

@@ -64,7 +64,7 @@ REPEATS_MAX = 256
 SEEN_MAX = 1 << 16
 """Requests remembered so that the journal need not be asked whether one was made before."""
 RETRY_S = 1.0
-"""Pause before a provider that failed is asked to go on with its own answer, because nobody else can."""
+"""Pause before providers that failed are asked once more, because nobody else is left."""
 
 _log = get_logger("buyer")
 
@@ -170,7 +170,17 @@ class Buyer:
             UnavailableProviders: those that fit failed before their first token.
         """
         ask = build_ask(order, self.address)
-        first = await self._buy(order, ask, {})
+        try:
+            first = await self._buy(order, ask, {})
+        except UnavailableProviders as failure:
+            if not failure.may_pass:
+                raise
+            await self._clock.sleep(RETRY_S)  # a crash or a burst is often over a moment later
+            await self.router.refresh()
+            try:
+                first = await self._buy(order, ask, {})
+            except RefusedByMarket:
+                raise failure from None
         # Who asks for one provider wants to know how that one does.
         hops_max = 0 if order.provider is not None else self._settings.hops_max
         return Resumable(first, partial(self._continue, order, ask), self.router.patience_s, hops_max)
@@ -203,7 +213,7 @@ class Buyer:
         """
         failures: dict[Address, str] = {}
         refusals: dict[Address, str] = {}
-        disputes = 0
+        disputes, may_pass = 0, True
         for _ in range(self._settings.providers_max):
             candidate, refusals = await self.router.pick(order, tried)
             if candidate is None and not failures:  # somebody who fits may have come since the last look
@@ -227,6 +237,7 @@ class Buyer:
             except (Unavailable, Refused, Invalid) as error:
                 _log.info("provider failed before the first token", provider=candidate.provider.hex(), error=str(error))
                 failures[candidate.provider] = str(error)
+                may_pass = may_pass and isinstance(error, Unavailable) and not isinstance(error, FailedPurchase)
                 if isinstance(error, RefusedByPeer):
                     await self.router.refresh()
             else:
@@ -235,7 +246,7 @@ class Buyer:
         if disputes:
             raise UnavailableContinuation(failures)
         if failures:
-            raise UnavailableProviders(failures)
+            raise UnavailableProviders(failures, may_pass=may_pass)
         raise RefusedByMarket(refusals)
 
     def _note_disputed(self, ask: Ask, provider: Address, disputed: RefusedPrefix) -> None:
