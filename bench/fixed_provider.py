@@ -47,11 +47,12 @@ async def serve_provider(root: str, delay_ms: str) -> AsyncIterator[str]:
         delay_s = int(delay_ms) / 1000
 
         async def generate(
-            _prompt: tuple[int, ...],
+            prompt_ids: tuple[int, ...],  # noqa: ARG001 # it says the same to everybody
             params: Params,
-            _seed: bytes,
-            _logprobs: int | None,
-            prefix: tuple[int, ...] = (),  # noqa: ARG001 # it says the same to everybody
+            seed: bytes,  # noqa: ARG001 # the same
+            logprobs: int | None,  # noqa: ARG001 # the same
+            *,
+            prefix: tuple[int, ...] = (),  # noqa: ARG001 # the same
         ) -> AsyncIterator[Piece]:
             await asyncio.sleep(delay_s)
             count = min(TOKENS, params.max_tokens)

@@ -14,7 +14,7 @@ from deaios.ledger.eip712 import hash_struct, recover_signer, sign_struct
 from deaios.ledger.structs import header_domain
 from deaios.ledger.transactions import decode_transaction, recover_sender
 from deaios.market.buyer.client import Buyer
-from deaios.market.buyer.client.purchase import Purchase
+from deaios.market.buyer.client.resuming import Resumable
 from deaios.market.orders import Order
 from deaios.node.simulation.town import CHAIN, GATEWAY, key_of
 from deaios.node.simulation.world import Violation, World
@@ -42,7 +42,7 @@ def alter_orders(world: World, name: str, buyer: Buyer) -> None:
     """Buy something else than the user asked for."""
     honest, alter = buyer.purchase, GATEWAY_CHEATS[name]
 
-    async def purchase(order: Order) -> Purchase:
+    async def purchase(order: Order) -> Resumable:
         world.counts[f"cheat: {name}"] += 1
         return await honest(alter(order))
 
