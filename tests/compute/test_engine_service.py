@@ -480,6 +480,8 @@ async def test_a_prefix_that_goes_on_after_the_end_is_refused_there(counting, to
     with pytest.raises(InvalidPrefix, match="had ended") as found:
         await begin(service, tokenizer, (5,) * 4, asked, [103, 104, 105])
     assert found.value.position == 2
+
+
 async def test_a_payers_next_prompt_is_read_from_where_it_differs(tokenizer):
     engine = SavingCountingEngine()
     service = EngineService(engine, cache_bytes_max=1000)

@@ -27,8 +27,6 @@ TEXT_BYTES_MAX = 65536
 JSON_NUMBER_BITS_MAX = 48
 """Wider integers are decimal text in JSON, because a JSON number is safe up to 53 bits only."""
 
-_DIGEST = "_digest"
-"""Where a struct keeps its own digest: no field, so it is neither compared nor copied by `dataclasses.replace`."""
 _UINT = re.compile(r"uint([0-9]+)")
 _BYTES = re.compile(r"bytes([0-9]+)")
 
@@ -244,14 +242,12 @@ def type_hash(cls: type) -> bytes:
     return keccak256(encode_type(cls).encode())
 
 
+@lru_cache(maxsize=1024)
 def hash_struct(struct: object) -> bytes:
-    """The EIP-712 struct hash: what the protocol calls a digest. A struct never changes, so it is worked out once."""
-    known: bytes | None = struct.__dict__.get(_DIGEST)
-    if known is None:
-        cls = _class_of(struct)
-        parts = [field.encode(getattr(struct, field.name)) for field in _layout(cls)]
-        known = struct.__dict__[_DIGEST] = keccak256(type_hash(cls) + b"".join(parts))
-    return known
+    """The EIP-712 struct hash: what the protocol calls a digest. One struct is asked for it many times."""
+    cls = _class_of(struct)
+    parts = [field.encode(getattr(struct, field.name)) for field in _layout(cls)]
+    return keccak256(type_hash(cls) + b"".join(parts))
 
 
 def hash_typed_data(domain: Domain, struct: object) -> bytes:
