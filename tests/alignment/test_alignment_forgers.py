@@ -251,7 +251,6 @@ async def test_an_order_that_is_not_what_the_body_asks_is_named(bench, library, 
         {"max_tokens": 8},
         {"stop_ids": (5,)},
         {"stop_strings": ("x",)},
-        {"mask_hash": sha256(b"mask")},
     ],
 )
 async def test_other_parameters_than_the_bodys_are_named(bench, library, changes):

@@ -203,7 +203,7 @@ def test_changed_bytes_are_read_or_refused_but_never_crash(tiny_bytes, tmp_path_
         (8, struct.pack("<Q", 1 << 40), "tensors and"),
         (16, struct.pack("<Q", 1 << 40), "keys, at most"),
         (24, struct.pack("<Q", 1 << 62), "metadata key has"),
-        (4, struct.pack("<I", 2), "version 2"),
+        (4, struct.pack("<I", 4), "version 4"),
     ],
 )
 def test_claims_beyond_the_bounds_are_refused_before_memory_is_taken(tiny_bytes, tmp_path, place, value, message):

@@ -32,6 +32,7 @@ NAMES = (
     "Outbox",
     "Receipts",
     "SharedStaking",
+    "Sponsorship",
     "ValsetMirror",
 )
 

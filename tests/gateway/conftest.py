@@ -49,6 +49,8 @@ class ByteTokenizer:
     def encode_plain(self, text):
         return tuple(text.encode())
 
+    encode_prompt = encode_plain
+
     def get_bytes(self, token):
         if not 0 <= token <= END:
             raise Invalid(f"token id {token} is outside the vocabulary")

@@ -262,7 +262,7 @@ async def test_deployment_again_changes_nothing(network: Network) -> None:
     seen: list[str] = []
     again = await deploy_suite(network.operator, network.chain.rpc, LOCAL, progress=lambda name, _: seen.append(name))
     assert again == network.c.addresses
-    assert len(seen) == 15
+    assert len(seen) == 16
     assert await network.chain.rpc.get_nonce(OPERATOR.address) == nonce
 
 
@@ -283,7 +283,7 @@ async def test_deployment_goes_on_where_it_stopped(network: Network) -> None:
     assert await rpc.get_nonce(key.address) == 4
     addresses = await deploy_suite(chain.sender(key), rpc, LOCAL)
     assert addresses.availability == compute_contract_address(key.address, 9)
-    assert await rpc.get_nonce(key.address) == 15
+    assert await rpc.get_nonce(key.address) == 16
 
 
 async def test_deployer_that_sent_something_else_is_refused(network: Network) -> None:

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from deaios.node.folder import StateFolder, default_folder, pretty_json
 from deaios.primitives.errors import DeaiosError
 from deaios.runtime.errors import EXIT_UNEXPECTED, exit_code
+from deaios.runtime.logs import log_to_stderr
 
 if TYPE_CHECKING:
     from deaios.alignment.facts import Verification
@@ -46,6 +47,7 @@ def run_async(command: Callable[P, Coroutine[Any, Any, int | None]]) -> Callable
 
     @wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        log_to_stderr()
         try:
             sys.exit(asyncio.run(command(*args, **kwargs)) or 0)
         except DeaiosError as error:

@@ -28,7 +28,6 @@ from deaios.compute.selftest import (
 from deaios.compute.sequential import ALPHA, CONFIDENCE_ERROR, Tally, bound_rate, compute_expected_tokens
 from deaios.compute.template import ChatTemplate
 from deaios.compute.tokenizer import Tokenizer
-from deaios.compute.verification import replay_output, verify_output
 from deaios.ledger.structs import Params
 from deaios.primitives.encoding import (
     InvalidEncoding,
@@ -228,6 +227,9 @@ def measure_honest(
 def _measure(
     subject: Subject, engine: Engine, checker: Engine, provider: str, numbers: Sequence[int]
 ) -> Iterator[Measured]:
+    # Whoever only reads evidence checks no answer, and need not load what does.
+    from deaios.compute.verification import replay_output, verify_output  # noqa: PLC0415
+
     cap = THRESHOLD_CAPS[subject.noise_class]
     prompts = [subject.prompt(number) for number in numbers]
     seeds = [hashlib.sha256(f"deaios calibration {provider} {number}".encode()).digest() for number in numbers]

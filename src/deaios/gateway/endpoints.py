@@ -29,8 +29,12 @@ SUPPORTED_PARAMETERS = (
     "seed",
     "logprobs",
     "top_logprobs",
+    "tools",
+    "tool_choice",
+    "response_format",
+    "structured_outputs",
 )
-"""Of OpenRouter's names, those that every provider of every model takes."""
+"""Of OpenRouter's names, those that engines of ours take; a server that somebody resells may refuse tools and forms."""
 STATUS_OK, STATUS_RESTING = 0, -1
 PRICE_DECIMALS = CREDIT_DECIMALS + 6
 """Prices are per million tokens."""

@@ -57,6 +57,11 @@ def configure_logs(role: str, path: Path | None = None, level: str = "info") -> 
     structlog.contextvars.bind_contextvars(role=role)
 
 
+def log_to_stderr() -> None:
+    """For commands, whose standard output is their answer; roles call `configure_logs` instead."""
+    structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))
+
+
 def get_logger(name: str) -> structlog.stdlib.BoundLogger:
     """A logger whose lines carry the role and whatever the task bound."""
     logger: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(name)
