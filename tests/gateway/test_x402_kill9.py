@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import sqlite3
 import sys
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import httpx
@@ -20,7 +20,7 @@ from deaios.primitives.encoding import encode_hex
 
 PROCESS = Path(__file__).with_name("x402_process.py")
 PATH = "/v1/chat/completions"
-PATIENCE_S = 240
+PATIENCE_S = 60
 
 
 def build_body(text):
@@ -63,14 +63,14 @@ async def ask(http, url, text):
 
 
 async def begin(http, url):
-    """A stream that has begun and does not end."""
+    """A stream that has begun and does not end: as long as what this gives is kept, the client has not left."""
     request = http.build_request("POST", url + PATH, json=build_body("hang"))
     response = await http.send(request, stream=True)
     assert response.status_code == 200
     lines = response.aiter_lines()
     while "Hello" not in await anext(lines):
         pass
-    return response
+    return lines
 
 
 def query(folder, text):
@@ -85,16 +85,17 @@ async def test_a_killed_gateway_bills_nobody_twice_and_gives_back_what_it_owes(x
         steady, once = await bank.open_payer("steady"), await bank.open_payer("once")
         before = await bank.token.balance_of(once.address)
         channel = build_client(steady, BatchSettlementEvmScheme)
-        async with running(tmp_path, bank, 0) as url:
-            async with wrapHttpxWithPayment(channel, timeout=PATIENCE_S) as http:
-                assert (await ask(http, url, "hello"))[-2] == "data: [DONE]"
-                cut = await begin(http, url)
-            async with wrapHttpxWithPayment(build_client(once, ExactEvmScheme), timeout=PATIENCE_S) as http:
-                also_cut = await begin(http, url)
-                assert await bank.token.balance_of(once.address) < before
-        for response in (cut, also_cut):
+        async with AsyncExitStack() as clients, running(tmp_path, bank, 0) as url:  # who leaves first counts as served
+            http = await clients.enter_async_context(wrapHttpxWithPayment(channel, timeout=PATIENCE_S))
+            assert (await ask(http, url, "hello"))[-2] == "data: [DONE]"
+            streams = [await begin(http, url)]
+            other = build_client(once, ExactEvmScheme)
+            http = await clients.enter_async_context(wrapHttpxWithPayment(other, timeout=PATIENCE_S))
+            streams.append(await begin(http, url))
+            assert await bank.token.balance_of(once.address) < before
+        for lines in streams:
             with contextlib.suppress(httpx.HTTPError):  # its connection is gone with the process
-                await response.aclose()
+                await lines.aclose()
         async with running(tmp_path, bank, 1) as url:
             while query(tmp_path, "SELECT state FROM payments") != [(PaymentState.RETURNED,)]:
                 await asyncio.sleep(0.05)
