@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import boa
+import numpy as np
 import pytest
 import vyper
 from contracts_world import (
@@ -448,8 +449,9 @@ def test_a_row_answers_a_challenge_and_earns_the_bond(seated, length):
 
 
 def test_hostile_answers(seated):
-    blob = seated.certify(seated.make_blob(b"\x01" * 20_000))
-    other = seated.make_blob(b"\x02" * 20_000)
+    content = np.random.default_rng(5).bytes(20_000)  # equal leaves would have equal paths, and be right anywhere
+    blob = seated.certify(seated.make_blob(content))
+    other = seated.make_blob(content[::-1])
     challenge_id = seated.challenge_row(blob, 5)
     run_round(seated, challenge_id)
     picks = seated.availability.picksOf(challenge_id, 20_000)
