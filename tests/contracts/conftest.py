@@ -30,6 +30,7 @@ HELPERS = (
     "contracts_world",
     "networks_world",
     "contracts_lies",
+    "contracts_scene",
     "contracts_calls",
     "contracts_gas",
     "contracts_model",

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import boa
-from contracts_calls import CONTRACT_NAMES, ROWS, Row, Scene
+from contracts_calls import ROWS, Row
+from contracts_scene import CONTRACT_NAMES, Scene
 from contracts_world import World, struct_tuple
 from networks_world import NetworksWorld, make_abroad, sign_by
 

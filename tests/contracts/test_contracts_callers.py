@@ -10,7 +10,8 @@ import re
 import boa
 import pytest
 from boa.contracts.base_evm_contract import BoaError
-from contracts_calls import CONTRACT_NAMES, EVERYONE, ROWS, Scene
+from contracts_calls import ROWS
+from contracts_scene import CONTRACT_NAMES, EVERYONE, Scene
 from contracts_world import ARTIFACTS
 
 PREFIXES = (

@@ -13,8 +13,9 @@ from pathlib import Path
 import boa
 import pytest
 import vyper
-from contracts_calls import EVERYONE, ROWS, Scene
+from contracts_calls import ROWS
 from contracts_lies import CHAIN_ID, Chains
+from contracts_scene import EVERYONE, Scene
 from contracts_world import (
     ACQUIT,
     ANSWER_SECONDS,

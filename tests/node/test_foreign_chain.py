@@ -214,7 +214,6 @@ class Up:
         return json.loads(out)
 
 
-@pytest.mark.skip(reason="two minutes of live processes: `python -m soak foreign` runs it longer")
 async def test_a_network_lives_on_a_foreign_chain_that_takes_blocks_back(tmp_path: Path, peers: Any) -> None:
     (tmp_path / "deaios.toml").write_text(
         "[gateway]\nport = 0\n"

@@ -250,7 +250,7 @@ def decode_rows(data: NDArray[np.uint8], encoding: TensorType) -> NDArray[np.flo
         return np.ascontiguousarray(data).view(np.float16).astype(np.float32)
     try:
         return np.asarray(quants.dequantize(np.ascontiguousarray(data), GGMLQuantizationType(encoding)), np.float32)
-    except NotImplementedError as error:
+    except NotImplementedError as error:  # so gguf says that it knows an encoding by name only
         raise InvalidModelFile(f"tensors encoded as {encoding.name} cannot be decoded here") from error
 
 

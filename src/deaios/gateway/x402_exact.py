@@ -10,6 +10,7 @@ goes back, also where the answer had been charged: its client never got all of i
 """
 
 import asyncio
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from deaios.gateway.budgets import Budgets
@@ -93,29 +94,34 @@ class Counter:
             InvalidPayment: x402's reason why not.
             Unavailable…: the chain; whether it was taken is found out later, and it then goes back.
         """
-        terms, authorization = self._terms, payment.authorization
+        authorization = payment.authorization
         self._check(payment, quote)
         name = (authorization.from_, authorization.nonce)
         if name in self._serving:
             raise InvalidPayment(x402.EXACT_USED, "this authorization is being used")
         self._serving.add(name)
+        with ExitStack() as undo:
+            undo.callback(self._serving.discard, name)  # whatever ends it, cancellation too: nothing is served for it
+            receipt = await self._settle(payment, quote)
+            undo.pop_all()
+        return receipt
+
+    async def _settle(self, payment: ExactPayment, quote: int) -> Receipt:
+        """On disk, then on the chain, then a key that may spend it."""
+        authorization, now_ms = payment.authorization, self._clock.now_ms()
+        name = (authorization.from_, authorization.nonce)
+        if not await asyncio.to_thread(self._store.begin_payment, authorization, now_ms):
+            raise InvalidPayment(x402.EXACT_USED, "this authorization was used for another request")
         try:
-            now_ms = self._clock.now_ms()
-            if not await asyncio.to_thread(self._store.begin_payment, authorization, now_ms):
-                raise InvalidPayment(x402.EXACT_USED, "this authorization was used for another request")
-            try:
-                transaction = await self._chain.pay(authorization, payment.signature)
-            except Refused as error:
-                # It may have been taken all the same, by somebody who sent it before: the next round finds out.
-                raise InvalidPayment(x402.EXACT_FAILED, f"the chain refused the transfer: {error}") from error
-            await asyncio.to_thread(self._store.move_payment, *name, PaymentState.PAID, settled=transaction)
-            key_id = payment_key_id(*name)
-            text = await asyncio.to_thread(self._keys.adopt, key_id, f"x402 payment of 0x{name[0].hex()}", now_ms)
-            await asyncio.to_thread(self._keys.allow, key_id, terms.cover(quote))
-            return Receipt(payment, self._keys.get(key_id), text, transaction)
-        except BaseException:  # whatever ended it, cancellation too: nothing is being served for it
-            self._serving.discard(name)
-            raise
+            transaction = await self._chain.pay(authorization, payment.signature)
+        except Refused as error:
+            # It may have been taken all the same, by somebody who sent it before: the next round finds out.
+            raise InvalidPayment(x402.EXACT_FAILED, f"the chain refused the transfer: {error}") from error
+        await asyncio.to_thread(self._store.move_payment, *name, PaymentState.PAID, settled=transaction)
+        key_id = payment_key_id(*name)
+        text = await asyncio.to_thread(self._keys.adopt, key_id, f"x402 payment of 0x{name[0].hex()}", now_ms)
+        await asyncio.to_thread(self._keys.allow, key_id, self._terms.cover(quote))
+        return Receipt(payment, self._keys.get(key_id), text, transaction)
 
     async def end(self, receipt: Receipt, *, is_served: bool | None) -> None:
         """The request's answer was sent, or will not be.

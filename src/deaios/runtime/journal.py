@@ -78,7 +78,6 @@ def transaction(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
     try:
         yield connection
         connection.execute("COMMIT")
-    except BaseException:  # whatever ended the block, cancellation too: half a transaction must not stay open
-        if connection.in_transaction:  # SQLite has rolled back by itself on some failures, such as a full disk
+    finally:
+        if connection.in_transaction:  # the block or the commit failed, and SQLite has not rolled back by itself
             connection.execute("ROLLBACK")
-        raise

@@ -8,7 +8,7 @@ request that a client, or a proxy on the way, sends again. Knows no role and no 
 import asyncio
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
 from random import Random
 from typing import Any, cast
@@ -195,16 +195,15 @@ class Network:
         if exchange is None:
             raise BrokenConnection(f"{name} refuses connections")
         exchange.follow(client)
-        try:
-            async with asyncio.timeout(silence_s):
-                status = await exchange.head
-            await self._travel(name, client.name, silence_s)
-        except TimeoutError as error:
-            exchange.cut()
-            raise BrokenConnection(f"{name} is silent for {silence_s} s") from error
-        except BaseException:  # the caller went away, or the answer was lost: the handler learns of it
-            exchange.cut()
-            raise
+        with ExitStack() as undo:
+            undo.callback(exchange.cut)  # the caller went away, or the answer was lost: the handler learns of it
+            try:
+                async with asyncio.timeout(silence_s):
+                    status = await exchange.head
+                await self._travel(name, client.name, silence_s)
+            except TimeoutError as error:
+                raise BrokenConnection(f"{name} is silent for {silence_s} s") from error
+            undo.pop_all()
         return status, self._read(exchange, name, client.name, silence_s)
 
     def deliver_later(
