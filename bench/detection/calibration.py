@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from bench.detection.cheats import HIDDEN
 from bench.detection.grinding import Grinding, find_edges, grind
+from deaios.compute.calibration import ANSWER_TOKENS, QUESTIONS, TOGETHER
 from deaios.compute.engine import Engine, Step
 from deaios.compute.engines import open_engine
 from deaios.compute.expansion import expand_to_f16, requantise_q4_0, requantise_q8_0
@@ -35,26 +36,6 @@ from deaios.compute.tokenizer import Tokenizer
 from deaios.compute.verification import Report, verify_output
 from deaios.ledger.structs import FinishReason, Params
 
-QUESTIONS = (
-    "Explain how a rainbow forms to a ten year old.",
-    "Write a short poem about the sea in winter.",
-    "How do vaccines work?",
-    "Tell me about the history of the bicycle.",
-    "What should I pack for a week of hiking?",
-    "Invent a fable about a fox and a clock.",
-    "Describe a day in the life of a lighthouse keeper.",
-    "What is inflation and why does it matter?",
-    "Give me a recipe for a simple tomato soup.",
-    "Compare cats and dogs as pets.",
-    "Suggest names for a small bakery and say why.",
-    "Summarize the causes of the First World War.",
-    "Why is the sky dark at night?",
-    "Write a polite email asking for a deadline extension.",
-    "How does a heat pump work?",
-    "List five tips for sleeping better.",
-)
-ANSWER_TOKENS = 64
-TOGETHER = 8
 CONTEXT_TOKENS = 256
 Pick = Callable[[Row], int]
 

@@ -77,9 +77,11 @@ class Resolver:
                 except (Unavailable, Refused, Invalid) as error:
                     _log.info("chain does not answer", error=str(error))
         finally:
-            for task in self._resolving.values():
+            tasks = list(self._resolving.values())
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*self._resolving.values(), return_exceptions=True)
+            if tasks:
+                await asyncio.wait(tasks)
 
     def _resolve_due(self) -> None:
         """Ask each provider about its own purchases, side by side: one that hangs must not hold up the others."""
