@@ -23,10 +23,9 @@ from deaios.compute.tokenizer import Tokenizer
 from deaios.ledger.client.contracts import Contracts
 from deaios.ledger.client.rpc import Rpc
 from deaios.ledger.client.sender import Patience, Sender
-from deaios.ledger.structs import Params
 from deaios.ledger.suite import SuiteAddresses
 from deaios.market.client import LedgerChain
-from deaios.market.ports import Piece
+from deaios.market.ports import Assignment, Piece
 from deaios.market.seller.service import Seller, SellerSettings
 from deaios.market.terms import Terms
 from deaios.primitives.encoding import decode_hex
@@ -60,19 +59,18 @@ class Machine:
             for name in ("model", "cheap_model")
         )
 
-    async def __call__(
-        self,
-        prompt_ids: tuple[int, ...],
-        params: Params,
-        seed: bytes,
-        logprobs: int | None,
-        *,
-        prefix: tuple[int, ...] = (),
-    ) -> AsyncIterator[Piece]:
+    async def __call__(self, wanted: Assignment) -> AsyncIterator[Piece]:
         mode = self.mode
         service = self._cheap if mode == "weights" else self._honest
         stream = service.generate(
-            prompt_ids, params, seed, self.tokenizer, logprobs, prefix_ids=prefix, thresholds=DEFAULT_THRESHOLDS
+            wanted.prompt_ids,
+            wanted.params,
+            wanted.seed,
+            self.tokenizer,
+            wanted.logprobs,
+            owner=wanted.owner,
+            prefix_ids=wanted.prefix,
+            thresholds=DEFAULT_THRESHOLDS,
         )
         place = 0
         async with contextlib.aclosing(stream):
@@ -80,7 +78,7 @@ class Machine:
                 token = sampled.token
                 if mode == "slow":
                     await asyncio.sleep(SLOW_S)
-                if mode == "altered" and place >= len(prefix) and sampled.finish is None:
+                if mode == "altered" and place >= len(wanted.prefix) and sampled.finish is None:
                     token = (token + 1) % 256 if self.dice.random() < ALTERED else token
                 yield Piece(token, sampled.finish, sampled.stop_index, sampled.logprobs)
                 place += 1

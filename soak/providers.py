@@ -259,7 +259,7 @@ def verify(world: World, run: Run) -> tuple[int, int, int]:
         for asked in [item for item in run.asked if item.is_served][-VERIFIED_MAX:]:
             opening = asked.opening
             assert opening is not None
-            prompt = world.served.render(read_chat_body(asked.body).message_objects())
+            prompt = world.served.render(read_chat_body(asked.body).message_objects(), ())
             receipt = opening.receipt
             report = verify_output(
                 engine,

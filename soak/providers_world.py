@@ -193,8 +193,10 @@ def build_served(path: Path) -> ServedModel:
         context_tokens=CONTEXT_TOKENS,
         replay_profiles=(),
     )
-    prices = {"input_price": PRICES[0], "output_price": PRICES[1]}
-    return ServedModel.build(record, tokenizer, template, created_s=0, owned_by="soak", **prices)
+    inputs, outputs = PRICES
+    return ServedModel.build(
+        record, tokenizer, template, input_price=inputs, output_price=outputs, created_s=0, owned_by="soak"
+    )
 
 
 @dataclass(frozen=True)
