@@ -1,4 +1,4 @@
-"""Fixtures that many parts share: the real default model, fetched once and expanded once per machine."""
+"""What many parts share: examples that repeat, the order of files, the real default model (fetched once per machine)."""
 
 import importlib.util
 import sys
@@ -8,8 +8,13 @@ from types import ModuleType
 
 import platformdirs
 import pytest
+from hypothesis import settings
 
 from deaios.node.model_package import fetch_default_model
+
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile("repeatable")
+"""The same examples in every run: what fails fails for everyone. `--hypothesis-profile default` searches at random."""
 
 LONGEST = ("test_simulation.py", "test_demo.py", "test_founding.py")
 """Files of minutes. They begin first, then the rest of tests/node, so that no core waits for the other at the end."""

@@ -203,8 +203,9 @@ class Lending(RuleBasedStateMachine):
     @initialize(
         owed=st.integers(1, 3 * CREDIT),
         seed=st.sampled_from([1, SEED]),
-        backing=st.sampled_from([0, BACKING]),
-        begun=st.sampled_from([0, 1, 3, 7]),
+        # Hypothesis tries the first of each first, so the whole way is always among the examples.
+        backing=st.sampled_from([BACKING, 0]),
+        begun=st.sampled_from([7, 3, 1, 0]),
     )
     def begin(self, owed, seed, backing, begun):
         self.anchor = boa.env.anchor()
