@@ -1,4 +1,4 @@
-"""What many parts share: examples that repeat, the order of files, the real default model (fetched once per machine)."""
+"""What many parts share: examples that repeat, the order of files, the default model (fetched once per machine)."""
 
 import importlib.util
 import sys
