@@ -267,6 +267,8 @@ async def test_other_parameters_than_the_bodys_are_named(bench, library, changes
 
 async def test_a_body_that_names_another_model_or_provider_is_named(bench):
     assert await broken_rule_of_sale(bench, sell(bench, body_of("Hi.", model="a-large-model"))) == "model name"
+    others = body_of("Hi.", model="a-large-model", models=["another"])
+    assert await broken_rule_of_sale(bench, sell(bench, others)) == "model name"
     choice = {"provider": "0x" + RIVAL.address.hex()}
     assert await broken_rule_of_sale(bench, sell(bench, body_of("Hi.", deaios=choice))) == "provider choice"
     choice = {"provider": "0x" + PROVIDER.address.hex()}

@@ -59,6 +59,20 @@ async def test_a_name_means_a_record_only_by_somebodys_word(library, bench):
     assert "model name" in rules_under(by_name, Head.GATEWAY)
 
 
+async def test_a_model_further_down_the_bodys_list_rests_on_the_gateways_word(bench):
+    name = bench.record.name
+    first = await PaperChain(bench).examine_sale(sell(bench, body_of("Hi.", models=[name, "a-large-model"])))
+    assert first.outcome is Outcome.VERIFIED
+    assert "model fallback" not in rules_under(first, Head.GATEWAY)
+    later = await PaperChain(bench).examine_sale(sell(bench, body_of("Hi.", model="a-large-model", models=["b", name])))
+    assert later.outcome is Outcome.VERIFIED
+    fallback = next(fact for fact in later.facts if fact.rule == "model fallback")
+    assert (fallback.head, fallback.says) == (
+        Head.GATEWAY,
+        f"none of the 2 models that the body names before {name!r} could answer",
+    )
+
+
 async def test_a_provider_that_lost_stake_is_named_and_its_true_answer_stays_true(library):
     chain = replace(library.chain, slashed=10 * CREDIT, paused=True)
     result = await chain.examine(library.answers[0])

@@ -6,7 +6,7 @@ import importlib.util
 import sys
 from collections.abc import Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,7 @@ from deaios.ledger.eip712 import hash_struct
 from deaios.ledger.structs import Ask, FinishReason, Offer, Receipt, Request, State
 from deaios.market.batches import BatchProof
 from deaios.market.opening import Opening
+from deaios.market.preferences import DataPolicy
 from deaios.market.question import hash_request
 from deaios.primitives.errors import Invalid, Unavailable
 from deaios.primitives.hashing import ZERO32
@@ -35,6 +36,7 @@ END = 256
 PROVIDER = Address(b"\x22" * 20)
 NETWORK = b"\x77" * 32
 RECORD_ID = b"\x55" * 32
+SECOND_ID = b"\x66" * 32
 INPUT_PRICE, OUTPUT_PRICE = CREDIT, 4 * CREDIT
 
 
@@ -302,10 +304,12 @@ def start_gateway(tmp_path):
         served=None,
         alias="tiny",
         payments=None,
+        more=(),
+        data_policy=DataPolicy.ANY,
     ):
         keys = KeyStore.open(tmp_path / "keys.sqlite", b"p" * 32)
         records = RecordStore.open(tmp_path / "records.sqlite")
-        key, record = keys.create(SystemDice(), 0, name="test", budget=budget, models=models)
+        key, record = keys.create(SystemDice(), 0, name="test", budget=budget, models=models, data_policy=data_policy)
         buyer = buyer or (FakeBuyer() if reply is None else FakeBuyer(reply))
         served = served or ServedModel(
             record_id=RECORD_ID,
@@ -321,7 +325,7 @@ def start_gateway(tmp_path):
         application = build_gateway_application(
             network_id=NETWORK,
             buyer=buyer,
-            models=ServedModels((served,)),
+            models=ServedModels((served, *more)),
             keys=keys,
             clock=SystemClock(),
             dice=dice or SystemDice(),
@@ -375,6 +379,27 @@ def counting_dice():
 @pytest.fixture(scope="session")
 def tiny_record():
     return build_record()
+
+
+@pytest.fixture(scope="session")
+def second_model():
+    """A model beside the first, at twice its prices."""
+    return ServedModel(
+        record_id=SECOND_ID,
+        record=replace(build_record(), name="second"),
+        tokenizer=ByteTokenizer(),
+        render=render,
+        input_price=2 * INPUT_PRICE,
+        output_price=2 * OUTPUT_PRICE,
+        created_s=1_700_000_000,
+        owned_by="tests",
+    )
+
+
+@pytest.fixture(scope="session")
+def write_script():
+    """Makes scripts that say a text."""
+    return say
 
 
 @pytest.fixture(scope="session")

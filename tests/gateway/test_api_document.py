@@ -41,8 +41,9 @@ async def test_every_example_runs(start_gateway, tmp_path):
         async with asyncio.timeout(60):
             said, complaint = await process.communicate()
         assert process.returncode == 0, complaint.decode()
-        chat, tools, completions, responses, messages, batches, rest = said.decode().split(f"{MARK}\n")
+        chat, others, tools, completions, responses, messages, batches, rest = said.decode().split(f"{MARK}\n")
         assert len(json.loads(chat)["choices"]) == 2
+        assert json.loads(others)["model"] == "tiny-bytes"
         told, end = json.JSONDecoder().raw_decode(tools)
         person, end = json.JSONDecoder().raw_decode(tools, end)
         assert told["choices"][0]["message"]["content"] == "Hello, wörld!"
@@ -58,7 +59,7 @@ async def test_every_example_runs(start_gateway, tmp_path):
         assert '"object":"usage"' in rest
         apis = [order.part.api for order in world.buyer.orders]
         assert {api: apis.count(api) for api in Api} == {
-            Api.CHAT: 6,
+            Api.CHAT: 7,
             Api.COMPLETIONS: 2,
             Api.RESPONSES: 3,
             Api.MESSAGES: 2,

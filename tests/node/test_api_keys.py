@@ -6,6 +6,7 @@ import pytest
 
 from deaios.gateway.keys import KEYS_FILE, derive_pepper
 from deaios.gateway.store import InvalidKeyTerms, KeyStore
+from deaios.market.preferences import DataPolicy
 from deaios.node.api_keys import GATEWAY, create_key, limit_key, list_keys, revoke_key
 from deaios.node.folder import StateFolder
 from deaios.node.session import open_keystore
@@ -23,7 +24,15 @@ def folder(tmp_path):
 
 
 def test_a_key_is_what_it_was_made_with_and_the_gateway_knows_it(folder):
-    made = create_key(folder, "ci", budget=Decimal("2.5"), models=["a", "b"], days=3, requests_per_minute=60)
+    made = create_key(
+        folder,
+        "ci",
+        budget=Decimal("2.5"),
+        models=["a", "b"],
+        days=3,
+        requests_per_minute=60,
+        data_policy=DataPolicy.DENY,
+    )
     assert (made.budget, made.models, made.requests_per_minute, made.tokens_per_minute) == (
         "2.50",
         ["a", "b"],
@@ -33,8 +42,10 @@ def test_a_key_is_what_it_was_made_with_and_the_gateway_knows_it(folder):
     assert made.expires_at_ms == made.created_at_ms + 3 * 24 * 3600 * 1000
     keys = KeyStore.open(folder.role(GATEWAY) / KEYS_FILE, derive_pepper(open_keystore(folder).open_key(GATEWAY)))
     assert keys.find(made.key).key_id == made.id
+    assert (made.data_policy, keys.find(made.key).data_policy) == ("deny", DataPolicy.DENY)
     limited = limit_key(folder, made.id, budget=None, requests_per_minute=None, tokens_per_minute=7)
     assert (limited.budget, limited.requests_per_minute, limited.tokens_per_minute) == (None, None, 7)
+    assert limited.data_policy == "deny", "limits are not what a policy is"
     assert keys.get(made.id).tokens_per_minute == 7
     revoked = revoke_key(folder, made.id)
     assert keys.get(made.id).revoked_at_ms == revoked.revoked_at_ms is not None

@@ -166,7 +166,7 @@ def check_question(
     except Invalid as error:
         yield state("body", False, f"the body asks for nothing that can be bought here: {error}")
         return
-    yield _name_model(question, ask.model_record_id, record, terms)
+    yield from _name_models(question, ask.model_record_id, record, terms)
     yield compare("context", _describe_prompt(question), ask.context_hash, hash_context(context, salt))
     yield compare("prompt", "the order covers these token ids", ask.prompt_commitment, commit_prompt(ids, salt))
     says = f"{ask.prompt_count} prompt tokens ordered, {len(ids)} counted"
@@ -216,18 +216,29 @@ def _describe_prompt(question: Question) -> str:
     return "the order covers this raw prompt, to which no chat template was applied"
 
 
-def _name_model(question: Question, ordered: bytes, record: ModelRecord, terms: NetworkTerms) -> Fact:
-    """What ties the name in the body to the record that was ordered: anybody may publish a record of any name."""
-    if question.model == encode_hex(ordered):
+def _name_models(question: Question, ordered: bytes, record: ModelRecord, terms: NetworkTerms) -> Iterator[Fact]:
+    """The same where the body names several: the first name that fits, and on whose word the ones before it failed."""
+    names = (question.model, *question.fallbacks)
+    facts = [_name_model(name, ordered, record, terms) for name in names]
+    place = next((index for index, fact in enumerate(facts) if fact.holds), 0)
+    yield facts[place]
+    if place:
+        says = f"none of the {place} models that the body names before {names[place]!r:.80} could answer"
+        yield Fact(Head.GATEWAY, "model fallback", True, says)
+
+
+def _name_model(asked: str, ordered: bytes, record: ModelRecord, terms: NetworkTerms) -> Fact:
+    """What ties a name in the body to the record that was ordered: anybody may publish a record of any name."""
+    if asked == encode_hex(ordered):
         return Fact(Head.PROVEN, "model name", True, "the body names the model record itself")
-    owner, _, name = question.model.rpartition("/")
+    owner, _, name = asked.rpartition("/")
     if name != record.name:
-        says = f"the body asks for {question.model!r:.80}, the model ordered is {record.name!r}"
+        says = f"the body asks for {asked!r:.80}, the model ordered is {record.name!r}"
         return Fact(Head.PROVEN, "model name", False, says)
     if ordered == terms.default_record_id and not owner:
         says = f"{record.name!r} means the network's default model, by its operator's descriptor"
         return Fact(Head.OPERATOR, "model name", True, says)
-    says = f"of all records called {question.model!r:.160}, you wanted {encode_hex(ordered)}"
+    says = f"of all records called {asked!r:.160}, you wanted {encode_hex(ordered)}"
     return Fact(Head.GATEWAY, "model name", True, says)
 
 

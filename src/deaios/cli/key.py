@@ -29,6 +29,13 @@ def key() -> None:
 @click.option("--days", type=int, help="Until it expires.")
 @_REQUESTS
 @_TOKENS
+@click.option(
+    "--data-policy",
+    type=click.Choice(["any", "deny", "zdr"]),
+    default="any",
+    show_default=True,
+    help="What providers must promise: deny, not to train on what they see; zdr, nor to keep it.",
+)
 @run_async
 async def create(
     folder: StateFolder,
@@ -39,8 +46,10 @@ async def create(
     days: int | None,
     requests: int | None,
     tokens: int | None,
+    data_policy: str,
 ) -> None:
     """Make a key; its text is shown once and kept nowhere."""
+    from deaios.market.preferences import DataPolicy  # noqa: PLC0415 - keeps `--help` quick
     from deaios.node.api_keys import create_key  # noqa: PLC0415 - keeps `--help` quick
 
     made = create_key(
@@ -51,6 +60,7 @@ async def create(
         days=days,
         requests_per_minute=requests,
         tokens_per_minute=tokens,
+        data_policy=DataPolicy(data_policy),
     )
     _show(made, as_json=as_json)
 
@@ -112,4 +122,5 @@ def _say(item: "ApiKey") -> None:
         say(item.key)
     state = "revoked" if item.revoked_at_ms is not None else f"{item.spent} of {item.budget or 'any'} credits spent"
     rates = f"{item.requests_per_minute or 'any'} requests, {item.tokens_per_minute or 'any'} tokens per minute"
-    say(f"{item.id}  {item.name}: {state}; {rates}; models: {', '.join(item.models or ['all'])}")
+    models = ", ".join(item.models or ["all"])
+    say(f"{item.id}  {item.name}: {state}; {rates}; models: {models}; data policy: {item.data_policy}")

@@ -6,9 +6,10 @@ that everybody left is cancelled, at once or after a grace in which an SDK's ret
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from deaios.compute.generation import Generation
 from deaios.compute.sampling import SEED_SIZE
@@ -75,11 +76,19 @@ class Prepared:
 
 
 @dataclass(frozen=True, slots=True)
+class Fallback:
+    """Another model that may answer, and how its order is made."""
+
+    model: ServedModel
+    prepare: Callable[[], Awaitable[Prepared]]
+
+
+@dataclass(frozen=True, slots=True)
 class Patience:
     """How long is waited for what.
 
     Attributes:
-        answer_s: the whole purchase; OpenAI SDKs give up after 600 s.
+        answer_s: the whole answer, whichever models are tried for it; OpenAI SDKs give up after 600 s.
         grace_s: how long an answer lives on without a reader when its client is one that retries by itself.
     """
 
@@ -129,6 +138,7 @@ class Answer:
         budgets: Budgets,
         clock: Clock,
         patience: Patience,
+        fallbacks: Sequence[Fallback] = (),
     ) -> None:
         self.wanted = wanted
         self.pieces: list[Piece] = []
@@ -146,6 +156,8 @@ class Answer:
         self._budgets = budgets
         self._clock = clock
         self._patience = patience
+        self._fallbacks = deque(fallbacks)
+        self._late_at_s = asyncio.get_running_loop().time() + patience.answer_s
         self._readers: set[Reader] = set()
         self._progressed = asyncio.Event()
         self._is_closing = False
@@ -159,6 +171,11 @@ class Answer:
     def is_orphan(self) -> bool:
         """Nobody follows it, and nobody has had all of it."""
         return not self._readers and not self.is_delivered
+
+    @property
+    def is_settled(self) -> bool:
+        """Is it known which model answers? Nothing that names one may be shown before."""
+        return not self._fallbacks or bool(self.pieces) or self.has_ended
 
     @property
     def counts_for(self) -> str | None:
@@ -231,31 +248,58 @@ class Answer:
 
     async def _run(self) -> None:
         try:
-            await self._buy(await self._prepare())
-        except DeaiosError as error:
-            self._end(error)
+            self._end(await self._buy_from_any())
         except asyncio.CancelledError:
             self._end(UnavailableAnswer("the request was abandoned"))
         except Exception:  # the edge of a task that nobody awaits: log, tell the readers, live on
             log.exception("internal fault", answer=self.wanted.answer_id)
             self._end(InternalFault("the answer failed"))
 
-    async def _buy(self, prepared: Prepared) -> None:
-        """Purchase, charge or release, end; on no path does money stay set aside."""
+    async def _buy_from_any(self) -> DeaiosError | None:
+        """Buy from the first model that gives an answer; returns what went wrong with the last that was tried."""
+        while True:
+            try:
+                error = await self._buy(await self._prepare())
+            except DeaiosError as failure:
+                error = failure
+            if error is None or not self._may_fall_back(error):
+                return error
+            self._fall_back(error)
+
+    def _may_fall_back(self, error: DeaiosError) -> bool:
+        """Is there another model, and time, and has nobody had a token? As with OpenRouter, any error counts."""
+        is_late = asyncio.get_running_loop().time() >= self._late_at_s
+        has_begun = self.tokens > 0 or self._is_closing
+        return bool(self._fallbacks) and not (has_begun or is_late or isinstance(error, InternalFault))
+
+    def _fall_back(self, error: DeaiosError) -> None:
+        """Let the next model answer."""
+        fallback, failed = self._fallbacks.popleft(), self.wanted.model
+        log.info("model failed", answer=self.wanted.answer_id, model=failed.names[0], error=str(error))
+        self.wanted = replace(self.wanted, model=fallback.model)
+        self._prepare = fallback.prepare
+        self._shown = ShownTokens(fallback.model.tokenizer)
+        self._text = self.opening = self._unproven = None
+        self._notify()
+
+    async def _buy(self, prepared: Prepared) -> DeaiosError | None:
+        """Purchase, then charge or release; on no path does money stay set aside. Returns what went wrong."""
         self.prompt_tokens = len(prepared.order.prompt_ids)
         with ExitStack() as undo:
             undo.callback(self._budgets.release, prepared.reservation)
             amount, error = await self._purchase(prepared)
+            if error is not None and not amount and self._may_fall_back(error):
+                return error
             undo.pop_all()
         self._is_closing = True
         await self._settle(prepared, amount)
-        self._end(error)
+        return error
 
     async def _purchase(self, prepared: Prepared) -> tuple[int, DeaiosError | None]:
         """Buy to the end; returns what the key owes, and what went wrong."""
         purchase: Purchase | None = None
         try:
-            async with asyncio.timeout(self._patience.answer_s):
+            async with asyncio.timeout_at(self._late_at_s):
                 purchase = await self._buyer.purchase(prepared.order)
                 await self._follow(purchase, prepared.order)
                 self.opening = await purchase.wait()

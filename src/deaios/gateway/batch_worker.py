@@ -305,6 +305,8 @@ def read_line_body(api: Api, body: bytes) -> tuple[Question, ...]:
     questions = (read_chat_body(body),) if api == Api.CHAT else read_completion_body(body)
     if questions[0].stream:
         raise InvalidParameter("stream", "stream is not supported in batches", "unsupported_parameter")
+    if questions[0].fallbacks:  # what a line bought before a crash is found by its one order
+        raise InvalidParameter("models", "a line of a batch has one model", "unsupported_parameter")
     return questions
 
 

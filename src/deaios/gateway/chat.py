@@ -60,7 +60,7 @@ def build_chat_completion(network_id: bytes, sale: Sale) -> wire.ChatCompletion:
     return wire.ChatCompletion(
         id=wanted.answer_id,
         created=wanted.created_s,
-        model=wanted.model.record.name,
+        model=wanted.model.names[0],
         choices=[_build_choice(index, answer) for index, answer in enumerate(sale.answers)],
         usage=usage_of(openings),
         system_fingerprint=fingerprint_of(wanted.model),
@@ -91,7 +91,6 @@ class _ChatVoice:
     def __init__(self, network_id: bytes, sale: Sale, *, include_usage: bool) -> None:
         self._network_id = network_id
         self._sale = sale
-        self._wanted = sale.first.wanted
         self._include_usage = include_usage
         self._blank_usage = None if include_usage else msgspec.UNSET
         self._speeches = [Speech(answer.wanted) for answer in sale.answers]
@@ -131,7 +130,7 @@ class _ChatVoice:
 
     def _take_logprobs(self, index: int) -> wire.ChoiceLogprobs | None:
         pieces, self._unranked[index] = self._unranked[index], []
-        return logprobs_of(self._wanted, pieces)
+        return logprobs_of(self._sale.first.wanted, pieces)
 
     def end(self, index: int, _opening: Opening, *, is_last: bool) -> bytes:
         """The finish, and the usage where it is wanted; the proof rides on whichever is last."""
@@ -169,12 +168,13 @@ class _ChatVoice:
         usage: wire.Usage | msgspec.UnsetType | None,
         deaios: wire.Proof | wire.Proofs | msgspec.UnsetType,
     ) -> wire.ChatChunk:
+        wanted = self._sale.first.wanted
         return wire.ChatChunk(
-            id=self._wanted.answer_id,
-            created=self._wanted.created_s,
-            model=self._wanted.model.record.name,
+            id=wanted.answer_id,
+            created=wanted.created_s,
+            model=wanted.model.names[0],
             choices=choices,
-            system_fingerprint=fingerprint_of(self._wanted.model),
+            system_fingerprint=fingerprint_of(wanted.model),
             usage=usage,
             deaios=deaios,
         )

@@ -50,7 +50,7 @@ def build_text_completion(network_id: bytes, sale: Sale) -> TextCompletion:
     return TextCompletion(
         id=wanted.answer_id,
         created=wanted.created_s,
-        model=wanted.model.record.name,
+        model=wanted.model.names[0],
         choices=[
             TextChoice(text_of(answer), index, finish_of(opening), _Ranks(answer).take(answer.pieces))
             for index, (answer, opening) in enumerate(zip(sale.answers, openings, strict=True))
@@ -127,7 +127,7 @@ class _TextVoice:
             TextCompletion(
                 id=wanted.answer_id,
                 created=wanted.created_s,
-                model=wanted.model.record.name,
+                model=wanted.model.names[0],
                 choices=choices,
                 system_fingerprint=fingerprint_of(wanted.model),
                 usage=self._blank_usage if usage is None else usage,

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from deaios.compute.records import UNAUDITABLE
 from deaios.compute.schema import InvalidConstraint
-from deaios.gateway.answer import Answer, Patience, Prepared, Reader, Wanted
+from deaios.gateway.answer import Answer, Fallback, Patience, Prepared, Reader, Wanted
 from deaios.gateway.budgets import Budgets
 from deaios.gateway.errors import RefusedModel
 from deaios.gateway.keys import Draws, KeyRecord, derive_draws
@@ -25,6 +25,7 @@ from deaios.ledger.structs import Level
 from deaios.market.fields import InvalidParameter
 from deaios.market.orders import Order
 from deaios.market.parts import count_choices
+from deaios.market.preferences import add_policy
 from deaios.market.question import Api, Message, Part, Question, hash_request
 from deaios.market.tools import may_call
 from deaios.primitives.errors import DeaiosError
@@ -118,6 +119,11 @@ class Sale:
         return next((answer.error for answer in self.answers if answer.error is not None), None)
 
     @property
+    def is_settled(self) -> bool:
+        """Is it known of every answer which model gives it?"""
+        return all(answer.is_settled for answer in self.answers)
+
+    @property
     def has_ended(self) -> bool:
         """Have all answers ended?"""
         return all(answer.has_ended for answer in self.answers)
@@ -201,6 +207,19 @@ class Desk:
             raise RefusedModel(f"the model {name[:128]!r} does not exist or this key may not use it")
         return model
 
+    def find_models(self, key: KeyRecord, questions: Sequence[Question]) -> tuple[ServedModel, ...]:
+        """The models of a request, in the order in which they are tried; no model twice.
+
+        Raises:
+            RefusedModel: one of them does not exist, or not for this key.
+            InvalidParameter: several answers are wanted, which come from one model.
+        """
+        first = questions[0]
+        if first.fallbacks and count_choices(questions) > 1:
+            raise InvalidParameter("models", "several answers come from one model: send one model, or ask for one")
+        found = [self.find_model(key, name) for name in (first.model, *first.fallbacks)]
+        return tuple({model.record_id: model for model in found}.values())
+
     def sell(
         self,
         asked: Asked,
@@ -228,7 +247,7 @@ class Desk:
             RefusedBusy: too many answers are in the making.
             RefusedRate: the key's minute is used up.
         """
-        model = self.find_model(asked.key, questions[0].model)
+        models = self.find_models(asked.key, questions)
         answers: dict[int, Answer] = {}
         missing: list[_Missing] = []
         for index in range(count_choices(questions)):
@@ -246,7 +265,7 @@ class Desk:
             missing.append(_Missing(questions[index // questions[0].n], part, identity, repeats))
         if missing:
             self._admit(asked.key, missing)
-            for answer in self._begin(asked, model, missing, draw or self._draw, buyer or self._buyer):
+            for answer in self._begin(asked, models, missing, draw or self._draw, buyer or self._buyer):
                 answers[answer.wanted.part.index] = answer
         return Sale([answers[index] for index in sorted(answers)])
 
@@ -279,14 +298,22 @@ class Desk:
             raise
 
     def _begin(
-        self, asked: Asked, model: ServedModel, missing: "Sequence[_Missing]", draw: Draw, buyer: Purchasing
+        self,
+        asked: Asked,
+        models: Sequence[ServedModel],
+        missing: "Sequence[_Missing]",
+        draw: Draw,
+        buyer: Purchasing,
     ) -> list[Answer]:
+        model = models[0]
         client_nonce = asked.nonce or self._dice.token_bytes(NONCE_SIZE)
         wishes = [
             _Wish(item.question, item.part, draw(asked, item.question, item.part, client_nonce)) for item in missing
         ]
         takes: list[Callable[[], Awaitable[Prepared]]]
+        others: list[Fallback] = []
         if len(wishes) == 1:
+            others = [Fallback(other, partial(self._prepare, asked, other, wishes[0])) for other in models[1:]]
             takes = [partial(self._prepare, asked, model, wishes[0])]
         else:
             together = Together(partial(self._order_all, asked, model, wishes), asked.key.key_id, self._budgets)
@@ -311,6 +338,7 @@ class Desk:
                 budgets=self._budgets,
                 clock=self.clock,
                 patience=self.limits.patience,
+                fallbacks=others,
             )
             serial = self._book.add(item.identity, answer)
             self._running[answer] = asked.key.key_id
@@ -405,7 +433,7 @@ def _order(asked: Asked, model: ServedModel, wish: _Wish, prompt_ids: tuple[int,
         logprobs=question.top_logprobs,
         part=wish.part,
         constraint=None if question.constraint is None else question.constraint.encode(),
-        preferences=question.preferences,
+        preferences=add_policy(question.preferences, asked.key.data_policy),
         quantisation=model.record.quantisation,
         affinity=_affinity(asked.key, model, question.cache_key, prompt_ids),
         is_hedged=question.hedge,

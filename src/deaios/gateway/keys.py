@@ -8,6 +8,7 @@ import base64
 import hmac
 from dataclasses import dataclass
 
+from deaios.market.preferences import DataPolicy
 from deaios.market.question import PLAIN_CHAT, Part
 from deaios.primitives.hashing import sha256, tagged_sha256
 from deaios.primitives.keys import PrivateKey
@@ -39,6 +40,7 @@ class KeyRecord:
         revoked_at_ms: wall time since which it is refused; None for not revoked.
         requests_per_minute: how many it may send; None for no limit.
         tokens_per_minute: how many it may buy, prompt and answer together; None for no limit.
+        data_policy: what providers of its answers must promise; no request loosens it.
     """
 
     key_id: str
@@ -51,6 +53,7 @@ class KeyRecord:
     revoked_at_ms: int | None
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
+    data_policy: DataPolicy = DataPolicy.ANY
 
     def refuse_reason(self, now_ms: int) -> str | None:
         """Why the key is refused now, or None."""

@@ -105,7 +105,7 @@ def _build_message(network_id: bytes, sale: Sale) -> AnswerMessage:
     stop = _stop_of(opening, spoken)
     return AnswerMessage(
         id=wanted.answer_id,
-        model=wanted.model.record.name,
+        model=wanted.model.names[0],
         content=[_build_block(part) for part in spoken.parts or ("",)],
         usage=_usage_of(opening),
         stop_reason=stop.stop_reason,
@@ -156,7 +156,7 @@ class _MessageVoice:
         """The frame; its counts are what is known by then, the last event has those that were paid for."""
         wanted = self._sale.first.wanted
         frame = AnswerMessage(
-            wanted.answer_id, wanted.model.record.name, [], MessageUsage(self._sale.first.prompt_tokens, 0)
+            wanted.answer_id, wanted.model.names[0], [], MessageUsage(self._sale.first.prompt_tokens, 0)
         )
         return encode_event(MessageStart(frame), "message_start")
 

@@ -201,7 +201,7 @@ class Document:
             id=wanted.answer_id,
             created_at=wanted.created_s,
             status=status,
-            model=wanted.model.record.name,
+            model=wanted.model.names[0],
             output=[],
             temperature=question.temperature_milli / MILLI,
             top_p=question.top_p_milli / MILLI,

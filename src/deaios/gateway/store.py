@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from deaios.gateway.keys import AMOUNT_MAX, KEY_ID_SIZE, KEY_SECRET_SIZE, RATE_MAX, KeyRecord, build_key_text, hash_key
+from deaios.market.preferences import DataPolicy
 from deaios.primitives.errors import Invalid
 from deaios.primitives.keys import Address
 from deaios.runtime.dice import Dice
@@ -25,7 +26,7 @@ NAME_CHARS_MAX = 128
 MODELS_MAX = 256
 _COLUMNS = (
     "key_id, name, budget, spent, models, created_at_ms, expires_at_ms, revoked_at_ms, "
-    "requests_per_minute, tokens_per_minute"
+    "requests_per_minute, tokens_per_minute, data_policy"
 )
 _CHARGE_COLUMNS = (
     "answer_id, key_id, amount, prompt_tokens, completion_tokens, at_ms, provider, counter, request, purchase, repeats"
@@ -73,6 +74,9 @@ _MIGRATIONS = (
     """
     ALTER TABLE keys ADD COLUMN requests_per_minute INTEGER CHECK (requests_per_minute > 0);
     ALTER TABLE keys ADD COLUMN tokens_per_minute INTEGER CHECK (tokens_per_minute > 0);
+    """,
+    """
+    ALTER TABLE keys ADD COLUMN data_policy TEXT NOT NULL DEFAULT 'any' CHECK (data_policy IN ('any', 'deny', 'zdr'));
     """,
 )
 
@@ -155,6 +159,7 @@ class KeyStore:
         expires_at_ms: int | None = None,
         requests_per_minute: int | None = None,
         tokens_per_minute: int | None = None,
+        data_policy: DataPolicy = DataPolicy.ANY,
     ) -> tuple[str, KeyRecord]:
         """Make a key.
 
@@ -178,13 +183,14 @@ class KeyStore:
             revoked_at_ms=None,
             requests_per_minute=requests_per_minute,
             tokens_per_minute=tokens_per_minute,
+            data_policy=data_policy,
         )
         listed = None if record.models is None else json.dumps(sorted(record.models))
         rates = (requests_per_minute, tokens_per_minute)
         hashed = hash_key(text, self._pepper)
-        values = (record.key_id, name, budget, 0, listed, now_ms, expires_at_ms, None, *rates, hashed)
+        values = (record.key_id, name, budget, 0, listed, now_ms, expires_at_ms, None, *rates, data_policy, hashed)
         with self._writing, transaction(self._writer) as connection:
-            connection.execute(f"INSERT INTO keys ({_COLUMNS}, hash) VALUES (?,?,?,?,?,?,?,?,?,?,?)", values)  # noqa: S608 # a constant
+            connection.execute(f"INSERT INTO keys ({_COLUMNS}, hash) VALUES (?,?,?,?,?,?,?,?,?,?,?,?)", values)  # noqa: S608 # a constant
         return text, record
 
     def adopt(self, key_id: str, name: str, now_ms: int) -> str:
@@ -397,8 +403,11 @@ def _sum_repeated(connection: sqlite3.Connection, repeats: str | None) -> int:
 
 
 def _build_record(row: tuple[Any, ...]) -> KeyRecord:  # Any: STRICT tables hold the declared types
-    key_id, name, budget, spent, models, *times = row
-    return KeyRecord(key_id, name, budget, spent, None if models is None else frozenset(json.loads(models)), *times)
+    fields = dict(zip(_COLUMNS.split(", "), row, strict=True))
+    listed, policy = fields["models"], DataPolicy(fields["data_policy"])
+    return KeyRecord(
+        **fields | {"models": None if listed is None else frozenset(json.loads(listed)), "data_policy": policy}
+    )
 
 
 def _validate_rates(requests_per_minute: int | None, tokens_per_minute: int | None) -> None:

@@ -182,6 +182,12 @@ async def _stream(
     Raises:
         ConnectionError: the client left, or stopped reading.
     """
+    while not sale.is_settled:
+        try:
+            async with asyncio.timeout(desk.limits.keep_alive_s):
+                await sale.wait(lambda: sale.is_settled)
+        except TimeoutError:
+            await writer.write(_KEEP_ALIVE)
     await writer.write(voice.first())
     running = set(range(len(sale.answers)))
 

@@ -11,6 +11,7 @@ from deaios.market.chat import read_chat_body
 from deaios.market.completion import read_completion_body
 from deaios.market.messages import read_messages_body
 from deaios.market.question import Question
+from deaios.primitives.errors import Invalid
 from deaios.primitives.units import compute_fee
 
 READERS: Mapping[str, Callable[[bytes], Sequence[Question]]] = MappingProxyType(
@@ -31,11 +32,27 @@ async def quote(path: str, body: bytes, models: ServedModels) -> int:
         Invalid…: the body is not one of that door.
     """
     questions = await off_loop(body, partial(READERS[path], body))
-    name = questions[0].model
-    model = models.find(name)
-    if model is None:
-        raise RefusedModel(f"the model {name[:128]!r} does not exist")
-    return await off_loop(body, partial(_sum_most, questions, model))
+    found = []
+    for name in (questions[0].model, *questions[0].fallbacks):
+        model = models.find(name)
+        if model is None:
+            raise RefusedModel(f"the model {name[:128]!r} does not exist")
+        found.append(model)
+    return await off_loop(body, partial(_find_most, questions, found))
+
+
+def _find_most(questions: Sequence[Question], models: Sequence[ServedModel]) -> int:
+    """The most that any of the models costs; one that cannot take the request is not the one that answers."""
+    amounts, refusal = [], None
+    for model in models:
+        try:
+            amounts.append(_sum_most(questions, model))
+        except Invalid as error:
+            refusal = error
+    if not amounts:
+        assert refusal is not None, "a body names at least one model"
+        raise refusal
+    return max(amounts)
 
 
 def _sum_most(questions: Sequence[Question], model: ServedModel) -> int:

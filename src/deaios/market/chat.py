@@ -18,13 +18,16 @@ from deaios.market.fields import (
     read_fields,
     read_flag,
     read_model,
+    read_models,
     read_parameters,
+    read_route,
     read_routing,
     read_stop,
     read_stream_options,
     read_text,
     refuse_other_fields,
     require_fields,
+    settle_models,
     thousandths,
     wrong_type,
 )
@@ -89,7 +92,7 @@ def read_chat_body(body: bytes) -> Question:
         InvalidBody: not one JSON object in UTF-8.
         InvalidParameter: anything in it that is not understood and offered.
     """
-    return _combine(read_parameters(body, _READERS, _NEUTRAL, ("model", "messages")))
+    return _combine(settle_models(read_parameters(body, _READERS, _NEUTRAL, ("messages",))))
 
 
 def _combine(found: Mapping[str, object]) -> Question:
@@ -191,6 +194,8 @@ _READERS: Mapping[str, Reader] = {
     "max_tokens": integers(1, MAX_TOKENS_LIMIT),
     "messages": _read_messages,
     "model": read_model,
+    "models": read_models,
+    "route": read_route,
     "n": integers(1, CHOICES_MAX),
     "parallel_tool_calls": read_flag,
     "response_format": read_chat_format,
@@ -207,4 +212,4 @@ _READERS: Mapping[str, Reader] = {
     "top_logprobs": integers(0, LOGPROBS_MAX),
     "top_p": thousandths(1, TOP_P_OFF),
 }
-_PLAIN_FIELDS = frozenset({"messages", "model", "n", "seed", "stop", "stream", "tools", "top_k"})
+_PLAIN_FIELDS = frozenset({"fallbacks", "messages", "model", "n", "seed", "stop", "stream", "tools", "top_k"})

@@ -15,11 +15,14 @@ from deaios.market.fields import (
     integers,
     read_flag,
     read_model,
+    read_models,
     read_parameters,
+    read_route,
     read_routing,
     read_stop,
     read_stream_options,
     read_text,
+    settle_models,
     thousandths,
     wrong_type,
 )
@@ -49,7 +52,7 @@ def read_completion_body(body: bytes) -> tuple[Question, ...]:
         InvalidBody: not one JSON object in UTF-8.
         InvalidParameter: anything in it that is not understood and offered.
     """
-    found = read_parameters(body, _READERS, _NEUTRAL, ("model", "prompt"))
+    found = settle_models(read_parameters(body, _READERS, _NEUTRAL, ("prompt",)))
     prompts = found.pop("prompt")
     assert isinstance(prompts, list)
     if "stream_options" in found and not found.get("stream"):
@@ -102,6 +105,8 @@ _READERS: Mapping[str, Reader] = {
     "logprobs": integers(0, LOGPROBS_MAX),
     "max_tokens": integers(1, MAX_TOKENS_LIMIT),
     "model": read_model,
+    "models": read_models,
+    "route": read_route,
     "n": integers(1, CHOICES_MAX),
     "prompt": _read_prompts,
     "provider": read_preferences,

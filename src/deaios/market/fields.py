@@ -21,6 +21,8 @@ BODY_BYTES_MAX = 1 << 20
 """Some 250,000 tokens of text: more than any context served so far."""
 PARTS_MAX = 256
 MODEL_CHARS_MAX = 256
+MODELS_MAX = 8
+"""Names in `models`: each that fails costs its attempts and their time. OpenRouter takes three."""
 STOP_BYTES_MAX = 256
 JSON_DEPTH_MAX = JSON_NESTING_MAX + 8
 """A schema of a tool, in its body."""
@@ -197,6 +199,41 @@ def read_model(param: str, value: object) -> str:
     if not 0 < len(text) <= MODEL_CHARS_MAX:
         raise InvalidParameter(param, f"{param} has {len(text)} characters, allowed are 1 to {MODEL_CHARS_MAX}")
     return text
+
+
+def read_models(param: str, value: object) -> tuple[str, ...]:
+    """Models in the order in which they are tried: OpenRouter's `models`."""
+    if not isinstance(value, list):
+        raise wrong_type(param, "an array of strings", value)
+    if not 0 < len(value) <= MODELS_MAX:
+        raise InvalidParameter(param, f"{param} has {len(value)} entries, allowed are 1 to {MODELS_MAX}")
+    return tuple(read_model(f"{param}[{index}]", item) for index, item in enumerate(value))
+
+
+def read_route(param: str, value: object) -> str:
+    """OpenRouter's `route`, whose one value means what `models` means without it."""
+    text = read_text(param, value)
+    if text != "fallback":
+        raise InvalidParameter(param, f"{param} is {text[:80]!r}, only 'fallback' is allowed")
+    return text
+
+
+def settle_models(found: Mapping[str, object]) -> dict[str, object]:
+    """The parameters with one `model` and its `fallbacks`: `model` comes first where both are given, no name twice.
+
+    Args:
+        found: parameters of a body, `model` and `models` as their readers gave them.
+
+    Raises:
+        InvalidParameter: neither is there.
+    """
+    listed = found.get("models", ())
+    assert isinstance(listed, tuple)
+    names = list(dict.fromkeys([found["model"], *listed] if "model" in found else listed))
+    if not names:
+        raise InvalidParameter("model", "missing required parameter: 'model'", "missing_required_parameter")
+    rest = {name: value for name, value in found.items() if name not in ("model", "models", "route")}
+    return rest | {"model": names[0], "fallbacks": tuple(names[1:])}
 
 
 def read_stop(param: str, value: object) -> tuple[str, ...]:

@@ -20,12 +20,15 @@ from deaios.market.fields import (
     read_fields,
     read_flag,
     read_model,
+    read_models,
     read_parameters,
+    read_route,
     read_routing,
     read_stop,
     read_text,
     refuse_other_fields,
     require_fields,
+    settle_models,
     thousandths,
     wrong_type,
 )
@@ -78,7 +81,7 @@ def read_messages_body(body: bytes) -> Question:
         InvalidBody: not one JSON object in UTF-8.
         InvalidParameter: anything in it that is not understood and offered.
     """
-    return _combine(read_parameters(body, _READERS, _NEUTRAL, ("model", "messages", "max_tokens")))
+    return _combine(settle_models(read_parameters(body, _READERS, _NEUTRAL, ("messages", "max_tokens"))))
 
 
 def read_count_body(body: bytes) -> Question:
@@ -89,9 +92,10 @@ def read_count_body(body: bytes) -> Question:
         InvalidParameter: anything in it that is not understood and offered.
     """
     readers = {
-        name: _READERS[name] for name in ("messages", "model", "output_config", "system", "tool_choice", "tools")
+        name: _READERS[name]
+        for name in ("messages", "model", "models", "output_config", "route", "system", "tool_choice", "tools")
     }
-    return _combine(read_parameters(body, readers, _NEUTRAL, ("model", "messages")))
+    return _combine(settle_models(read_parameters(body, readers, _NEUTRAL, ("messages",))))
 
 
 def _combine(found: dict[str, object]) -> Question:
@@ -200,6 +204,8 @@ _READERS: Mapping[str, Reader] = {
     "max_tokens": integers(1, MAX_TOKENS_LIMIT),
     "messages": _read_turns,
     "model": read_model,
+    "models": read_models,
+    "route": read_route,
     "output_config": _read_output_config,
     "provider": read_preferences,
     "stop_sequences": read_stop,

@@ -7,7 +7,7 @@ is its own word: nobody can check it.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 from enum import StrEnum
 
@@ -34,6 +34,26 @@ class SortBy(StrEnum):
     PRICE = "price"
     THROUGHPUT = "throughput"
     LATENCY = "latency"
+
+
+class DataPolicy(StrEnum):
+    """What a provider must promise about prompts and answers; each asks for what the one before it asks for."""
+
+    ANY = "any"
+    DENY = "deny"
+    ZDR = "zdr"
+
+    @property
+    def promises(self) -> frozenset[str]:
+        """As routing reads them."""
+        return _POLICY_PROMISES[self]
+
+
+_POLICY_PROMISES = {
+    DataPolicy.ANY: frozenset[str](),
+    DataPolicy.DENY: frozenset({NO_COLLECTION}),
+    DataPolicy.ZDR: frozenset({NO_COLLECTION, ZERO_RETENTION}),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +93,14 @@ class Preferences:
 
 
 NO_PREFERENCES = Preferences()
+
+
+def add_policy(preferences: Preferences | None, policy: DataPolicy) -> Preferences | None:
+    """What is wanted under a policy: its promises and those of the request, so that a request loosens nothing."""
+    if not policy.promises:
+        return preferences
+    wanted = preferences or NO_PREFERENCES
+    return replace(wanted, promises=wanted.promises | policy.promises)
 
 
 def read_preferences(param: str, value: object) -> Preferences:

@@ -75,7 +75,8 @@ class Question:
     `cache_key` names requests that begin alike, and `hedge` wants a second provider asked when the first is late. `raw`
     is the prompt where there is no conversation. `n` answers are wanted, each a purchase of its own. `tools` are shown
     to the model, `constraint` is what its answer is held to. `prompt_name` and `limit_name` are what the body calls
-    the prompt and the bound of its answer.
+    the prompt and the bound of its answer. `fallbacks` are models that may answer instead, in the order in which they
+    are tried.
     """
 
     model: str
@@ -101,6 +102,7 @@ class Question:
     hedge: bool = False
     prompt_name: str = "messages"
     limit_name: str = "max_tokens"
+    fallbacks: tuple[str, ...] = ()
 
     def message_objects(self) -> list[dict[str, Json]]:
         """The messages as plain objects, the form that templates and the context take."""

@@ -20,12 +20,15 @@ from deaios.market.fields import (
     read_fields,
     read_flag,
     read_model,
+    read_models,
     read_parameters,
+    read_route,
     read_routing,
     read_text,
     refuse_other_fields,
     refuse_unless_neutral,
     require_fields,
+    settle_models,
     thousandths,
     unknown,
     wrong_type,
@@ -119,7 +122,7 @@ def read_response_body(body: bytes) -> ResponseBody:
         InvalidBody: not one JSON object in UTF-8.
         InvalidParameter: anything in it that is not understood and offered.
     """
-    found = read_parameters(body, _READERS, _NEUTRAL, ("model", "input"))
+    found = settle_models(read_parameters(body, _READERS, _NEUTRAL, ("input",)))
     turns, instructions = found.pop("input"), found.pop("instructions", None)
     previous, metadata, store = (found.pop(name, None) for name in ("previous_response_id", "metadata", "store"))
     routing, _ = found.pop("deaios", {}), found.pop("stream_options", None)
@@ -290,6 +293,8 @@ _READERS: Mapping[str, Reader] = {
     "max_output_tokens": integers(1, MAX_TOKENS_LIMIT),
     "metadata": read_metadata,
     "model": read_model,
+    "models": read_models,
+    "route": read_route,
     "parallel_tool_calls": read_flag,
     "previous_response_id": _read_previous,
     "prompt_cache_key": read_cache_key,

@@ -8,6 +8,7 @@ import msgspec
 
 from deaios.gateway.keys import KEYS_FILE, KeyRecord, derive_pepper
 from deaios.gateway.store import InvalidKeyTerms, KeyStore
+from deaios.market.preferences import DataPolicy
 from deaios.node.folder import StateFolder
 from deaios.node.session import open_keystore
 from deaios.primitives.errors import ConfigError
@@ -33,6 +34,7 @@ class ApiKey(msgspec.Struct, frozen=True):
     revoked_at_ms: int | None
     requests_per_minute: int | None
     tokens_per_minute: int | None
+    data_policy: str
     key: str | None = None
 
 
@@ -45,6 +47,7 @@ def create_key(
     days: int | None = None,
     requests_per_minute: int | None = None,
     tokens_per_minute: int | None = None,
+    data_policy: DataPolicy = DataPolicy.ANY,
 ) -> ApiKey:
     """Make a key.
 
@@ -56,6 +59,7 @@ def create_key(
         days: until it expires.
         requests_per_minute: how many it may send.
         tokens_per_minute: how many it may buy.
+        data_policy: what providers of its answers must promise.
 
     Raises:
         ConfigError: the folder has no gateway.
@@ -74,6 +78,7 @@ def create_key(
             expires_at_ms=None if days is None else now_ms + days * DAY_MS,
             requests_per_minute=requests_per_minute,
             tokens_per_minute=tokens_per_minute,
+            data_policy=data_policy,
         )
     return _describe(record, text)
 
@@ -146,5 +151,6 @@ def _describe(record: KeyRecord, text: str | None = None) -> ApiKey:
         revoked_at_ms=record.revoked_at_ms,
         requests_per_minute=record.requests_per_minute,
         tokens_per_minute=record.tokens_per_minute,
+        data_policy=record.data_policy,
         key=text,
     )
