@@ -9,9 +9,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from aiohttp import web
 
+from deaios.compute.embedding import encode_vector
 from deaios.compute.records import Calibration, ModelRecord, NoiseClass, RecordFile, Thresholds
 from deaios.gateway.desk import Limits
 from deaios.gateway.purchasing import ServedModel, ServedModels
@@ -24,6 +26,7 @@ from deaios.market.batches import BatchProof
 from deaios.market.opening import Opening
 from deaios.market.preferences import DataPolicy
 from deaios.market.question import hash_request
+from deaios.market.receipts import count_billed
 from deaios.primitives.errors import Invalid, Unavailable
 from deaios.primitives.hashing import ZERO32
 from deaios.primitives.keys import Address
@@ -121,6 +124,13 @@ def say(text, size=3, finish=FinishReason.STOP_TOKEN):
     return Script([ids[start : start + size] for start in range(0, len(ids), size)], finish)
 
 
+def point(order):
+    """A script that sells a vector: two numbers, by how much of the prompt is the letter e."""
+    share = order.prompt_ids.count(ord("e")) / max(1, len(order.prompt_ids))
+    words = encode_vector(np.array([share, (1 - share**2) ** 0.5]))
+    return Script([words], FinishReason.LENGTH)
+
+
 class FakePurchase:
     def __init__(self, buyer, order, script, counter):
         self.buyer, self.order, self.script, self.counter = buyer, order, script, counter
@@ -176,7 +186,8 @@ class FakePurchase:
             PROVIDER, order.model_record_id, ZERO32, 2, INPUT_PRICE, OUTPUT_PRICE, 1000, 8, 900, "http://p", 2**40
         )
         request = Request(hash_struct(ask), PROVIDER, hash_struct(offer), ZERO32, 10**6, ZERO32, 99)
-        fee = compute_fee(len(order.prompt_ids), len(self.ids), INPUT_PRICE, OUTPUT_PRICE)
+        billed = count_billed(order.params, self.ids)
+        fee = compute_fee(len(order.prompt_ids), billed, INPUT_PRICE, OUTPUT_PRICE)
         fee = fee if self.script.fee is None else self.script.fee
         receipt = Receipt(
             request_digest=hash_struct(request),
@@ -185,7 +196,7 @@ class FakePurchase:
             output_commitment=ZERO32,
             prompt_tokens=len(order.prompt_ids),
             cached_tokens=0,
-            completion_tokens=len(self.ids),
+            completion_tokens=billed,
             finish_reason=finish,
             stop_index=0,
             state=state,
@@ -270,6 +281,7 @@ class World:
     key_id: str
     application: web.Application
     say: Callable = say
+    point: Callable = point
     script: type = Script
     delta: type = FakeDelta
     rank: Callable = rank

@@ -185,7 +185,7 @@ async def test_a_file_that_cannot_be_read_fails_the_batch_at_once(world, content
 @pytest.mark.parametrize(
     ("options", "param"),
     [
-        ({"endpoint": "/v1/embeddings"}, "endpoint"),
+        ({"endpoint": "/v1/moderations"}, "endpoint"),
         ({"completion_window": "1h"}, "completion_window"),
         ({"extra_body": {"output_expires_after": {"anchor": "created_at", "seconds": 3600}}}, "output_expires_after"),
     ],

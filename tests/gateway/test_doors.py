@@ -40,7 +40,7 @@ async def ask(session, world, body=BODY, **headers):
         ("POST", "/", 404, "unknown_url"),
         ("GET", "/v1/chat/completions", 405, "method_not_allowed"),
         ("DELETE", "/v1/models/tiny", 405, "method_not_allowed"),
-        ("POST", "/v1/embeddings", 404, "unknown_url"),
+        ("POST", "/v1/images/generations", 404, "unknown_url"),
         ("GET", "/v1/receipts/0x12/1/proof", 400, "invalid_value"),
         ("GET", "/v1/receipts/0x" + "22" * 20 + "/01/proof", 400, "invalid_value"),
         ("GET", "/v1/receipts/0x" + "22" * 20 + "/1/proof", 404, "not_found"),

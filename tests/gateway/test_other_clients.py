@@ -4,8 +4,11 @@ import asyncio
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tests.conftest import load_module
+
+from deaios.compute.embedding import is_embedding
 
 ARGUMENTS = '{"city": "Oslo"}'
 PERSON = '{"name": "Ada"}'
@@ -30,6 +33,8 @@ def talking(world):
     """A gateway whose model calls a tool where it may, tells a tool's result, and else says what it is held to."""
 
     def reply(order):
+        if is_embedding(order.params):
+            return world.point(order)
         if b"\ntool(" in bytes(order.prompt_ids):
             return world.say("Rain at noon.")
         form = json.loads(order.constraint) if order.constraint else {"kind": None}
@@ -60,6 +65,7 @@ async def test_langchain(clients, talking):
         "responses": loop,
         "async": {"calls": ["get_weather"], "words": "Hello!"},
         "structured": {"json_schema": "Ada", "function_calling": "Ada", "json_mode": "Ada"},
+        "embeddings": {"count": 40, "ordered": True, "query": True},
         "structured_stream": "Ada",
         "structured_responses": "Ada",
     }
@@ -75,4 +81,7 @@ async def test_litellm(clients, talking):
         "forced": 1,
         "usage": True,
     }
+    vectors = said.pop("embeddings")
+    half = float(np.float16(0.75**0.5))
+    assert vectors == {"vectors": [[0.5, half], [0.0, 1.0]], "packed": [0.5, half], "usage": 3}
     assert said == {"openai": loop, "anthropic": loop, "async": "Hello!", "structured": "Ada"}

@@ -7,7 +7,7 @@ import sys
 
 from langchain_core.messages import HumanMessage, ToolMessage
 from langchain_core.tools import tool
-from langchain_openai import ChatOpenAI
+from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 from pydantic import BaseModel
 
 
@@ -55,6 +55,19 @@ async def talk(chat: ChatOpenAI) -> dict[str, object]:
     return {"calls": [call["name"] for call in said.tool_calls], "words": "".join(words)}
 
 
+async def embed() -> dict[str, object]:
+    """Vectors as its users get them: texts, not the ids of another vocabulary; as many at once as a request takes."""
+    place = {"base_url": os.environ["GATEWAY"] + "/v1", "api_key": os.environ["KEY"]}
+    maker = OpenAIEmbeddings(model="tiny", check_embedding_ctx_length=False, chunk_size=32, **place)
+    texts = ["e" * count + "a" for count in range(40)]
+    whole = maker.embed_documents(texts)
+    return {
+        "count": len(whole),
+        "ordered": [vector[0] for vector in whole] == sorted(vector[0] for vector in whole),
+        "query": maker.embed_query("ea") == whole[1] == await maker.aembed_query("ea"),
+    }
+
+
 def main() -> None:
     chat = build(temperature=0)
     structured = {
@@ -68,6 +81,7 @@ def main() -> None:
                 "chat": loop(chat),
                 "responses": loop(build(use_responses_api=True)),
                 "async": asyncio.run(talk(chat)),
+                "embeddings": asyncio.run(embed()),
                 "structured": structured,
                 "structured_stream": streamed[-1],
                 "structured_responses": build(use_responses_api=True)

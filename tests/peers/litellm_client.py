@@ -1,8 +1,10 @@
 """What LiteLLM's users do, against the gateway at GATEWAY with KEY; prints one JSON object of what came back."""
 
 import asyncio
+import base64
 import json
 import os
+import struct
 import sys
 
 import litellm
@@ -48,6 +50,18 @@ async def talk() -> str:
     return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
 
 
+async def embed() -> dict[str, object]:
+    where = place("openai")
+    first = litellm.embedding(**where, input=["ea", "a"])
+    again = await litellm.aembedding(**where, input=["ea", "a"], encoding_format="base64")
+    packed = base64.b64decode(again.data[0]["embedding"])
+    return {
+        "vectors": [item["embedding"] for item in first.data],
+        "packed": list(struct.unpack(f"<{len(packed) // 4}f", packed)),
+        "usage": first.usage.prompt_tokens,
+    }
+
+
 def main() -> None:
     said = litellm.completion(**place("openai"), messages=ASK, response_format=Person)
     sys.stdout.write(
@@ -56,6 +70,7 @@ def main() -> None:
                 "openai": loop("openai"),
                 "anthropic": loop("anthropic"),
                 "async": asyncio.run(talk()),
+                "embeddings": asyncio.run(embed()),
                 "structured": Person.model_validate_json(said.choices[0].message.content).name,
             }
         )

@@ -12,19 +12,20 @@ from datetime import UTC, datetime
 from deaios.alignment.answer import Answer
 from deaios.alignment.evidence import finish_of
 from deaios.alignment.facts import Fact, Head, check_signer, compare, state
-from deaios.compute.commitments import commit_output, commit_prompt, hash_context
+from deaios.compute.commitments import commit_prompt, hash_context
 from deaios.compute.constraint import decode_constraint, hash_constraint
+from deaios.compute.embedding import InvalidVector, decode_vector, is_embedding
 from deaios.compute.generation import check_finish, read_output
 from deaios.compute.records import ModelRecord, Thresholds, encode_record, record_id
 from deaios.compute.template import ChatTemplate
 from deaios.compute.tokenizer import Tokenizer
 from deaios.compute.verification import Report
 from deaios.ledger.eip712 import Domain, hash_struct
-from deaios.ledger.structs import Level, State
+from deaios.ledger.structs import FinishReason, Level, State
 from deaios.market.batches import RECEIPTS_TAG
 from deaios.market.parts import read_part
 from deaios.market.question import Question, hash_request
-from deaios.market.receipts import compute_fee_due
+from deaios.market.receipts import commit_result, compute_fee_due, count_billed
 from deaios.market.tool_text import read_calls
 from deaios.market.tools import may_call
 from deaios.primitives.encoding import encode_hex
@@ -246,13 +247,19 @@ def check_delivery(answer: Answer, tokenizer: Tokenizer) -> Iterator[Fact]:
     """Counts, fee, end and text are what the output ids say."""
     opening = answer.opening
     ask, receipt, ids = opening.ask, opening.receipt, opening.output_ids
-    root = commit_output(ids, opening.salt)
+    root = commit_result(ask.params, ids, opening.salt)
     yield compare("output", "the receipt covers these output ids", receipt.output_commitment, root)
-    says = f"{receipt.completion_tokens} output tokens billed, {len(ids)} counted"
-    yield state("completion count", receipt.completion_tokens == len(ids), says)
+    counted = count_billed(ask.params, ids)
+    says = f"{receipt.completion_tokens} output tokens billed, {counted} counted"
+    yield state("completion count", receipt.completion_tokens == counted, says)
     says = f"{receipt.prompt_tokens} prompt tokens billed, {ask.prompt_count} ordered, {receipt.cached_tokens} cached"
     fits = receipt.prompt_tokens == ask.prompt_count >= receipt.cached_tokens
     yield state("prompt bill", fits, says)
+    if is_embedding(ask.params):
+        yield _check_vector(answer)
+        yield from _check_fee(answer)
+        yield state("text", not answer.text, "a vector has no text")
+        return
     yield _check_finish(answer, tokenizer)
     yield from _check_fee(answer)
     text = read_output(ids, ask.params, tokenizer)
@@ -286,6 +293,18 @@ def _check_finish(answer: Answer, tokenizer: Tokenizer) -> Fact:
         wrong = "an answer without any token was billed as served"
     says = f"the answer ends after {len(ids)} tokens by {reason.name.lower()}, as its tokens say"
     return state("finish", wrong is None, wrong or says)
+
+
+def _check_vector(answer: Answer) -> Fact:
+    receipt = answer.opening.receipt
+    if receipt.finish_reason != FinishReason.LENGTH or receipt.stop_index:
+        says = f"a vector ends by reason {int(FinishReason.LENGTH)} and index 0, not {receipt.finish_reason} and "
+        return state("finish", False, f"{says}{receipt.stop_index}")
+    try:
+        dimensions = len(decode_vector(answer.opening.output_ids))
+    except InvalidVector as error:
+        return state("finish", False, str(error))
+    return state("finish", True, f"the words are a vector of {dimensions} dimensions and length one")
 
 
 def _check_fee(answer: Answer) -> Iterator[Fact]:
@@ -339,6 +358,9 @@ def _check_batch(answer: Answer, batch: BatchView | None) -> Fact:
 
 def check_tokens(answer: Answer, report: Report, thresholds: Thresholds) -> Iterator[Fact]:
     """Every token is the one that this model, prompt and seed give, as far as a float can tell."""
+    if is_embedding(answer.opening.ask.params):
+        yield _check_distance(report)
+        return
     count = len(answer.opening.output_ids)
     if report.ok and report.tokens_checked == count:
         says = (
@@ -351,6 +373,14 @@ def check_tokens(answer: Answer, report: Report, thresholds: Thresholds) -> Iter
         yield state("tokens", False, f"token {found.position}, rule {found.rule}: {found.detail}")
     if not report.violations:
         yield state("tokens", False, f"{report.tokens_checked} of {count} tokens were checked")
+
+
+def _check_distance(report: Report) -> Fact:
+    if report.ok and report.tokens_checked == 1:
+        says = f"the vector is what this model gives for the input: 1 - cosine is {report.margin_max:.2g}"
+        return state("vector", True, says)
+    said = [found.detail for found in report.violations[:VIOLATIONS_SHOWN_MAX]]
+    return state("vector", False, "; ".join(said) or "the vector was not checked")
 
 
 def list_trusts(user_nonce: bytes | None) -> Iterator[Fact]:

@@ -21,6 +21,7 @@ from deaios.alignment.check import (
 )
 from deaios.alignment.evidence import is_promised
 from deaios.alignment.facts import Fact, Outcome, Verification, collect, find_broken
+from deaios.compute.embedding import is_embedding
 from deaios.compute.records import UNAUDITABLE, ModelRecord
 from deaios.compute.template import ChatTemplate
 from deaios.compute.tokenizer import Tokenizer
@@ -74,6 +75,9 @@ async def examine(answer: Answer, terms: NetworkTerms, world: World, user_nonce:
     if not report.ok and not is_promised(answer.opening):
         return _end_unpromised(answer, facts, report)
     facts += collect(check_tokens(answer, report, record.thresholds), list_trusts(user_nonce))
+    if is_embedding(answer.opening.ask.params) and not find_broken(facts):
+        says = f"verified: the input's vector, 1 - cosine {report.margin_max:.2g}"
+        return Verification(Outcome.VERIFIED, tuple(facts), says, report)
     return _end(facts, report)
 
 

@@ -17,6 +17,7 @@ from deaios.primitives.merkle import build_root
 
 PROMPT_TAG = "deaios/prompt/1"
 OUTPUT_TAG = "deaios/output/1"
+EMBEDDING_TAG = "deaios/embedding/1"
 SALT_TAG = "deaios/salt/1"
 CONTEXT_TAG = "deaios/context/1"
 CLIENT_TAG = "deaios/client/1"
@@ -40,7 +41,7 @@ def leaf_salt(salt: bytes, label: str, index: int) -> bytes:
 
     Args:
         salt: the buyer's 32 bytes for this ask.
-        label: `prompt`, `context` or `output`.
+        label: `prompt`, `context`, `output` or `embedding`.
         index: of the leaf.
     """
     _validate_salt(salt)
@@ -60,6 +61,11 @@ def commit_prompt(ids: Sequence[int], salt: bytes) -> bytes:
 def commit_output(ids: Sequence[int], salt: bytes) -> bytes:
     """Merkle root over salted chunks of the sampled token ids, the stopping one included."""
     return build_root(OUTPUT_TAG, _salted_chunks(ids, salt, "output"))
+
+
+def commit_embedding(words: Sequence[int], salt: bytes) -> bytes:
+    """The same over the words of a vector, under a tag and with salts of their own: no answer has the same root."""
+    return build_root(EMBEDDING_TAG, _salted_chunks(words, salt, "embedding"))
 
 
 def _salted_chunks(ids: Sequence[int], salt: bytes, label: str) -> list[bytes]:

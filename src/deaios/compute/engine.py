@@ -138,6 +138,24 @@ class SavingEngine(Engine, Protocol):
         """
 
 
+@runtime_checkable
+class EmbeddingEngine(Engine, Protocol):
+    """An engine that shows what its last layer makes of each id."""
+
+    width: int
+    """Numbers per id."""
+
+    def hidden(self, step: Step) -> NDArray[np.float32]:
+        """Run one step; its `outputs` count for nothing.
+
+        Returns:
+            `(ids, width) float32`: the last hidden states of all its ids, after the final norm.
+
+        Raises:
+            InvalidStep, UnavailableEngine: as `decode`.
+        """
+
+
 def validate_steps(engine: Engine, held: Sequence[int], steps: Sequence[Step]) -> None:
     """Check steps against what the sequences hold.
 

@@ -71,6 +71,8 @@ class Rule(StrEnum):
     """The mask forbids the token; a mask has no edge."""
     VOCABULARY = "vocabulary"
     """No such token id."""
+    VECTOR = "vector"
+    """An embedding is farther from the checker's own than honest arithmetic explains, or is no vector."""
     FINISH = "finish"
     """The output ends, or goes on, where the finish rules say otherwise."""
     LENGTH = "length"

@@ -18,7 +18,17 @@ from typing import Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from deaios.compute.engine import Engine, InvalidStep, SavingEngine, Step, UnavailableEngine, split_evenly
+from deaios.compute.embedding import RefusedEmbedding
+from deaios.compute.embedding_check import compute_vector
+from deaios.compute.engine import (
+    EmbeddingEngine,
+    Engine,
+    InvalidStep,
+    SavingEngine,
+    Step,
+    UnavailableEngine,
+    split_evenly,
+)
 from deaios.compute.generation import Generation, InvalidPrefix, Sampled
 from deaios.compute.masking import MaskState
 from deaios.compute.pacing import Outstanding, Pace
@@ -167,7 +177,7 @@ class _Answer(_Job):
 
 @dataclass(eq=False, kw_only=True)
 class _Check(_Job, Generic[_Result]):
-    """One verification or replay."""
+    """One verification, replay or vector."""
 
     run: Callable[[Engine, int], _Result]
     alone: bool
@@ -184,6 +194,9 @@ class _Check(_Job, Generic[_Result]):
 
     def fail(self, error: Exception) -> None:
         self.tell(lambda: None if self.result.done() else self.result.set_exception(error))
+
+
+_AnyCheck = _Check[Report] | _Check[Replay] | _Check[NDArray[np.float64]]
 
 
 class EngineService:
@@ -212,9 +225,9 @@ class EngineService:
         self._cached_tokens = 0
         self._waiting_max = waiting_max
         self._wake = threading.Condition()
-        self._waiting: deque[_Answer | _Check[Report] | _Check[Replay]] = deque()
+        self._waiting: deque[_Answer | _AnyCheck] = deque()
         self._running: dict[int, _Answer] = {}
-        self._checking: _Check[Report] | _Check[Replay] | None = None
+        self._checking: _AnyCheck | None = None
         self._idle: list[_Job] = []
         self._failure: Exception | None = None
         self._refusing = False
@@ -320,6 +333,27 @@ class EngineService:
 
         return await self._check(run, len(prompt_ids) + len(output_ids), alone=False)
 
+    async def embed(self, prompt_ids: Sequence[int]) -> NDArray[np.float64]:
+        """`embedding.compute_vector` on this engine, between the turns of running answers.
+
+        Raises:
+            RefusedEmbedding: this engine shows no hidden states.
+            RefusedLength, InvalidStep, RefusedBusy, UnavailableEngine: as `generate`.
+            InvalidVector: as `compute_vector`.
+        """
+        self._validate_prompt(prompt_ids)
+        room = min(self.engine.context_tokens, self.engine.tokens_max)
+        if len(prompt_ids) > room:
+            raise RefusedLength(f"{len(prompt_ids)} prompt ids exceed the context of {room}")
+        if not isinstance(self.engine, EmbeddingEngine):
+            raise RefusedEmbedding(f"the {self.engine.profile.name} engine makes no embeddings")
+
+        def run(engine: Engine, sequence: int) -> NDArray[np.float64]:
+            assert isinstance(engine, EmbeddingEngine)
+            return compute_vector(engine, prompt_ids, sequence)
+
+        return await self._check(run, len(prompt_ids), alone=False)
+
     async def replay(
         self,
         prompt_ids: Sequence[int],
@@ -386,7 +420,7 @@ class EngineService:
         result: asyncio.Future[_Result] = loop.create_future()
         room = min(self.engine.context_tokens, self.engine.tokens_max)
         job = _Check(loop=loop, tokens=min(tokens, room), run=run, alone=alone, result=result)
-        self._enqueue(job)  # type: ignore[arg-type]  # the two results a check can have
+        self._enqueue(job)  # type: ignore[arg-type]  # the results a check can have
         try:
             return await result
         finally:
@@ -399,7 +433,7 @@ class EngineService:
                 f"this one has {len(prompt_ids)} ids up to {max(prompt_ids, default=None)}"
             )
 
-    def _enqueue(self, job: "_Answer | _Check[Report] | _Check[Replay]") -> None:
+    def _enqueue(self, job: "_Answer | _AnyCheck") -> None:
         with self._wake:
             if self._failure is not None:
                 raise UnavailableEngine(f"the engine failed: {self._failure}")
@@ -576,7 +610,7 @@ class EngineService:
         assert job.sequence is not None
         guest = _Guest(self, job)
         try:
-            outcome: Report | Replay | DeaiosError = job.run(guest, job.sequence)
+            outcome: Report | Replay | NDArray[np.float64] | DeaiosError = job.run(guest, job.sequence)
         except DeaiosError as error:
             outcome = error
         with self._wake:
@@ -585,14 +619,23 @@ class EngineService:
         if self._failure is not None:
             raise self._failure
 
-    def _decode_for(self, job: "_Check[Report] | _Check[Replay]", steps: Sequence[Step]) -> list[NDArray[np.float32]]:
+    def _hidden_for(self, job: "_AnyCheck", step: Step) -> NDArray[np.float32]:
+        """The same for hidden states."""
+        assert isinstance(self.engine, EmbeddingEngine)
+        hidden = self.engine.hidden
+        return self._run_for(job, lambda: hidden(step))
+
+    def _decode_for(self, job: "_AnyCheck", steps: Sequence[Step]) -> list[NDArray[np.float32]]:
+        return self._run_for(job, lambda: self.engine.decode(steps))
+
+    def _run_for(self, job: "_AnyCheck", work: Callable[[], _Result]) -> _Result:
         """A check's own step, after a turn for the answers that run beside it."""
         if self._closing or job.cancelled:
             raise UnavailableEngine("the check was cancelled")
         try:
             if not job.alone:
                 self._turn()
-            return self.engine.decode(steps)
+            return work()
         except UnavailableEngine as error:
             self._failure = error
             raise
@@ -618,18 +661,22 @@ def _outstanding(job: _Job) -> Outstanding:
 class _Guest:
     """The engine as a check sees it: every batch of the check first lets running answers have a turn."""
 
-    def __init__(self, service: EngineService, job: "_Check[Report] | _Check[Replay]") -> None:
+    def __init__(self, service: EngineService, job: "_AnyCheck") -> None:
         engine = service.engine
         self.profile = engine.profile
         self.vocabulary_size = engine.vocabulary_size
         self.context_tokens = engine.context_tokens
         self.sequences_max = engine.sequences_max
         self.tokens_max = engine.tokens_max
+        self.width = engine.width if isinstance(engine, EmbeddingEngine) else 0
         self._service = service
         self._job = job
 
     def decode(self, steps: Sequence[Step]) -> list[NDArray[np.float32]]:
         return self._service._decode_for(self._job, steps)  # one object in two faces
+
+    def hidden(self, step: Step) -> NDArray[np.float32]:
+        return self._service._hidden_for(self._job, step)  # likewise
 
     def forget(self, sequence: int) -> None:
         self._service.engine.forget(sequence)

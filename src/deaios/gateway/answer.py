@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
+from deaios.compute.embedding import is_embedding
 from deaios.compute.generation import Generation
 from deaios.compute.sampling import SEED_SIZE
 from deaios.gateway.budgets import Budgets, Reservation
@@ -150,6 +151,7 @@ class Answer:
         self.tokens = 0
         self.prompt_tokens = 0
         self._text: Generation | None = None
+        self._words = 0
         self._shown = ShownTokens(wanted.model.tokenizer)
         self._prepare = prepare
         self._buyer = buyer
@@ -187,7 +189,11 @@ class Answer:
     @property
     def weight(self) -> int:
         """Memory that keeping it takes, in sampled tokens."""
-        return self.tokens + sum(len(entry) for piece in self.pieces for entry in piece.logprobs) // TOKEN_BYTES
+        return (
+            self.tokens
+            + self._words
+            + sum(len(entry) for piece in self.pieces for entry in piece.logprobs) // TOKEN_BYTES
+        )
 
     def when_done(self, call: Callable[[], None]) -> None:
         """Have something called when the answer has ended, before its readers know."""
@@ -328,6 +334,10 @@ class Answer:
         return self._judge(prepared.reservation)
 
     async def _follow(self, purchase: Purchase, order: Order) -> None:
+        if is_embedding(order.params):
+            async for delta in purchase:
+                self._words += len(delta.ids)
+            return
         # The finish rules need ids only; the seed is the sampler's, and nothing is sampled here.
         self._text = Generation(len(order.prompt_ids), order.params, bytes(SEED_SIZE), self.wanted.model.tokenizer)
         async for delta in purchase:
@@ -372,9 +382,14 @@ class Answer:
         receipt = self.opening.receipt
         if receipt.state != State.SERVED:
             return 0, UnavailableAnswer(f"the provider ended the purchase as {State(receipt.state).name.lower()}")
-        if self._text is None or (receipt.finish_reason, receipt.stop_index) != (
-            self._text.finish,
-            self._text.stop_index,
+        is_vector = self.wanted.question.vector is not None  # whose papers the buyer has checked, its end included
+        if not is_vector and (
+            self._text is None
+            or (receipt.finish_reason, receipt.stop_index)
+            != (
+                self._text.finish,
+                self._text.stop_index,
+            )
         ):
             said = FinishReason(receipt.finish_reason).name.lower()
             return 0, UnavailableAnswer(f"the provider broke the protocol: its tokens do not end by {said}")

@@ -19,6 +19,7 @@ from deaios.gateway.budgets import Budgets
 from deaios.gateway.chat import build_chat_completion
 from deaios.gateway.completions import build_text_completion
 from deaios.gateway.desk import NONCE_SIZE, Asked, Desk, Sale, off_loop
+from deaios.gateway.embeddings import build_embeddings
 from deaios.gateway.errors import RefusedKey, build_error, status_of
 from deaios.gateway.file_records import FileRecord
 from deaios.gateway.files_wire import LineFailure, LineResponse, LineResult
@@ -30,6 +31,7 @@ from deaios.ledger.eip712 import hash_struct
 from deaios.ledger.structs import State
 from deaios.market.chat import read_chat_body
 from deaios.market.completion import read_completion_body
+from deaios.market.embedding import read_embedding_body
 from deaios.market.fields import InvalidParameter
 from deaios.market.opening import Opening
 from deaios.market.orders import Order
@@ -302,6 +304,8 @@ def read_line_body(api: Api, body: bytes) -> tuple[Question, ...]:
     Raises:
         InvalidBody, InvalidParameter: as its door would; and streams are refused.
     """
+    if api == Api.EMBEDDINGS:
+        return read_embedding_body(body)
     questions = (read_chat_body(body),) if api == Api.CHAT else read_completion_body(body)
     if questions[0].stream:
         raise InvalidParameter("stream", "stream is not supported in batches", "unsupported_parameter")
@@ -313,6 +317,8 @@ def read_line_body(api: Api, body: bytes) -> tuple[Question, ...]:
 def _build(api: Api, network_id: bytes, sale: Sale) -> object:
     if api == Api.CHAT:
         return build_chat_completion(network_id, sale)
+    if api == Api.EMBEDDINGS:
+        return build_embeddings(network_id, sale)
     return build_text_completion(network_id, sale)
 
 

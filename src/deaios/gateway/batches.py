@@ -42,7 +42,11 @@ WINDOW = "24h"
 WINDOW_S = 24 * 3600
 LIST_MAX = 100
 LIST_DEFAULT = 20
-ENDPOINTS = {"/v1/chat/completions": Api.CHAT, "/v1/completions": Api.COMPLETIONS}
+ENDPOINTS = {
+    "/v1/chat/completions": Api.CHAT,
+    "/v1/completions": Api.COMPLETIONS,
+    "/v1/embeddings": Api.EMBEDDINGS,
+}
 ID_SIZE = 12
 
 

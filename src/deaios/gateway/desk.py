@@ -42,7 +42,13 @@ HEAVY_BODY_BYTES = 8 << 10
 """From this size on, reading and rendering go to a thread; below, the hop costs more than the work."""
 AFFINITY_TOKENS = 256
 """Prompts that agree in so many ids are sent to one provider; a cache saves a step of prefill from there on."""
-_PREFIXES = {Api.CHAT: "chatcmpl-", Api.COMPLETIONS: "cmpl-", Api.RESPONSES: "resp_", Api.MESSAGES: "msg_"}
+_PREFIXES = {
+    Api.CHAT: "chatcmpl-",
+    Api.COMPLETIONS: "cmpl-",
+    Api.RESPONSES: "resp_",
+    Api.MESSAGES: "msg_",
+    Api.EMBEDDINGS: "embd-",
+}
 _FORMAT_NAMES = {Api.RESPONSES: "text.format", Api.MESSAGES: "output_config.format"}
 """What bodies call the form of an answer, where it is not `response_format`."""
 T = TypeVar("T")
@@ -350,7 +356,9 @@ class Desk:
         del self._running[answer]
         self._book.end(serial, self.clock.monotonic_s())
         self._outcomes.labels("served" if answer.error is None else type(answer.error).__name__).inc()
-        self.rates.count(answer.wanted.key_id, answer.prompt_tokens + answer.tokens if answer.tokens else 0)
+        self.rates.count(
+            answer.wanted.key_id, answer.prompt_tokens + answer.tokens if answer.tokens or answer.error is None else 0
+        )
         if answer.opening is not None:
             self._tokens.labels("prompt").inc(answer.opening.receipt.prompt_tokens)
             self._tokens.labels("completion").inc(answer.opening.receipt.completion_tokens)

@@ -19,6 +19,7 @@ from deaios.gateway.budgets import Budgets
 from deaios.gateway.chat import ChatDoor
 from deaios.gateway.completions import CompletionsDoor
 from deaios.gateway.desk import Desk, Limits
+from deaios.gateway.embeddings import EmbeddingsDoor
 from deaios.gateway.endpoints import SUPPORTED_PARAMETERS, EndpointsDoor, price_text
 from deaios.gateway.errors import RefusedKey, RefusedModel, render_error
 from deaios.gateway.file_records import FileRecords
@@ -161,6 +162,7 @@ def build_gateway_application(
     router = application.router
     router.add_post("/v1/chat/completions", door.keyed(chat.complete))
     router.add_post("/v1/completions", door.keyed(CompletionsDoor(desk).complete))
+    router.add_post("/v1/embeddings", door.keyed(EmbeddingsDoor(desk).embed))
     messages = MessagesDoor(desk)
     router.add_post("/v1/messages", door.keyed(messages.create))
     router.add_post("/v1/messages/count_tokens", door.keyed(messages.count_tokens))

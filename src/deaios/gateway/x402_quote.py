@@ -9,6 +9,7 @@ from deaios.gateway.errors import RefusedModel
 from deaios.gateway.purchasing import ServedModel, ServedModels
 from deaios.market.chat import read_chat_body
 from deaios.market.completion import read_completion_body
+from deaios.market.embedding import read_embedding_body
 from deaios.market.messages import read_messages_body
 from deaios.market.question import Question
 from deaios.primitives.errors import Invalid
@@ -18,6 +19,7 @@ READERS: Mapping[str, Callable[[bytes], Sequence[Question]]] = MappingProxyType(
     {
         "/v1/chat/completions": lambda body: (read_chat_body(body),),
         "/v1/completions": read_completion_body,
+        "/v1/embeddings": read_embedding_body,
         "/v1/messages": lambda body: (read_messages_body(body),),
     }
 )

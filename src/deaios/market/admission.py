@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from deaios.compute.commitments import commit_prompt
 from deaios.compute.constraint import MASKER, decode_constraint, validate_constraint_hash
+from deaios.compute.embedding import is_embedding
 from deaios.compute.sampling import validate_params
 from deaios.ledger.eip712 import hash_struct, recover_signer
 from deaios.ledger.structs import AuditPolicy, Offer
@@ -91,7 +92,10 @@ def validate_ask(papers: Papers, offer: Offer, shelf: Shelf) -> None:
         raise RefusedPurchase(f"level {ask.min_level} is asked for, {offer.level} is served")
     if ask.audit_policy not in set(AuditPolicy):
         raise InvalidPurchase(f"unknown audit policy {ask.audit_policy}")
-    validate_params(ask.params)
+    if not is_embedding(ask.params):
+        validate_params(ask.params)
+    elif papers.logprobs is not None or papers.constraint is not None:
+        raise InvalidPurchase("a vector has no log probabilities and is held to no constraint")
     if not papers.prompt_ids or len(papers.prompt_ids) != ask.prompt_count:
         raise InvalidPurchase(f"{len(papers.prompt_ids)} prompt ids were sent, the ask counts {ask.prompt_count}")
     tokens = ask.prompt_count + ask.params.max_tokens

@@ -69,7 +69,12 @@ def read_completion_body(body: bytes) -> tuple[Question, ...]:
     return tuple(replace(question, raw=prompt) for prompt in prompts)
 
 
-def _read_prompts(param: str, value: object) -> list[str | tuple[int, ...]]:
+def read_prompts(param: str, value: object) -> list[str | tuple[int, ...]]:
+    """One prompt or several, each text or token ids; none is empty.
+
+    Raises:
+        InvalidParameter: another shape, or too many.
+    """
     if isinstance(value, str):
         return [_read_prompt(param, value)]
     if not isinstance(value, list):
@@ -88,7 +93,7 @@ def _read_prompt(where: str, value: object) -> str | tuple[int, ...]:
     else:
         prompt = read_text(where, value)
     if not prompt:
-        raise InvalidParameter(where, f"{where} is empty; a model continues at least one token")
+        raise InvalidParameter(where, f"{where} is empty; a model reads at least one token")
     return prompt
 
 
@@ -108,7 +113,7 @@ _READERS: Mapping[str, Reader] = {
     "models": read_models,
     "route": read_route,
     "n": integers(1, CHOICES_MAX),
-    "prompt": _read_prompts,
+    "prompt": read_prompts,
     "provider": read_preferences,
     "seed": integers(-(1 << SEED_BITS - 1), (1 << SEED_BITS - 1) - 1),
     "stop": read_stop,

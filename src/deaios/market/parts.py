@@ -8,6 +8,7 @@ from typing import assert_never
 
 from deaios.market.chat import read_chat_body
 from deaios.market.completion import read_completion_body
+from deaios.market.embedding import read_embedding_body
 from deaios.market.fields import InvalidParameter
 from deaios.market.messages import read_messages_body
 from deaios.market.question import Api, Part, Question
@@ -49,5 +50,7 @@ def _read_questions(part: Part, body: bytes) -> tuple[Question, ...]:
             return (wanted.continue_from(part.history),)
         case Api.MESSAGES:
             return (read_messages_body(body),)
+        case Api.EMBEDDINGS:
+            return read_embedding_body(body)
         case _:
             assert_never(part.api)

@@ -11,6 +11,7 @@ from enum import StrEnum
 
 from deaios.compute.commitments import Context, RawContext, encode_context, encode_raw_context, hash_client, hash_part
 from deaios.compute.constraint import Constraint
+from deaios.compute.embedding import EMBEDDING_PARAMS
 from deaios.compute.tokenizer import Tokenizer
 from deaios.compute.tools import Tool, ToolCall, encode_tools
 from deaios.ledger.structs import TOP_K_OFF, TOP_P_OFF, AuditPolicy, Level, Params
@@ -41,6 +42,14 @@ class Api(StrEnum):
     COMPLETIONS = "completions"
     RESPONSES = "responses"
     MESSAGES = "messages"
+    EMBEDDINGS = "embeddings"
+
+
+class VectorForm(StrEnum):
+    """How a vector is written in an answer; it is the same vector."""
+
+    FLOAT = "float"
+    BASE64 = "base64"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +83,9 @@ class Question:
     otherwise the number of alternatives per token. `provider` restricts who may serve, `preferences` say who should,
     `cache_key` names requests that begin alike, and `hedge` wants a second provider asked when the first is late. `raw`
     is the prompt where there is no conversation. `n` answers are wanted, each a purchase of its own. `tools` are shown
-    to the model, `constraint` is what its answer is held to. `prompt_name` and `limit_name` are what the body calls
-    the prompt and the bound of its answer. `fallbacks` are models that may answer instead, in the order in which they
-    are tried.
+    to the model, `constraint` is what its answer is held to. With `vector` no answer is wanted, but the prompt's
+    vector. `prompt_name` and `limit_name` are what the body calls the prompt and the bound of its answer. `fallbacks`
+    are models that may answer instead, in the order in which they are tried.
     """
 
     model: str
@@ -103,6 +112,7 @@ class Question:
     prompt_name: str = "messages"
     limit_name: str = "max_tokens"
     fallbacks: tuple[str, ...] = ()
+    vector: VectorForm | None = None
 
     def message_objects(self) -> list[dict[str, Json]]:
         """The messages as plain objects, the form that templates and the context take."""
@@ -125,7 +135,7 @@ class Question:
         highest = max(self.raw, default=0)
         if highest >= tokenizer.vocabulary_size:
             raise InvalidParameter(
-                "prompt", f"token {highest} is outside the vocabulary of {tokenizer.vocabulary_size}"
+                self.prompt_name, f"token {highest} is outside the vocabulary of {tokenizer.vocabulary_size}"
             )
         return self.raw
 
@@ -150,6 +160,11 @@ class Question:
         Raises:
             InvalidParameter: prompt and output do not fit the context.
         """
+        if self.vector is not None:
+            if prompt_tokens > context_tokens:
+                says = f"the input has {prompt_tokens} tokens, but the context holds {context_tokens}"
+                raise InvalidParameter(self.prompt_name, says, "context_length_exceeded")
+            return EMBEDDING_PARAMS
         room = context_tokens - prompt_tokens
         wanted = 1 if self.max_tokens is None else self.max_tokens
         if wanted > room:

@@ -5,12 +5,14 @@ to the tokens it acknowledged; the fee follows from the signed offer; output, co
 believed. It cannot see gaps between receipts: batches and the chain do.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from deaios.compute.commitments import commit_output
+from deaios.compute.commitments import commit_embedding, commit_output
 from deaios.compute.constraint import validate_constraint_hash
+from deaios.compute.embedding import InvalidVector, decode_vector, is_embedding
 from deaios.ledger.eip712 import Domain, hash_struct, recover_signer
-from deaios.ledger.structs import Ask, FinishReason, Offer, Receipt, Request, State
+from deaios.ledger.structs import Ask, FinishReason, Offer, Params, Receipt, Request, State
 from deaios.market.opening import Opening
 from deaios.primitives.errors import Invalid
 from deaios.primitives.hashing import ZERO32
@@ -64,6 +66,16 @@ class Link:
 FIRST_LINK = Link(counter=0, digest=ZERO32, charged=0)
 
 
+def commit_result(params: Params, ids: Sequence[int], salt: bytes) -> bytes:
+    """What a receipt says of a result: sampled ids, or the words of a vector where the parameters ask for one."""
+    return commit_embedding(ids, salt) if is_embedding(params) else commit_output(ids, salt)
+
+
+def count_billed(params: Params, ids: Sequence[int]) -> int:
+    """Output tokens that are paid for: of a vector none."""
+    return 0 if is_embedding(params) else len(ids)
+
+
 def compute_fee_due(offer: Offer, state: int, prompt_tokens: int, output_tokens: int) -> int:
     """The only fee a receipt of this state may carry; a cancel before any token is free."""
     if state == State.SERVED or (state == State.CANCELLED and output_tokens > 0):
@@ -75,15 +87,16 @@ def build_receipt(
     ask: Ask, salt: bytes, request: Request, offer: Offer, delivery: Delivery, link: Link, batch_deadline_block: int
 ) -> Receipt:
     """The receipt that follows `link`; the caller journals it before it signs it."""
-    fee = compute_fee_due(offer, delivery.state, ask.prompt_count, len(delivery.output_ids))
+    tokens = count_billed(ask.params, delivery.output_ids)
+    fee = compute_fee_due(offer, delivery.state, ask.prompt_count, tokens)
     return Receipt(
         request_digest=hash_struct(request),
         counter=link.counter + 1,
         prev_receipt=link.digest,
-        output_commitment=commit_output(delivery.output_ids, salt),
+        output_commitment=commit_result(ask.params, delivery.output_ids, salt),
         prompt_tokens=ask.prompt_count,
         cached_tokens=delivery.cached_tokens,
-        completion_tokens=len(delivery.output_ids),
+        completion_tokens=tokens,
         finish_reason=delivery.finish_reason,
         stop_index=delivery.stop_index,
         state=delivery.state,
@@ -142,16 +155,24 @@ def validate_receipt(domain: Domain, opening: Opening, acknowledged: int | None 
         raise InvalidReceipt(f"receipt is signed by 0x{signer.hex()}, provider is 0x{request.provider.hex()}")
     _expect("request digest", receipt.request_digest, hash_struct(request))
     _expect("channel id", receipt.channel_id, request.channel_id)
-    _expect("output commitment", receipt.output_commitment, commit_output(opening.output_ids, opening.salt))
+    _expect(
+        "output commitment",
+        receipt.output_commitment,
+        commit_result(opening.ask.params, opening.output_ids, opening.salt),
+    )
     _expect("prompt tokens", receipt.prompt_tokens, opening.ask.prompt_count)
-    _expect("completion tokens", receipt.completion_tokens, len(opening.output_ids))
+    billed = count_billed(opening.ask.params, opening.output_ids)
+    _expect("completion tokens", receipt.completion_tokens, billed)
     _expect("engine profile", receipt.engine_profile, offer.engine_profile)
     _expect("level", receipt.level, offer.level)
     if receipt.counter < 1:
         raise InvalidReceipt("receipt counter is 0, the first is 1")
     if receipt.cached_tokens > receipt.prompt_tokens:
         raise InvalidReceipt(f"{receipt.cached_tokens} cached tokens of {receipt.prompt_tokens} prompt tokens")
-    _validate_finish(opening, acknowledged)
+    if is_embedding(opening.ask.params):
+        _validate_vector(receipt, opening.output_ids)
+    if receipt.state != State.SERVED or not is_embedding(opening.ask.params):
+        _validate_finish(opening, acknowledged)
     due = compute_fee_due(offer, receipt.state, receipt.prompt_tokens, receipt.completion_tokens)
     _expect("fee", receipt.fee, due)
     if receipt.fee > request.max_fee:
@@ -182,6 +203,21 @@ def _validate_finish(opening: Opening, acknowledged: int | None) -> None:
             raise InvalidReceipt(f"state {receipt.state} with finish reason {receipt.finish_reason}, {tokens} tokens")
     else:
         raise InvalidReceipt(f"unknown state {receipt.state}")
+
+
+def _validate_vector(receipt: Receipt, words: Sequence[int]) -> None:
+    """How a vector's purchase may end, beside what holds for every purchase."""
+    if receipt.state != State.SERVED:
+        if words:
+            raise InvalidReceipt(f"a vector of {len(words)} words was not served, but is covered")
+        return
+    if receipt.finish_reason != FinishReason.LENGTH or receipt.stop_index:
+        said = f"finish reason {receipt.finish_reason} and stop index {receipt.stop_index}"
+        raise InvalidReceipt(f"a vector was served with {said}, expected {int(FinishReason.LENGTH)} and 0")
+    try:
+        decode_vector(words)
+    except InvalidVector as error:
+        raise InvalidReceipt(str(error)) from error
 
 
 def _expect(name: str, found: object, expected: object) -> None:

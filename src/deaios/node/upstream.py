@@ -12,6 +12,7 @@ from pathlib import Path
 
 from deaios.alignment.evidence import Evidence
 from deaios.alignment.recheck.service import EngineRecheck
+from deaios.compute.embedding import RefusedEmbedding, is_embedding
 from deaios.compute.engine import Engine
 from deaios.compute.engines.upstream.client import Upstream, UpstreamChoice, open_upstream
 from deaios.compute.engines.upstream.dialects import Dialect, RefusedUpstream
@@ -123,6 +124,8 @@ def sell(upstream: Upstream) -> Generate:
 
     async def generate(wanted: Assignment) -> AsyncIterator[Piece]:
         # a prefix is not read: the server samples the whole answer anew, and the desk compares
+        if is_embedding(wanted.params):
+            raise RefusedEmbedding("the server behind this provider makes no embeddings that can be checked")
         if wanted.constraint is not None:
             raise RefusedUpstream("the server behind this provider cannot hold an answer to a schema or to tools")
         stream = upstream.generate(wanted.prompt_ids, wanted.params, wanted.seed, wanted.logprobs)

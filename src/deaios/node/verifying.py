@@ -12,6 +12,9 @@ from deaios.alignment.check import BatchView, ChainView, NetworkTerms
 from deaios.alignment.examination import examine
 from deaios.alignment.facts import Fact, Head, Outcome, Verification
 from deaios.compute.attestation import Finding, Standing
+from deaios.compute.embedding import RefusedEmbedding, is_embedding
+from deaios.compute.embedding_check import verify_vector
+from deaios.compute.engine import EmbeddingEngine
 from deaios.compute.engines import EngineKind
 from deaios.compute.masking import compile_mask
 from deaios.compute.records import UNAUDITABLE, ModelRecord
@@ -206,6 +209,10 @@ class _World:
         mask = compile_mask(opening.constraint, opening.ask.params.mask_hash, tokenizer)
         engine = open_checked_engine(self.config, files, sequences_max=1, kind=self.engine)
         try:
+            if is_embedding(opening.ask.params):
+                if not isinstance(engine, EmbeddingEngine):
+                    raise RefusedEmbedding(f"the {engine.profile.name} engine makes no embeddings; choose another")
+                return verify_vector(engine, prompt_ids, opening.output_ids, files.record.noise_class)
             return verify_output(
                 engine,
                 prompt_ids,

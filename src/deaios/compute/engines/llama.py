@@ -13,6 +13,7 @@ import os
 import platform
 from collections import deque
 from collections.abc import Container, Mapping, Sequence
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal
@@ -152,6 +153,9 @@ struct llama_batch llama_batch_init(int32_t n_tokens, int32_t embd, int32_t n_se
 void llama_batch_free(struct llama_batch batch);
 int32_t llama_decode(void * ctx, struct llama_batch batch);
 float * llama_get_logits_ith(void * ctx, int32_t i);
+void llama_set_embeddings(void * ctx, bool embeddings);
+float * llama_get_embeddings_ith(void * ctx, int32_t i);
+int32_t llama_model_n_embd(const void * model);
 """
 
 _GGML_F32 = 0
@@ -306,6 +310,7 @@ class LlamaEngine:
         self._batch: Any = library.api.llama_batch_init(CALL_TOKENS, 0, 1)
         self._memory: Any = library.api.llama_get_memory(self._context)
         self.vocabulary_size: int = library.api.llama_vocab_n_tokens(library.api.llama_model_get_vocab(self._model))
+        self.width: int = library.api.llama_model_n_embd(self._model)
         encodings = sorted({tensor.type.name for tensor in model.tensors.values() if len(tensor.shape) > 1})
         floats = {TensorType.F32.name, TensorType.F16.name, TensorType.BF16.name}
         self.profile = EngineProfile(
@@ -380,6 +385,37 @@ class LlamaEngine:
                 written[index] += 1
         for step in steps:
             self._held[step.sequence] += len(step.ids)
+        return rows
+
+    def hidden(self, step: Step) -> NDArray[np.float32]:
+        """Run one step and give the hidden states of all its ids; see `EmbeddingEngine.hidden`.
+
+        The library pools within one batch only, so it is told not to pool.
+        """
+        if self._context is None:
+            raise UnavailableEngine("the engine is closed")
+        whole = replace(step, outputs=len(step.ids))
+        validate_steps(self, self._held, [whole])
+        self._assign_slots([whole])
+        rows = np.empty((len(step.ids), self.width), np.float32)
+        done, api, ffi = 0, self._library.api, self._library.ffi
+        api.llama_set_embeddings(self._context, True)
+        try:
+            for parts in plan_batches([whole], CALL_TOKENS, OUTPUTS_MAX):
+                wanted = self._fill_batch([whole], parts)
+                code = api.llama_decode(self._context, self._batch)
+                if code != 0:
+                    self._forget_all()
+                    raise UnavailableEngine(f"llama.cpp failed with code {code}: {self._library.explain()}")
+                for place, _ in wanted:
+                    pointer = api.llama_get_embeddings_ith(self._context, place)
+                    if pointer == ffi.NULL:
+                        raise UnavailableEngine(f"llama.cpp gives no hidden states for place {place} of the batch")
+                    rows[done] = np.frombuffer(ffi.buffer(pointer, self.width * 4), np.float32)
+                    done += 1
+        finally:
+            api.llama_set_embeddings(self._context, False)
+        self._held[step.sequence] += len(step.ids)
         return rows
 
     def _assign_slots(self, steps: Sequence[Step]) -> None:

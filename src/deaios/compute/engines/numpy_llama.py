@@ -9,7 +9,7 @@ arXiv:2104.09864, arXiv:2305.13245); tensor names are llama.cpp's.
 
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +127,7 @@ class NumpyEngine:
         self._shape = _read_shape(self._file)
         _validate_tensors(self._file, self._shape)
         self.vocabulary_size = self._shape.vocabulary
+        self.width = self._shape.width
         self.context_tokens = context_tokens
         self.sequences_max = sequences_max
         self.tokens_max = context_tokens * sequences_max if tokens_max is None else tokens_max
@@ -187,7 +188,21 @@ class NumpyEngine:
         self._caches = []
 
     def _run(self, steps: Sequence[Step], parts: Sequence[Part]) -> list[Floats]:
-        """One pass over all parts; matrices see all tokens at once, attention sees one sequence at a time."""
+        """One pass over all parts, to the logits that are wanted."""
+        hidden, spans = self._pass(steps, parts)
+        return self._project(hidden, parts, spans)
+
+    def hidden(self, step: Step) -> Floats:
+        """Run one step and give the hidden states of all its ids; see `EmbeddingEngine.hidden`."""
+        if self._closed:
+            raise UnavailableEngine("the engine is closed")
+        silent = replace(step, outputs=0)
+        validate_steps(self, [cache.tokens for cache in self._caches], [silent])
+        found = [self._pass([silent], parts)[0] for parts in plan_batches([silent], BATCH_TOKENS, OUTPUTS_MAX)]
+        return self._normalise(np.concatenate(found), "output_norm.weight")
+
+    def _pass(self, steps: Sequence[Step], parts: Sequence[Part]) -> tuple[Floats, list[tuple[_Cache, int, int, int]]]:
+        """All layers; matrices see all tokens at once, attention sees one sequence at a time."""
         shape = self._shape
         spans = []
         start = 0
@@ -219,7 +234,7 @@ class NumpyEngine:
             hidden += self._multiply(gate, prefix + "ffn_down.weight")
         for part, (cache, position, _, _) in zip(parts, spans, strict=True):
             cache.tokens = position + part.last - part.first
-        return self._project(hidden, parts, spans)
+        return hidden, spans
 
     def _project(
         self, hidden: Floats, parts: Sequence[Part], spans: Sequence[tuple[_Cache, int, int, int]]

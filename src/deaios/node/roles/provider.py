@@ -12,12 +12,13 @@ from functools import partial
 from deaios.alignment.defence.service import Defender
 from deaios.alignment.ports import Recheck
 from deaios.alignment.recheck.service import EngineRecheck
+from deaios.compute.embedding import encode_vector, is_embedding
 from deaios.compute.engine import Engine
 from deaios.compute.masks.service import MaskService
 from deaios.compute.records import ModelRecord, Thresholds
 from deaios.compute.service import EngineService, Load
 from deaios.compute.tokenizer import Tokenizer
-from deaios.ledger.structs import Level
+from deaios.ledger.structs import FinishReason, Level
 from deaios.ledger.suite import COMPUTE
 from deaios.market.client import LedgerChain
 from deaios.market.ports import Assignment, Generate, Piece
@@ -232,6 +233,11 @@ def _generate_with(service: EngineService, tokenizer: Tokenizer, thresholds: Thr
     masks = MaskService(tokenizer)
 
     async def generate(wanted: Assignment) -> AsyncIterator[Piece]:
+        if is_embedding(wanted.params):
+            words = encode_vector(await service.embed(wanted.prompt_ids))
+            for place, word in enumerate(words, 1):
+                yield Piece(word, FinishReason.LENGTH if place == len(words) else None)
+            return
         mask = await masks.open(wanted.constraint, wanted.params.mask_hash)
         stream = service.generate(
             wanted.prompt_ids,

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import msgspec
 
+from deaios.compute.embedding import WORDS_MAX, is_embedding
 from deaios.compute.logprobs import Ranking, find_fault
 from deaios.ledger.eip712 import hash_struct, sign_struct
 from deaios.ledger.structs import Cancel, Request, State, Voucher
@@ -182,6 +183,11 @@ class Purchase:
     def tokens(self) -> int:
         """Ids received so far from this provider."""
         return len(self._ids) - self._began
+
+    @property
+    def can_go_on(self) -> bool:
+        """Whether another provider would give the same ids: answers are sampled from one seed, vectors are not."""
+        return not is_embedding(self._papers.ask.params)
 
     @property
     def ids(self) -> tuple[int, ...]:
@@ -394,7 +400,8 @@ class Purchase:
 
     def _take(self, ids: list[int], rankings: Sequence[Ranking | None], position: int) -> int:
         """Add ids, or compare them with those already received when a stream was taken up again."""
-        limit = self._papers.ask.params.max_tokens
+        params = self._papers.ask.params
+        limit = WORDS_MAX if is_embedding(params) else params.max_tokens
         for token, ranking in zip(ids, rankings, strict=True):
             if not 0 <= token < 1 << 32 or position >= limit:
                 raise InvalidStream(f"token {token} at position {position}, at most {limit} tokens were asked for")
@@ -447,11 +454,18 @@ def build_opening(papers: Papers, offer: SignedOffer, ids: tuple[int, ...], entr
         offer_signature=offer.signature,
         request=papers.request,
         request_signature=papers.request_signature,
-        output_ids=ids[: entry.receipt.completion_tokens],
+        output_ids=ids[: _count_covered(papers, ids, entry)],
         receipt=entry.receipt,
         receipt_signature=entry.signature,
         constraint=papers.constraint,
     )
+
+
+def _count_covered(papers: Papers, ids: tuple[int, ...], entry: SignedReceipt) -> int:
+    """Ids that a receipt covers: a vector, which bills no token, whole or not at all."""
+    if is_embedding(papers.ask.params):
+        return len(ids) if entry.receipt.state == State.SERVED else 0
+    return entry.receipt.completion_tokens
 
 
 def check_receipt(terms: Terms, opening: Opening, acknowledged: int | None, *, complete: bool, received: int) -> None:
@@ -469,8 +483,8 @@ def check_receipt(terms: Terms, opening: Opening, acknowledged: int | None, *, c
         InvalidStream: more was sent than the receipt counts.
     """
     validate_receipt(terms.protocol, opening, -1 if acknowledged is None else acknowledged)
-    if complete and opening.receipt.state == State.SERVED and received != opening.receipt.completion_tokens:
-        raise InvalidStream(f"{received} ids were sent, the receipt counts {opening.receipt.completion_tokens}")
+    if complete and opening.receipt.state == State.SERVED and received != len(opening.output_ids):
+        raise InvalidStream(f"{received} ids were sent, the receipt counts {len(opening.output_ids)}")
 
 
 def is_unknown_purchase(refusal: RefusedByPeer) -> bool:

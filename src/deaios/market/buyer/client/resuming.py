@@ -148,4 +148,4 @@ class Resumable:
 
 def is_resumable(purchase: Purchase) -> bool:
     """Whether another provider can be expected to sample the same: only where sampling is bound to the ask's seed."""
-    return purchase.offer.offer.level >= Level.SEEDED and not purchase.is_abandoned
+    return purchase.offer.offer.level >= Level.SEEDED and purchase.can_go_on and not purchase.is_abandoned

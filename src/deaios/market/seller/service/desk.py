@@ -9,6 +9,7 @@ import asyncio
 from collections import OrderedDict
 from dataclasses import replace
 
+from deaios.compute.embedding import WORDS_MAX, is_embedding
 from deaios.compute.generation import InvalidPrefix
 from deaios.compute.sampling import seed_of
 from deaios.ledger.eip712 import hash_struct, recover_signer, sign_struct
@@ -320,8 +321,11 @@ class Desk:
         Without one, whoever reads to the last token but one and acknowledges none of them never pays.
         """
         channel_id, offer, prompt = run.papers.request.channel_id, run.offer.offer, run.papers.ask.prompt_count
-        sampled = compute_fee_due(offer, State.CANCELLED, prompt, len(run.ids))
-        unpaid = sampled - compute_fee_due(offer, State.CANCELLED, prompt, tokens)
+        if is_embedding(run.papers.ask.params):
+            unpaid = compute_fee(prompt, 0, offer.input_price, 0)  # for work without a token to show for it
+        else:
+            sampled = compute_fee_due(offer, State.CANCELLED, prompt, len(run.ids))
+            unpaid = sampled - compute_fee_due(offer, State.CANCELLED, prompt, tokens)
         total = self._unpaid.get(channel_id, 0) + unpaid
         bound = self._settings.unpaid_max + self._channels[channel_id].state.charged // UNPAID_DIVISOR
         if unpaid > 0 and total > bound:
@@ -378,7 +382,7 @@ class Desk:
             pieces = self._generate(assignment)
             try:
                 async for piece in pieces:
-                    if len(run.ids) >= papers.ask.params.max_tokens:
+                    if len(run.ids) >= (WORDS_MAX if is_embedding(papers.ask.params) else papers.ask.params.max_tokens):
                         break
                     run.push(piece, self._clock.now_ms())
                     if piece.finish is not None:
@@ -395,7 +399,8 @@ class Desk:
         if error is None and run.finish is not None:
             return self._deliver(run, State.SERVED, run.finish, tuple(run.ids))
         if run.cancel is not None and generation.cancelled():
-            return self._deliver(run, State.CANCELLED, FinishReason.CANCELLED, tuple(run.ids[: run.cancel[0]]))
+            kept = 0 if is_embedding(run.papers.ask.params) else run.cancel[0]
+            return self._deliver(run, State.CANCELLED, FinishReason.CANCELLED, tuple(run.ids[:kept]))
         if error is not None and not isinstance(error, InvalidPrefix):
             ours = None if isinstance(error, DeaiosError) else error
             _log.error("generation failed", request=run.digest.hex(), error=repr(error), exc_info=ours)
