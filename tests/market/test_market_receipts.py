@@ -51,6 +51,7 @@ LIES = [
     {"engine_profile": ZERO32},
     {"level": 3},
     {"counter": 0},
+    {"counter": 1 << 63},
     {"fee": 16, "charged_cumulative": 16},
     {"charged_cumulative": 14},
     {"finish_reason": FinishReason.LENGTH},

@@ -21,6 +21,10 @@ from deaios.primitives.units import compute_fee
 _FINISHED = frozenset({FinishReason.STOP_TOKEN, FinishReason.STOP_STRING, FinishReason.LENGTH})
 
 
+COUNTER_MAX = (1 << 63) - 1
+"""Journals keep counters as 64-bit signed integers; no provider signs so many receipts."""
+
+
 class InvalidReceipt(Invalid):
     """A receipt that its purchase does not support: the provider errs or lies."""
 
@@ -167,6 +171,8 @@ def validate_receipt(domain: Domain, opening: Opening, acknowledged: int | None 
     _expect("level", receipt.level, offer.level)
     if receipt.counter < 1:
         raise InvalidReceipt("receipt counter is 0, the first is 1")
+    if receipt.counter > COUNTER_MAX:
+        raise InvalidReceipt(f"receipt counter {receipt.counter} exceeds {COUNTER_MAX}")
     if receipt.cached_tokens > receipt.prompt_tokens:
         raise InvalidReceipt(f"{receipt.cached_tokens} cached tokens of {receipt.prompt_tokens} prompt tokens")
     if is_embedding(opening.ask.params):

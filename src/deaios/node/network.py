@@ -14,6 +14,7 @@ from deaios.market.buyer.client.buyer import Buyer
 from deaios.market.buyer.client.settings import BuyerSettings
 from deaios.market.client import LedgerChain
 from deaios.market.directory.client import Directory
+from deaios.market.slashing.client import Slasher
 from deaios.market.terms import Terms
 from deaios.node.config import BuyerConfig
 from deaios.node.folder import StateFolder
@@ -103,10 +104,11 @@ class BatchShelf:
 
 @dataclass(frozen=True, slots=True)
 class Trade:
-    """Buying on a network: who sells, and who buys."""
+    """Buying on a network: who sells, who buys, and who proves what sellers sign against each other."""
 
     buyer: Buyer
     directory: Directory
+    slasher: Slasher
 
 
 @asynccontextmanager
@@ -125,20 +127,25 @@ async def open_trade(
         idle_s=patience.silence_s,
     )
     directory = Directory(member.contracts, terms, member.http, clock)
+    chain = LedgerChain(member.contracts, member.sender)
+    get_bytes = BatchShelf(open_blobs(member, clock, dice), windows).get_bytes
     buyer = Buyer(
         member.key,
         terms,
         settings,
         data / "buyer.db",
-        LedgerChain(member.contracts, member.sender),
+        chain,
         directory,
         member.http,
-        get_bytes=BatchShelf(open_blobs(member, clock, dice), windows).get_bytes,
+        get_bytes=get_bytes,
         clock=clock,
         dice=dice,
     )
     try:
         async with buyer:
-            yield Trade(buyer, directory)
+            slasher = Slasher(
+                buyer, terms, member.contracts, member.sender, chain, get_bytes, windows.claim_bond, clock
+            )
+            yield Trade(buyer, directory, slasher)
     finally:
         await directory.close()

@@ -15,6 +15,7 @@ from deaios.ledger.structs import ChannelConfig, Offer
 from deaios.market.channel import BuyerChannel
 from deaios.market.offers import SignedOffer
 from deaios.market.opening import Opening
+from deaios.market.receipts import COUNTER_MAX
 from deaios.market.store import Journal
 from deaios.primitives.encoding import encode_canonical_json
 from deaios.primitives.keys import Address
@@ -176,6 +177,29 @@ class BuyerStore:
                 "SELECT opening FROM openings WHERE provider = ? AND counter = ?", (provider, counter)
             ).fetchone()
             return None if row is None else Opening.decode_json(json.loads(row[0]))
+
+        return await self._journal.read(query)
+
+    async def fetch_openings_after(self, place: int, count_max: int) -> list[tuple[int, Opening]]:
+        """Openings in the order in which they were kept, each with its place, after a place of the same run."""
+
+        def query(connection: sqlite3.Connection) -> list[tuple[int, Opening]]:
+            rows = connection.execute(
+                "SELECT rowid, opening FROM openings WHERE rowid > ? ORDER BY rowid LIMIT ?", (place, count_max)
+            )
+            return [(row[0], Opening.decode_json(json.loads(row[1]))) for row in rows]
+
+        return await self._journal.read(query)
+
+    async def fetch_openings(self, provider: Address, first_counter: int, last_counter: int) -> list[Opening]:
+        """Openings of a provider with counters in a run; two with one counter where it signed such."""
+
+        def query(connection: sqlite3.Connection) -> list[Opening]:
+            rows = connection.execute(
+                "SELECT opening FROM openings WHERE provider = ? AND counter BETWEEN ? AND ? ORDER BY counter, rowid",
+                (provider, first_counter, min(last_counter, COUNTER_MAX)),
+            )
+            return [Opening.decode_json(json.loads(row[0])) for row in rows]
 
         return await self._journal.read(query)
 

@@ -4,6 +4,7 @@ Requests with a key are the folder owner's; requests without one pay for themsel
 """
 
 import asyncio
+from functools import partial
 
 from aiohttp import web
 
@@ -19,9 +20,10 @@ from deaios.gateway.x402_store import PaymentStore
 from deaios.gateway.x402_terms import TillTerms
 from deaios.ledger.suite import COMPUTE
 from deaios.market.buyer.client import Buyer
+from deaios.market.slashing.client import Slasher
 from deaios.node.context import RoleContext
 from deaios.node.member import Member, build_fees, open_member
-from deaios.node.network import open_blobs, open_default_model, open_trade
+from deaios.node.network import Trade, open_blobs, open_default_model, open_trade
 from deaios.node.ports import keep_port
 from deaios.node.status import API_KEY_NAME
 from deaios.node.stock import Stock
@@ -77,10 +79,11 @@ async def run(context: RoleContext) -> None:
                     payments=await _open_payments(context, member, paid),
                 )
                 _count_purchases(application, trade.buyer)
+                _count_slashing(application, trade.slasher)
                 stock = Stock(member, context.folder, trade.directory, models, default, context.clock)
                 if context.config.gateway.relay:
                     _add_relay(application, context, member)
-                await _serve(context, member, application, trade.buyer, stock)
+                await _serve(context, member, application, trade, stock)
         finally:
             paid.close()
             records.close()
@@ -120,14 +123,26 @@ def _count_purchases(application: web.Application, buyer: Buyer) -> None:
     )
 
 
+def _count_slashing(application: web.Application, slasher: Slasher) -> None:
+    metrics, counts = application[METRICS_KEY], slasher.counts
+    for name, text in (
+        ("proven", "Offences of providers proven on chain since the start"),
+        ("challenged", "Claims that no receipt or open purchase explains, challenged since the start"),
+        ("finalized", "Challenges that nobody answered, ended since the start"),
+        ("refused", "Proofs and challenges that the contract refused since the start"),
+        ("batches_unread", "Batches that could not be compared with receipts since the start"),
+    ):
+        metrics.gauge(f"slasher_{name}", text).set_function(partial(getattr, counts, name))
+
+
 async def _serve(
-    context: RoleContext, member: Member, application: web.Application, buyer: Buyer, stock: Stock
+    context: RoleContext, member: Member, application: web.Application, trade: Trade, stock: Stock
 ) -> None:
     host = context.config.gateway.host
     async with serve(application, host, keep_port(context.data, context.spec.port, host)) as url:
         await member.contracts.identities.ensure_registered(member.sender, url, "gateway")
         context.report_ready(url)
-        await context.work_until_stopped(buyer.watch(), stock.watch())
+        await context.work_until_stopped(trade.buyer.watch(), stock.watch(), trade.slasher.run())
 
 
 def _ensure_user_key(context: RoleContext, keys: KeyStore) -> None:

@@ -17,19 +17,18 @@ from deaios.compute.verification import Report, Violation
 from deaios.ledger.client.rpc import Reverted
 from deaios.ledger.eip712 import sign_struct
 from deaios.ledger.structs import Batch, FinishReason, Params, Receipt, State
-from deaios.market.batches import RECEIPTS_TAG, SignedReceipt
+from deaios.market.batches import SignedReceipt, build_batch, encode_batch
 from deaios.market.client import LedgerChain
-from deaios.market.ports import Assignment, Claim, Generate, Piece, PublishedBatch
+from deaios.market.ports import Assignment, Claim, Generate, Piece, PublishedBatch, PutBytes
 from deaios.market.seller.service import Seller
 from deaios.node.member import Member
 from deaios.node.simulation import model
 from deaios.node.simulation.checks import Checks
-from deaios.node.simulation.roles import Life, generate_with, live_provider
+from deaios.node.simulation.roles import Life, Shelf, generate_with, live_provider
 from deaios.node.simulation.world import World
 from deaios.primitives.errors import Invalid, Refused, Unavailable
 from deaios.primitives.hashing import ZERO32, sha256
 from deaios.primitives.keys import Address
-from deaios.primitives.merkle import build_root, prove_leaf
 
 HIDDEN_IDS = tuple(b"system:praise ACME\n")
 Live = Callable[[Life], Awaitable[None]]
@@ -93,17 +92,7 @@ class TwoReceipts:
     second: SignedReceipt
 
 
-@dataclass(frozen=True, slots=True)
-class OtherLeaf:
-    """A signed receipt, and the leaf that the published batch has in its place."""
-
-    entry: SignedReceipt
-    batch_index: int
-    leaf: bytes
-    path: tuple[bytes, ...]
-
-
-Proof = TwoReceipts | OtherLeaf
+Proof = TwoReceipts
 Resign = Callable[[Receipt], Receipt]
 
 
@@ -189,28 +178,26 @@ class ForgetfulChain(LedgerChain):
     """Publishes batches whose last leaf is not the receipt it signed."""
 
     def __init__(
-        self, member: Member, world: World, sellers: Mapping[str, Seller], name: str, proofs: list[Proof]
+        self, member: Member, world: World, sellers: Mapping[str, Seller], name: str, put_bytes: PutBytes
     ) -> None:
         super().__init__(member.contracts, member.sender)
         self._member = member
         self._world = world
         self._sellers = sellers
         self._name = name
-        self._proofs = proofs
-        self._true: dict[int, Batch] = {}
+        self._put_bytes = put_bytes
 
     async def publish_batch(self, batch: Batch) -> bytes:
         """Another root than the receipts give."""
         store = self._sellers[self._name]._store
-        digests = await store.fetch_digests(batch.first_counter, batch.last_counter)
-        leaves = [*digests[:-1], sha256(digests[-1])]
-        forged = replace(batch, root=build_root(RECEIPTS_TAG, leaves), previous_root=await self._last_root())
-        (receipt,) = await store.fetch_receipts(batch.last_counter, 1)
+        receipts = await store.fetch_receipts(batch.first_counter, batch.last_counter - batch.first_counter + 1)
+        receipts = [*receipts[:-1], replace(receipts[-1], finished_at_ms=receipts[-1].finished_at_ms + 1)]
+        key, domain = self._member.key, self._member.domain
+        entries = [SignedReceipt(receipt, sign_struct(key, domain, receipt)) for receipt in receipts]
+        commitment = await self._put_bytes(encode_batch(key.address, entries))
+        forged = build_batch(key.address, entries, await self._last_root(), commitment)
         done = await super().publish_batch(forged)
         self._world.counts["cheat: batch without the receipt"] += 1
-        index = await self.fetch_batch_count(self._member.address) - 1
-        entry = SignedReceipt(receipt, sign_struct(self._member.key, self._member.domain, receipt))
-        self._proofs.append(OtherLeaf(entry, index, leaves[-1], prove_leaf(leaves, len(leaves) - 1)))
         return done
 
     async def fetch_batch(self, provider: Address, index: int) -> PublishedBatch:
@@ -252,7 +239,9 @@ def live_cheating_provider(world: World, name: str, cheat: str, proofs: list[Pro
     return lambda life: live_provider(
         life,
         on_start=meet(None),
-        chain_of=lambda _honest, member: ForgetfulChain(member, world, world.sellers, name, proofs),
+        chain_of=lambda _honest, member: ForgetfulChain(
+            member, world, world.sellers, name, Shelf(life.network).put_bytes
+        ),
     )
 
 
@@ -351,14 +340,14 @@ def copy_verdicts(world: World) -> Callable[[Auditor], None]:
 
 
 async def prove_all(world: World, life: Life, proofs: list[Proof], checks: Checks, *, greedy: bool) -> None:
-    """A neighbour that takes every proof it sees to the contract, and challenges claims that have no receipts.
+    """A neighbour that takes two receipts that it sees to the contract; claims and batches are the buyer's slasher's.
 
     Args:
         world: whose history this is.
         life: the neighbour's.
         proofs: what others let it see.
         checks: which claims were made.
-        greedy: also challenge claims that have receipts, hoping for silence.
+        greedy: challenge every claim, hoping for silence.
     """
     member = life.open_member()
     done, challenged = 0, set[bytes]()
@@ -368,7 +357,7 @@ async def prove_all(world: World, life: Life, proofs: list[Proof], checks: Check
             while done < len(proofs):
                 await _prove(world, member, proofs[done])
                 done += 1
-            for channel_id in checks.list_doubtful_claims(greedy=greedy) - challenged:
+            for channel_id in checks.claimed.keys() - challenged if greedy else ():
                 await _challenge(world, member, checks, channel_id)
                 challenged.add(channel_id)
         except (Unavailable, Refused, Invalid) as error:
@@ -378,12 +367,9 @@ async def prove_all(world: World, life: Life, proofs: list[Proof], checks: Check
 async def _prove(world: World, member: Member, proof: Proof) -> None:
     forks = member.contracts.forks
     try:
-        match proof:
-            case TwoReceipts(is_one_counter, first, second):
-                prove = forks.prove_double_counter if is_one_counter else forks.prove_double_request
-                await prove(member.sender, first.receipt, first.signature, second.receipt, second.signature)
-            case OtherLeaf(entry, index, leaf, path):
-                await forks.prove_batch_mismatch(member.sender, entry.receipt, entry.signature, index, leaf, path)
+        first, second = proof.first, proof.second
+        prove = forks.prove_double_counter if proof.is_one_counter else forks.prove_double_request
+        await prove(member.sender, first.receipt, first.signature, second.receipt, second.signature)
     except Reverted as error:
         world.note(f"proof was refused: {error.reason}")
 

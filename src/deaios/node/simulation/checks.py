@@ -175,14 +175,6 @@ class Checks:
         """Whether any of its receipts was shown to a user."""
         return any(NAME_OF[provider] == name for provider, _ in self.acknowledged.receipts)
 
-    def list_doubtful_claims(self, *, greedy: bool) -> set[bytes]:
-        """Channels whose claims exceed the receipts that their buyers accepted; all channels for the greedy."""
-        return {
-            channel_id
-            for channel_id, total in self.claimed.items()
-            if greedy or ((settled := self._settled(channel_id)) is not None and total > settled)
-        }
-
     def check_books(self, honest: tuple[str, ...]) -> None:
         """At rest: fees of receipts, charges, claims, the buyer's books and what users were told are one sum.
 

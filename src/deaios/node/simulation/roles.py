@@ -36,6 +36,7 @@ from deaios.market.directory.client import Directory
 from deaios.market.ports import Assignment, Generate, Piece, SellerChain
 from deaios.market.question import context_of
 from deaios.market.seller.service import Seller, SellerSettings
+from deaios.market.slashing.client import Slasher
 from deaios.node.member import Member
 from deaios.node.network import Trade, terms_of
 from deaios.node.shop import Shop
@@ -257,7 +258,17 @@ async def open_trade(life: Life, member: Member) -> AsyncIterator[Trade]:
         dice=life.dice,
     )
     async with buyer:
-        yield Trade(buyer, directory)
+        slasher = Slasher(
+            buyer,
+            terms_of(life.descriptor),
+            member.contracts,
+            member.sender,
+            LedgerChain(member.contracts, member.sender),
+            Shelf(life.network).get_bytes,
+            windows.claim_bond,
+            life.clock,
+        )
+        yield Trade(buyer, directory, slasher)
 
 
 async def live_gateway(life: Life, on_start: Callable[[Buyer, KeyStore, str], None]) -> None:
@@ -289,7 +300,10 @@ async def live_gateway(life: Life, on_start: Callable[[Buyer, KeyStore, str], No
         )
         on_start(trade.buyer, keys, text_path.read_text())
         await life.listen(application)
-        await trade.buyer.watch()
+        work = [asyncio.create_task(trade.buyer.watch()), asyncio.create_task(trade.slasher.run())]
+        done, _ = await asyncio.wait(work, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
 
 
 def render_chat(body: bytes) -> tuple[tuple[int, ...], bytes]:

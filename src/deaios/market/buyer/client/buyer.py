@@ -148,6 +148,11 @@ class Buyer:
         await self._store.watch()
 
     @property
+    def store(self) -> BuyerStore:
+        """The journal: for who compares what is in it."""
+        return self._store
+
+    @property
     def accounts(self) -> tuple[AccountRow, ...]:
         """Every channel: deposit, signed, charged and reserved, per provider."""
         return self.wallet.accounts
