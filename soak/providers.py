@@ -4,8 +4,9 @@ Usage: python -m soak.providers [--seconds 600] [--seed N] [--users 64] [--provi
        python -m soak.providers --calm --seconds 1800
 
 Everything is real but the size of the model: a chain, provider processes with llama.cpp over a tiny GGUF file, a
-gateway with its buyer, users over HTTP who never retry. One provider is honest at every moment, another one at another.
-Afterwards money is recounted to the unit from the providers' receipts, and answers are recomputed.
+gateway with its buyer, users over HTTP who never retry. Half of the providers never lie, but are killed, stopped and
+slowed, all but one at every moment. The others lie too; the gateway never comes back to one that it caught, so that one
+joins again under another key. Afterwards money is recounted to the unit from the providers' receipts, and answers are recomputed.
 """
 
 import argparse
@@ -37,10 +38,12 @@ from deaios.market.chat import read_chat_body
 from deaios.market.opening import Opening
 from deaios.runtime.logs import configure_logs
 from soak.provider_process import CONTEXT_TOKENS
-from soak.providers_world import Provider, World, open_world
+from soak.providers_world import LIES, Provider, World, open_world
 from soak.searches import Budget, Finding
 
-FAULTS = ("killed", "stopped", "slow", "corrupt", "altered", "weights")
+FAULTS = ("killed", "stopped", "slow")
+NEWCOMERS_MAX = 12
+"""A caught liar comes back so often in a run, all of them together; each is a process."""
 FAULT_S = (4.0, 20.0)
 """How long a provider stays as it is made."""
 SUCCESS_MIN = 0.99
@@ -159,20 +162,25 @@ async def use(world: World, run: Run, number: int, until_s: float) -> None:
 
 
 async def abuse(world: World, run: Run, until_s: float) -> None:
-    """Faults on all providers but one, which changes; a fault ends before the next one of the same provider."""
+    """Faults on all providers but one that never lies, which changes; each one's end before its next begin."""
     dice = random.Random(run.seed)
+    for provider in world.providers[::2]:
+        provider.may_lie = True
 
     async def torment(provider: Provider) -> None:
         while time.monotonic() < until_s:
             await asyncio.sleep(dice.uniform(*FAULT_S) / 2)
-            others = [item for item in world.providers if item is not provider]
-            if provider.mode != "honest" or not any(item.mode == "honest" for item in others):
+            others = [item for item in world.providers if item is not provider and not item.may_lie]
+            if not any(item.mode == "honest" for item in others):
                 continue
-            what = dice.choice(FAULTS)
+            what = dice.choice((*FAULTS, *LIES) if provider.may_lie else FAULTS)
             run.faults[what] += 1
             await provider.set_mode(what)
             await asyncio.sleep(dice.uniform(*FAULT_S))
             await provider.heal()
+            if provider.address in world.buyer.excluded and run.faults["joined again"] < NEWCOMERS_MAX:
+                run.faults["joined again"] += 1
+                provider = await world.replace(provider)
 
     await asyncio.gather(*(torment(provider) for provider in world.providers))
 

@@ -1,6 +1,7 @@
 """What `soak.providers` runs on: a chain, a gateway with its buyer, and providers as processes that can be abused."""
 
 import asyncio
+import itertools
 import json
 import math
 import os
@@ -9,7 +10,7 @@ import socket
 import sqlite3
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -76,6 +77,8 @@ class Provider:
     journal: Path
     mode: str = "honest"
     process: asyncio.subprocess.Process | None = None
+    may_lie: bool = False
+    """Of a bad character: a buyer that notices never comes back, so the honest ones must never lie."""
     restarts: int = 0
     lying: list[tuple[float, float]] = field(default_factory=list)
     """When it lied, in monotonic seconds; the last span is open while its end is infinite."""
@@ -169,7 +172,16 @@ class World:
     key: str
     key_id: str
     url: str
+    join: Callable[[], Awaitable[Provider]]
+    """Let a newcomer stake, register and serve."""
     providers: list[Provider] = field(default_factory=list)
+
+    async def replace(self, liar: Provider) -> Provider:
+        """A liar that was caught comes back as somebody else; what it was keeps its books open."""
+        provider = await self.join()
+        provider.may_lie = liar.may_lie
+        self.providers.append(provider)
+        return provider
 
 
 def build_served(path: Path) -> ServedModel:
@@ -318,7 +330,16 @@ async def open_world(folder: Path, count: int, settings: BuyerSettings) -> Async
             limits=GatewayLimits(answers_max=ANSWERS_MAX, answers_per_key_max=ANSWERS_MAX, reckon_s=1.0),
         )
         url = await stack.enter_async_context(serve(application))
-        yield World(model, served.tokenizer, served, buyer, keys, text, record.key_id, url, providers)
+
+        numbers = itertools.count(count)
+
+        async def join() -> Provider:
+            provider = await _add_provider(ledger, folder, next(numbers), served.record_id)
+            stack.push_async_callback(provider.end)
+            await provider.start()
+            return provider
+
+        yield World(model, served.tokenizer, served, buyer, keys, text, record.key_id, url, join, providers)
 
 
 def _free_port() -> int:

@@ -45,8 +45,8 @@ async def test_every_example_runs(start_gateway, tmp_path):
         async with asyncio.timeout(60):
             said, complaint = await process.communicate()
         assert process.returncode == 0, complaint.decode()
-        chat, others, tools, completions, embeddings, responses, messages, batches, rest = said.decode().split(f"{MARK}
-")
+        parts = said.decode().split(f"{MARK}\n")
+        chat, others, tools, completions, embeddings, responses, messages, batches, rest = parts
         assert len(json.loads(chat)["choices"]) == 2
         assert json.loads(others)["model"] == "tiny-bytes"
         told, end = json.JSONDecoder().raw_decode(tools)
