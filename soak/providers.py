@@ -6,7 +6,8 @@ Usage: python -m soak.providers [--seconds 600] [--seed N] [--users 64] [--provi
 Everything is real but the size of the model: a chain, provider processes with llama.cpp over a tiny GGUF file, a
 gateway with its buyer, users over HTTP who never retry. Half of the providers never lie, but are killed, stopped and
 slowed, all but one at every moment. The others lie too; the gateway never comes back to one that it caught, so that one
-joins again under another key. Afterwards money is recounted to the unit from the providers' receipts, and answers are recomputed.
+joins again under another key. Afterwards money is recounted to the unit from the providers' receipts, and answers are
+recomputed.
 """
 
 import argparse
