@@ -245,7 +245,7 @@ def test_edges_forgive_a_token_on_them_and_nothing_far_away(top_k, top_p):
     dice = np.random.default_rng(11)
     epsilon, params = 0.05, make_params(1000, top_k, top_p)
     forgiven = broken = 0
-    for position in range(300):
+    for position in range(100):
         row = random_row(dice, 60, 1.5)
         honest = sample(row, params, SEED, position)
         for token in np.argsort(-row)[:25].tolist():
@@ -260,8 +260,8 @@ def test_edges_forgive_a_token_on_them_and_nothing_far_away(top_k, top_p):
             elif found.rule in (Rule.TOP_K, Rule.TOP_P):
                 assert found.margin > 2 * epsilon
                 broken += 1
-    assert forgiven > 20
-    assert broken > 100
+    assert forgiven > 5
+    assert broken > 30
 
 
 def test_a_rival_on_the_edge_counts_as_dropped():

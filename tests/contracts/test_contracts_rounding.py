@@ -218,7 +218,7 @@ def rich():
     steps=st.lists(st.tuples(st.sampled_from(["slash0", "slash1", "unbond", "withdraw"]), extremes), max_size=8),
 )
 @example(start=10**9, caps=(5000, 5000), steps=[("slash0", 10**8), ("unbond", 10**8), ("withdraw", 1)])
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_slices_of_any_stake_never_exceed_it(rich, deploy_contract, start, caps, steps):
     """Two services, stakes of one unit and of all that fits: what is taken, left and given back sums to the stake."""
     names, judges = (b"\x01" * 32, b"\x02" * 32), (rich.buyer.text, rich.accuser.text)

@@ -208,7 +208,7 @@ def test_deployment_refuses_unsound_services(world, deploy_contract, deployment_
         max_size=14,
     ),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_no_service_takes_from_the_slice_of_another(deployed, deploy_contract, caps, steps):
     """Two services, any order of calls: no slice falls by what the other service does, and the money is there."""
     world, judges = deployed, (deployed.buyer, deployed.accuser)

@@ -1,10 +1,12 @@
 """Decoders of the gateway's doors as targets. Not a test module."""
 
+import numpy as np
 from fuzz_target import Target, as_json
 
 from deaios.alignment import answer
+from deaios.compute import embedding as embedding_words
 from deaios.gateway import batch_worker, multipart
-from deaios.market import chat, completion, messages, parts, responses, tool_text, wire
+from deaios.market import chat, completion, embedding, messages, parts, responses, tool_text, wire
 from deaios.market.question import Api, Message, Part
 from deaios.runtime.relay import framing
 
@@ -15,8 +17,10 @@ FIELDS = tuple(
         "fields",
         "flag",
         "model",
+        "models",
         "object",
         "parameters",
+        "route",
         "routing",
         "stop",
         "stream_options",
@@ -30,6 +34,8 @@ COMPLETION = (
 MESSAGES = (
     b'{"model":"m","max_tokens":5,"system":[{"type":"text","text":"s"}],"messages":[{"role":"user","content":"a"}]}'
 )
+EMBEDDING = b'{"model":"m","input":["a",[1,2]],"encoding_format":"base64","deaios":{"hedge":true}}'
+FALLBACKS = b'{"models":["m","n"],"route":"fallback","messages":[{"role":"user","content":"a"}]}'
 COUNT = b'{"model":"m","messages":[{"role":"user","content":"a"}]}'
 RESPONSE = (
     b'{"model":"m","input":[{"role":"user","content":[{"type":"input_text","text":"a"}]}],"metadata":{"a":"b"},'
@@ -79,6 +85,15 @@ def _read_frame(data: bytes) -> object:
     return framing.decode_head(frame) if frame.kind == framing.Kind.HEAD else frame
 
 
+def _read_vector(data: bytes) -> object:
+    return embedding_words.decode_vector(np.frombuffer(data[: len(data) // 4 * 4], "<u4").tolist())
+
+
+def _vector() -> bytes:
+    words = embedding_words.encode_vector(np.array([0.6, 0.0, -0.8]))
+    return np.array(words, "<u4").tobytes()
+
+
 def _frames() -> tuple[bytes, ...]:
     opening = framing.Opening(method="POST", path="/purchases", headers=[("content-type", "application/json")])
     head = framing.Head(status=200, headers=[("content-type", "application/json")])
@@ -97,9 +112,17 @@ def gateway_targets() -> list[Target]:
         Target(
             "completion body",
             completion.read_completion_body,
-            ("market.completion.read_completion_body", *FIELDS),
+            ("market.completion.read_completion_body", "market.completion.read_prompts", *FIELDS),
             (COMPLETION,),
         ),
+        Target("fallbacks", chat.read_chat_body, FIELDS, (FALLBACKS,)),
+        Target(
+            "embedding body",
+            embedding.read_embedding_body,
+            ("market.embedding.read_embedding_body", "market.completion.read_prompts", *FIELDS),
+            (EMBEDDING,),
+        ),
+        Target("vector", _read_vector, ("compute.embedding.decode_vector",), (_vector(),)),
         Target(
             "messages body", messages.read_messages_body, ("market.messages.read_messages_body", *FIELDS), (MESSAGES,)
         ),

@@ -28,6 +28,7 @@ BODIES = {
     Api.COMPLETIONS: {"model": "m", "prompt": "x"},
     Api.RESPONSES: {"model": "m", "input": "x"},
     Api.MESSAGES: {"model": "m", "messages": [{"role": "user", "content": "x"}], "max_tokens": 4},
+    Api.EMBEDDINGS: {"model": "m", "input": "x"},
 }
 
 

@@ -19,7 +19,7 @@ from deaios.node.simulation.runs import Tally, find_missing, run_histories, sile
 from deaios.node.simulation.stories import COURTS, tell
 from deaios.node.simulation.world import Violation, World, until
 
-TRADES = range(1, 491)
+TRADES = range(1, 478)
 """With the courts below at least 500 histories."""
 KEPT = (
     (10, "trade"),  # a full disk left a buyer with a journal that took nothing any more, and nobody restarted it
@@ -47,7 +47,7 @@ def run_part(seeds, kind):
 def tally():
     """All histories of this module, on two processes."""
     total = Tally()
-    parts = [(list(TRADES)[start::10], None) for start in range(10)]
+    parts = [(list(TRADES)[start::10], "trade") for start in range(10)]
     parts += [([number], f"court-{number}") for number in range(len(COURTS))]
     # An appeal needs two bribed jurors among the first three, which one draw in two brings.
     bribed = COURTS.index(("false accusation", "bribed jurors"))

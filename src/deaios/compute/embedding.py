@@ -63,6 +63,8 @@ def decode_vector(words: Sequence[int]) -> NDArray[np.float32]:
     dimensions = words[0] if words else 0
     if not 1 <= dimensions <= DIMENSIONS_MAX or len(words) != 1 + (dimensions + 1) // 2:
         raise InvalidVector(f"{len(words)} words are no vector of {dimensions} dimensions")
+    if not all(0 <= word < 1 << 32 for word in words):
+        raise InvalidVector("a word of a vector has 32 bits")
     halves = np.array(words[1:], "<u4").view("<f2")
     if dimensions % 2 and words[-1] >> 16:
         raise InvalidVector("the half word after the last number is not zero")
