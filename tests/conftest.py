@@ -14,7 +14,7 @@ from deaios.node.model_package import fetch_default_model
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("repeatable")
-"""The same examples in every run, on slow machines too: what fails fails for everyone. `--hypothesis-profile default` searches at random."""
+"""The same examples everywhere: what fails fails for everyone. `--hypothesis-profile default` searches at random."""
 
 LONGEST = ("test_simulation.py", "test_demo.py", "test_founding.py")
 """Files of minutes. They begin first, then the rest of tests/node, so that no core waits for the other at the end."""
