@@ -35,6 +35,9 @@ from deaios.coding.points import compute_constants, find_points
 from deaios.coding.tables import build_bases
 from deaios.primitives.errors import ConfigError
 
+needs_avx2 = pytest.mark.skipif("avx2" not in get_features(), reason="this processor has no AVX2")
+"""For kernels written in AVX2's instructions, which another processor cannot run and is not offered: see
+`test_a_machine_runs_what_it_can`, which runs on every one."""
 HASHERS = [(Hasher(1024, 0), 16), (Hasher(64, 1), 1)]
 
 
@@ -191,7 +194,7 @@ def test_a_symbol_is_two_elements_of_gf_256_in_another_basis():
         assert np.array_equal(change(multiply(constant, symbols), to), low | high << 8)
 
 
-@pytest.mark.skipif("avx2" not in get_features(), reason="this processor has no AVX2")
+@needs_avx2
 @pytest.mark.parametrize(("sources", "targets", "chunks"), [(1, 1, 4), (3, 2, 8), (64, 5, 4), (255, 1, 12)])
 def test_sums_of_values_are_sums_of_products(sources, targets, chunks):
     dice = np.random.default_rng(sources)
@@ -207,7 +210,7 @@ def test_sums_of_values_are_sums_of_products(sources, targets, chunks):
     assert (room[:, [0, -1]] == 0xA5).all(), "nothing outside is written"
 
 
-@pytest.mark.skipif("avx2" not in get_features(), reason="this processor has no AVX2")
+@needs_avx2
 @pytest.mark.parametrize(("groups", "blocks", "tests"), [(1, 1, 1), (3, 5, 4), (4, 2, 23), (9, 64, 6)])
 def test_folds_of_values_are_folds_of_products(groups, blocks, tests):
     dice = np.random.default_rng(groups)

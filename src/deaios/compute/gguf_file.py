@@ -117,6 +117,18 @@ class TensorType(IntEnum):
 
 FLOAT_TYPES = frozenset({TensorType.F32, TensorType.F16, TensorType.BF16})
 """Encodings that engines compute with float activations."""
+_UNDECODABLE = frozenset(
+    {
+        TensorType.Q8_1,
+        TensorType.Q8_K,
+        TensorType.I8,
+        TensorType.I16,
+        TensorType.I32,
+        TensorType.I64,
+        TensorType.F64,
+    }
+)
+"""No weights: ggml's activations and plain numbers, which the gguf package knows by their sizes only."""
 _BLOCKS: Mapping[TensorType, tuple[int, int]] = {
     kind: GGML_QUANT_SIZES[GGMLQuantizationType(kind)] for kind in TensorType
 }
@@ -248,10 +260,9 @@ def decode_rows(data: NDArray[np.uint8], encoding: TensorType) -> NDArray[np.flo
         return np.ascontiguousarray(data).view(np.float32)
     if encoding is TensorType.F16:
         return np.ascontiguousarray(data).view(np.float16).astype(np.float32)
-    try:
-        return np.asarray(quants.dequantize(np.ascontiguousarray(data), GGMLQuantizationType(encoding)), np.float32)
-    except NotImplementedError as error:  # so gguf says that it knows an encoding by name only
-        raise InvalidModelFile(f"tensors encoded as {encoding.name} cannot be decoded here") from error
+    if encoding in _UNDECODABLE:
+        raise InvalidModelFile(f"tensors encoded as {encoding.name} cannot be decoded here")
+    return np.asarray(quants.dequantize(np.ascontiguousarray(data), GGMLQuantizationType(encoding)), np.float32)
 
 
 def encode_rows(rows: NDArray[np.float32], encoding: TensorType) -> bytes:

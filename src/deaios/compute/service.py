@@ -12,8 +12,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,16 +27,15 @@ from deaios.compute.engine import (
     SavingEngine,
     Step,
     UnavailableEngine,
-    split_evenly,
 )
-from deaios.compute.generation import Generation, InvalidPrefix, Sampled
+from deaios.compute.generation import Generation, InvalidPrefix
+from deaios.compute.jobs import AnswerJob, AnyCheck, CheckJob, Job, Stream, outstanding_of
 from deaios.compute.masking import MaskState
-from deaios.compute.pacing import Outstanding, Pace
+from deaios.compute.pacing import Pace
 from deaios.compute.prefixes import PrefixCache
 from deaios.compute.records import Thresholds
 from deaios.compute.tokenizer import Tokenizer
 from deaios.compute.verification import (
-    OUTPUTS_PER_STEP,
     PREFILL_TOKENS,
     Replay,
     Report,
@@ -82,123 +81,6 @@ class Load:
     wait_s: float = 0.0
 
 
-class Stream:
-    """The ids of one answer as they are sampled. `aclose` stops the answer and returns when its sequence is free."""
-
-    def __init__(self, job: "_Answer", cancel: Callable[["_Job"], None]) -> None:
-        self._job = job
-        self._cancel = cancel
-        self._ended = False
-
-    @property
-    def cached_tokens(self) -> int:
-        """Ids of the prompt that the prefix cache gave; certain from the first id on."""
-        return self._job.cached
-
-    def __aiter__(self) -> "Stream":
-        return self
-
-    async def __anext__(self) -> Sampled:
-        if self._ended:
-            raise StopAsyncIteration
-        try:
-            item = await self._job.events.get()
-        except asyncio.CancelledError:
-            self._ended = True
-            self._cancel(self._job)
-            raise
-        if isinstance(item, Sampled):
-            self._ended = item.finish is not None
-            return item
-        self._ended = True
-        raise item
-
-    async def aclose(self) -> None:
-        """Stop the answer, wherever it is. Harmless after its end."""
-        self._ended = True
-        self._cancel(self._job)
-        await self._job.released.wait()
-
-
-@dataclass(eq=False, kw_only=True)
-class _Job:
-    """Anything that waits for the engine. `tokens` is the most it will hold in its sequence."""
-
-    loop: asyncio.AbstractEventLoop
-    tokens: int
-    cancelled: bool = False
-    overtaken: int = 0
-    sequence: int | None = None
-    released: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def tell(self, call: Callable[[], object]) -> None:
-        """Run something on the caller's loop; a loop that is gone has nobody left to tell."""
-        try:
-            self.loop.call_soon_threadsafe(call)
-        except RuntimeError:
-            self.cancelled = True
-
-
-@dataclass(eq=False, kw_only=True)
-class _Answer(_Job):
-    """One answer being generated.
-
-    Attributes:
-        pieces: the parts of prompt and prefix that are still to be read, each with how many rows it must give.
-        prefix: ids of another provider's answer that are still to be checked.
-        thresholds: by which they are.
-    """
-
-    generation: Generation
-    prompt_ids: tuple[int, ...]
-    allowed: int
-    owner: bytes | None
-    pieces: deque[tuple[tuple[int, ...], int]] = field(default_factory=deque)
-    cached: int = 0
-    prefix: deque[int] = field(default_factory=deque)
-    thresholds: Thresholds | None = None
-    position: int = 0
-    events: asyncio.Queue[Sampled | Exception] = field(default_factory=asyncio.Queue)  # bounded by max_tokens
-
-    def begin(self, cached: int) -> None:
-        """Cut what is left to read into pieces."""
-        self.cached = self.position = cached
-        # The last id that an answer can have is never read back.
-        self.pieces = _cut(self.prompt_ids[cached:], tuple(self.prefix)[: self.allowed - 1])
-
-    def outstanding(self) -> Outstanding:
-        sampled = self.generation.position - len(self.prompt_ids)
-        unread = max(0, len(self.prompt_ids) - self.position)
-        return Outstanding(unread, max(1, self.allowed - sampled), self.tokens)
-
-    def fail(self, error: Exception) -> None:
-        self.tell(lambda: self.events.put_nowait(error))
-
-
-@dataclass(eq=False, kw_only=True)
-class _Check(_Job, Generic[_Result]):
-    """One verification, replay or vector."""
-
-    run: Callable[[Engine, int], _Result]
-    alone: bool
-    result: asyncio.Future[_Result]
-
-    def end(self, outcome: object) -> None:
-        """Hand over a result or an error and give the sequence back."""
-        if isinstance(outcome, Exception):
-            self.fail(outcome)
-        else:
-            # the caller's future has the type of what `run` returns
-            self.tell(lambda: None if self.result.done() else self.result.set_result(outcome))  # type: ignore[arg-type]
-        self.tell(self.released.set)
-
-    def fail(self, error: Exception) -> None:
-        self.tell(lambda: None if self.result.done() else self.result.set_exception(error))
-
-
-_AnyCheck = _Check[Report] | _Check[Replay] | _Check[NDArray[np.float64]]
-
-
 class EngineService:
     """Runs an engine for many callers of one event loop. Takes the engine over and closes it."""
 
@@ -225,10 +107,10 @@ class EngineService:
         self._cached_tokens = 0
         self._waiting_max = waiting_max
         self._wake = threading.Condition()
-        self._waiting: deque[_Answer | _AnyCheck] = deque()
-        self._running: dict[int, _Answer] = {}
-        self._checking: _AnyCheck | None = None
-        self._idle: list[_Job] = []
+        self._waiting: deque[AnswerJob | AnyCheck] = deque()
+        self._running: dict[int, AnswerJob] = {}
+        self._checking: AnyCheck | None = None
+        self._idle: list[Job] = []
         self._failure: Exception | None = None
         self._refusing = False
         self._closing = False
@@ -284,7 +166,7 @@ class EngineService:
         if len(prefix_ids) > params.max_tokens:
             raise InvalidPrefix(params.max_tokens, f"an answer has at most {params.max_tokens} ids")
         assert thresholds is not None or not prefix_ids, "a prefix is checked by its record's thresholds"
-        job = _Answer(
+        job = AnswerJob(
             loop=asyncio.get_running_loop(),
             tokens=tokens,
             generation=Generation(len(prompt_ids), params, seed, tokenizer, logprobs, mask),
@@ -388,18 +270,18 @@ class EngineService:
                 self._estimate_wait_s(self._waiting),
             )
 
-    def _estimate_wait_s(self, ahead: Iterable[_Job]) -> float:
+    def _estimate_wait_s(self, ahead: Iterable[Job]) -> float:
         """Until a job behind those ahead would begin; called with the lock held."""
         running = [job.outstanding() for job in self._running.values()]
         if self._checking is not None:
-            running.append(_outstanding(self._checking))
-        waiting = [_outstanding(job) for job in ahead]
+            running.append(outstanding_of(self._checking))
+        waiting = [outstanding_of(job) for job in ahead]
         wanted = max([1, *(job.tokens for job in (*running, *waiting))])
         return self._pace.estimate_wait_s(running, waiting, wanted, self.engine.sequences_max, self.engine.tokens_max)
 
     async def drain(self) -> None:
         """Refuse new jobs and return when all accepted ones have ended."""
-        marker = _Job(loop=asyncio.get_running_loop(), tokens=0)
+        marker = Job(loop=asyncio.get_running_loop(), tokens=0)
         with self._wake:
             self._refusing = True
             if self._closing:
@@ -419,7 +301,7 @@ class EngineService:
         loop = asyncio.get_running_loop()
         result: asyncio.Future[_Result] = loop.create_future()
         room = min(self.engine.context_tokens, self.engine.tokens_max)
-        job = _Check(loop=loop, tokens=min(tokens, room), run=run, alone=alone, result=result)
+        job = CheckJob(loop=loop, tokens=min(tokens, room), run=run, alone=alone, result=result)
         self._enqueue(job)  # type: ignore[arg-type]  # the results a check can have
         try:
             return await result
@@ -433,7 +315,7 @@ class EngineService:
                 f"this one has {len(prompt_ids)} ids up to {max(prompt_ids, default=None)}"
             )
 
-    def _enqueue(self, job: "_Answer | _AnyCheck") -> None:
+    def _enqueue(self, job: AnswerJob | AnyCheck) -> None:
         with self._wake:
             if self._failure is not None:
                 raise UnavailableEngine(f"the engine failed: {self._failure}")
@@ -447,7 +329,7 @@ class EngineService:
             self._waiting.append(job)
             self._wake.notify()
 
-    def _cancel(self, job: _Job) -> None:
+    def _cancel(self, job: Job) -> None:
         """Drop a job that waits at once; one that runs is dropped before its next turn."""
         with self._wake:
             job.cancelled = True
@@ -491,7 +373,7 @@ class EngineService:
             self._release(job)
         self._admit()
         steps: list[Step] = []
-        jobs: list[_Answer] = []
+        jobs: list[AnswerJob] = []
         budget = PREFILL_TOKENS  # so that running answers never pause for longer than one such batch
         for job in self._running.values():  # in the order of admission: the oldest prompt is never passed over
             if job.pieces:
@@ -515,7 +397,7 @@ class EngineService:
                         self._sample(job, row)
             self._pace.observe_turn(self._read_time_s() - start, sum(len(step.ids) for step in steps))
 
-    def _sample(self, job: _Answer, logits: NDArray[np.float32]) -> None:
+    def _sample(self, job: AnswerJob, logits: NDArray[np.float32]) -> None:
         try:
             if job.prefix:
                 assert job.thresholds is not None
@@ -537,13 +419,13 @@ class EngineService:
 
     def _admit(self) -> None:
         """Give sequences to waiting answers in order; one without room may be passed by a bounded number of others."""
-        admitted: list[_Answer] = []
+        admitted: list[AnswerJob] = []
         with self._wake:
             if self._checking is not None and self._checking.alone:
                 return
-            passed: list[_Job] = []
+            passed: list[Job] = []
             for job in list(self._waiting):
-                if isinstance(job, _Answer) and self._reserve(job):
+                if isinstance(job, AnswerJob) and self._reserve(job):
                     assert job.sequence is not None
                     self._waiting.remove(job)
                     self._running[job.sequence] = job
@@ -553,14 +435,14 @@ class EngineService:
                 if job not in self._waiting:
                     continue
                 # A check that is next in line runs right after this turn, and a replay waits for an empty engine.
-                is_next = isinstance(job, _Check) and (job.alone or self._checking is None)
+                is_next = isinstance(job, CheckJob) and (job.alone or self._checking is None)
                 if is_next or job.overtaken >= OVERTAKEN_MAX or len(self._running) >= self.engine.sequences_max:
                     break
                 passed.append(job)
         for job in admitted:
             self._begin(job)
 
-    def _begin(self, job: _Answer) -> None:
+    def _begin(self, job: AnswerJob) -> None:
         """Take up the longest beginning of the prompt that its owner left here."""
         engine, cached = self.engine, 0
         if job.owner is not None and self._cache is not None and isinstance(engine, SavingEngine):
@@ -571,7 +453,7 @@ class EngineService:
         self._cached_tokens += cached
         job.begin(cached)
 
-    def _keep(self, job: _Answer) -> None:
+    def _keep(self, job: AnswerJob) -> None:
         """Leave what an answer's sequence holds to its owner's next prompt."""
         engine = self.engine
         if job.owner is None or self._cache is None or not isinstance(engine, SavingEngine) or job.pieces:
@@ -581,16 +463,16 @@ class EngineService:
         if self._cache.wants(job.owner, ids):
             self._cache.put(job.owner, ids, engine.save(job.sequence))
 
-    def _reserve(self, job: _Job) -> bool:
+    def _reserve(self, job: Job) -> bool:
         """Find the lowest free sequence, if the tokens fit beside what is promised already."""
-        promised: list[_Job] = [*self._running.values(), *([self._checking] if self._checking else [])]
+        promised: list[Job] = [*self._running.values(), *([self._checking] if self._checking else [])]
         taken = {other.sequence for other in promised}
         if sum(other.tokens for other in promised) + job.tokens > self.engine.tokens_max:
             return False
         job.sequence = next((index for index in range(self.engine.sequences_max) if index not in taken), None)
         return job.sequence is not None
 
-    def _release(self, job: _Answer) -> None:
+    def _release(self, job: AnswerJob) -> None:
         assert job.sequence is not None
         self._keep(job)
         self.engine.forget(job.sequence)
@@ -603,7 +485,7 @@ class EngineService:
         """Run the check that is next in line, if there is one and the engine has room for it."""
         with self._wake:
             job = self._waiting[0] if self._waiting else None
-            if not isinstance(job, _Check) or (job.alone and self._running) or not self._reserve(job):
+            if not isinstance(job, CheckJob) or (job.alone and self._running) or not self._reserve(job):
                 return
             self._waiting.popleft()
             self._checking = job
@@ -619,16 +501,16 @@ class EngineService:
         if self._failure is not None:
             raise self._failure
 
-    def _hidden_for(self, job: "_AnyCheck", step: Step) -> NDArray[np.float32]:
+    def _hidden_for(self, job: AnyCheck, step: Step) -> NDArray[np.float32]:
         """The same for hidden states."""
         assert isinstance(self.engine, EmbeddingEngine)
         hidden = self.engine.hidden
         return self._run_for(job, lambda: hidden(step))
 
-    def _decode_for(self, job: "_AnyCheck", steps: Sequence[Step]) -> list[NDArray[np.float32]]:
+    def _decode_for(self, job: AnyCheck, steps: Sequence[Step]) -> list[NDArray[np.float32]]:
         return self._run_for(job, lambda: self.engine.decode(steps))
 
-    def _run_for(self, job: "_AnyCheck", work: Callable[[], _Result]) -> _Result:
+    def _run_for(self, job: AnyCheck, work: Callable[[], _Result]) -> _Result:
         """A check's own step, after a turn for the answers that run beside it."""
         if self._closing or job.cancelled:
             raise UnavailableEngine("the check was cancelled")
@@ -653,15 +535,10 @@ class EngineService:
             job.tell(job.released.set)
 
 
-def _outstanding(job: _Job) -> Outstanding:
-    """What a job asks; a check reads all that it holds."""
-    return job.outstanding() if isinstance(job, _Answer) else Outstanding(job.tokens, 1, job.tokens)
-
-
 class _Guest:
     """The engine as a check sees it: every batch of the check first lets running answers have a turn."""
 
-    def __init__(self, service: EngineService, job: "_AnyCheck") -> None:
+    def __init__(self, service: EngineService, job: AnyCheck) -> None:
         engine = service.engine
         self.profile = engine.profile
         self.vocabulary_size = engine.vocabulary_size
@@ -683,17 +560,3 @@ class _Guest:
 
     def close(self) -> None:
         """A guest never closes its host's engine."""
-
-
-def _cut(prompt_ids: Sequence[int], prefix_ids: Sequence[int]) -> deque[tuple[tuple[int, ...], int]]:
-    """Prompt and prefix in the steps in which they are read: one row after the prompt, one after each prefix id.
-
-    The prompt is cut as without a prefix; another cut would round differently.
-    """
-    *silent, last = (tuple(prompt_ids[start:end]) for start, end in split_evenly(len(prompt_ids), PREFILL_TOKENS))
-    pieces = deque((ids, 0) for ids in silent)
-    pieces.append((last, 1))
-    for start in range(0, len(prefix_ids), OUTPUTS_PER_STEP):
-        ids = tuple(prefix_ids[start : start + OUTPUTS_PER_STEP])
-        pieces.append((ids, len(ids)))
-    return pieces

@@ -26,7 +26,7 @@ from deaios.gateway.logprobs import ShownTokens
 from deaios.gateway.purchasing import Delta, Purchase, Purchasing, ServedModel
 from deaios.gateway.retries import TOKEN_BYTES
 from deaios.gateway.store import Charge
-from deaios.ledger.structs import FinishReason, State
+from deaios.ledger.structs import FinishReason, Receipt, State
 from deaios.market.opening import Opening
 from deaios.market.orders import Order
 from deaios.market.question import Part, Question
@@ -168,6 +168,7 @@ class Answer:
         self._unproven: bytes | None = None
         self._is_charged = False
         self._task = asyncio.create_task(self._run(), name=f"answer {wanted.answer_id}")
+        self._task.add_done_callback(self._end_if_broken)
 
     @property
     def is_orphan(self) -> bool:
@@ -254,11 +255,17 @@ class Answer:
 
     async def _run(self) -> None:
         try:
-            self._end(await self._buy_from_any())
+            error = await self._buy_from_any()
         except asyncio.CancelledError:
+            error = UnavailableAnswer("the request was abandoned")
+        self._end(error)
+
+    def _end_if_broken(self, task: asyncio.Task[None]) -> None:
+        """A fault of ours, or a cancel before the first step, leaves no reader waiting."""
+        if task.cancelled():
             self._end(UnavailableAnswer("the request was abandoned"))
-        except Exception:  # the edge of a task that nobody awaits: log, tell the readers, live on
-            log.exception("internal fault", answer=self.wanted.answer_id)
+        elif (fault := task.exception()) is not None:
+            log.error("internal fault", answer=self.wanted.answer_id, exc_info=fault)
             self._end(InternalFault("the answer failed"))
 
     async def _buy_from_any(self) -> DeaiosError | None:
@@ -382,15 +389,7 @@ class Answer:
         receipt = self.opening.receipt
         if receipt.state != State.SERVED:
             return 0, UnavailableAnswer(f"the provider ended the purchase as {State(receipt.state).name.lower()}")
-        is_vector = self.wanted.question.vector is not None  # whose papers the buyer has checked, its end included
-        if not is_vector and (
-            self._text is None
-            or (receipt.finish_reason, receipt.stop_index)
-            != (
-                self._text.finish,
-                self._text.stop_index,
-            )
-        ):
+        if not self._ends_as_said(receipt):
             said = FinishReason(receipt.finish_reason).name.lower()
             return 0, UnavailableAnswer(f"the provider broke the protocol: its tokens do not end by {said}")
         if receipt.fee > reservation.amount:
@@ -398,6 +397,13 @@ class Answer:
                 "fee above the listed price", answer=self.wanted.answer_id, fee=receipt.fee, reserved=reservation.amount
             )
         return min(receipt.fee, reservation.amount), None
+
+    def _ends_as_said(self, receipt: Receipt) -> bool:
+        """Do the ids end where the receipt says? Of a vector the buyer has checked that, with all of its papers."""
+        if self.wanted.question.vector is not None:
+            return True
+        text = self._text
+        return text is not None and (text.finish, text.stop_index) == (receipt.finish_reason, receipt.stop_index)
 
     async def _cancel(self, purchase: Purchase | None, prepared: Prepared) -> int:
         """Cancel at the market; returns what the key owes for what it had received: for now, if there is no receipt."""

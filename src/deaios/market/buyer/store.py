@@ -180,14 +180,27 @@ class BuyerStore:
 
         return await self._journal.read(query)
 
-    async def fetch_openings_after(self, place: int, count_max: int) -> list[tuple[int, Opening]]:
-        """Openings in the order in which they were kept, each with its place, after a place of the same run."""
+    async def fetch_twins_after(self, place: int, count_max: int) -> tuple[int, list[tuple[Opening, Opening]]]:
+        """Openings kept after a place, each with the first one that has the same provider and counter.
 
-        def query(connection: sqlite3.Connection) -> list[tuple[int, Opening]]:
+        An honest provider gives none, so only what is wrong is read.
+
+        Returns:
+            The place to go on from, and pairs of the first opening and a later one.
+        """
+
+        def query(connection: sqlite3.Connection) -> tuple[int, list[tuple[Opening, Opening]]]:
+            (last,) = connection.execute("SELECT coalesce(max(rowid), 0) FROM openings").fetchone()
+            after = place if place <= last else 0  # places begin anew where all that was kept has aged out
             rows = connection.execute(
-                "SELECT rowid, opening FROM openings WHERE rowid > ? ORDER BY rowid LIMIT ?", (place, count_max)
-            )
-            return [(row[0], Opening.decode_json(json.loads(row[1]))) for row in rows]
+                "SELECT late.rowid, early.opening, late.opening FROM openings AS late JOIN openings AS early"
+                " ON early.rowid = (SELECT min(rowid) FROM openings WHERE (provider, counter) ="
+                " (late.provider, late.counter)) WHERE late.rowid > ? AND early.rowid < late.rowid"
+                " ORDER BY late.rowid LIMIT ?",
+                (after, count_max),
+            ).fetchall()
+            first, second = ([Opening.decode_json(json.loads(row[column])) for row in rows] for column in (1, 2))
+            return rows[-1][0] if len(rows) == count_max else last, list(zip(first, second, strict=True))
 
         return await self._journal.read(query)
 

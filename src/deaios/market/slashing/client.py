@@ -2,7 +2,7 @@
 
 Invariants: before anything is sent the chain is asked whether it was done, so a restart repeats nothing; a claim is
 doubted only where neither an accepted receipt nor an open purchase explains it. It keeps nothing on disk: openings are
-the buyer's, proofs and challenges the chain's, and what it walked through is walked again after a restart.
+the buyer's, proofs and challenges the chain's; after a restart all are compared again, which reads what is wrong only.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ from deaios.runtime.logs import get_logger
 INTERVAL_S = 10.0
 INTERVAL_S_MAX = 120.0
 """Longest pause after failures; a challenge stays open much longer."""
-OPENINGS_PER_LOOK = 256
+TWINS_PER_LOOK = 64
 BATCHES_PER_LOOK = 16
 """Batches of one provider that one look reads."""
 BATCH_ATTEMPTS_MAX = 30
@@ -117,14 +117,15 @@ class Slasher:
 
     async def _walk_openings(self) -> None:
         """Two accepted receipts with one counter."""
-        while rows := await self._buyer.store.fetch_openings_after(self._places.opening, OPENINGS_PER_LOOK):
-            for place, opening in rows:
-                provider, counter = opening.request.provider, opening.receipt.counter
-                for twin in await self._buyer.store.fetch_openings(provider, counter, counter):
-                    found = find_double(self._terms.protocol, provider, _entry_of(opening), _entry_of(twin))
-                    if found is not None:
-                        await self._prove(found)
-                self._places.opening = place
+        is_done = False
+        while not is_done:
+            place, twins = await self._buyer.store.fetch_twins_after(self._places.opening, TWINS_PER_LOOK)
+            for first, second in twins:
+                provider = first.request.provider
+                found = find_double(self._terms.protocol, provider, _entry_of(first), _entry_of(second))
+                if found is not None:
+                    await self._prove(found)
+            self._places.opening, is_done = place, len(twins) < TWINS_PER_LOOK
 
     async def _walk_batches(self, provider: Address) -> None:
         """Each settled batch of a provider against the receipts held."""
