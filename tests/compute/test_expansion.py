@@ -6,6 +6,7 @@ import struct
 import gguf
 import numpy as np
 import pytest
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +18,7 @@ from deaios.compute.gguf_file import (
     TensorType,
     UnavailableModelFile,
     ValueType,
+    decode_rows,
     encode_header,
     encode_rows,
     read_model_file,
@@ -100,6 +102,17 @@ def test_rewrites_read_back_as_the_nearest_values(tmp_path):
         twice = tmp_path / "twice.gguf"
         rewrite(source, twice)
         assert twice.read_bytes() == target.read_bytes()
+
+
+@pytest.mark.parametrize("encoding", TensorType)
+def test_every_encoding_of_weights_is_decoded_and_others_are_refused_by_name(encoding):
+    values, size = GGML_QUANT_SIZES[GGMLQuantizationType(encoding)]
+    block = np.zeros((1, size), np.uint8)
+    if encoding.name in ("Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64"):
+        with pytest.raises(InvalidModelFile, match=encoding.name):
+            decode_rows(block, encoding)
+    else:
+        assert decode_rows(block, encoding).shape == (1, values)
 
 
 def test_a_value_beyond_f16_is_refused_and_leaves_nothing(tmp_path):

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import openai
 import pytest
+from structlog.testing import capture_logs
 
 from deaios.gateway.answer import Patience
 from deaios.gateway.batch_worker import read_line_body
@@ -218,3 +219,13 @@ async def test_no_request_loosens_its_keys_data_policy(start, policy, wish, expe
         wanted = world.buyer.orders[0].preferences
         assert (wanted and wanted.promises) == expected
         assert world.keys.get(world.key_id).data_policy == policy
+
+
+async def test_a_fault_of_ours_is_told_tried_with_no_other_model_and_leaves_nothing_set_aside(start):
+    async with start(RuntimeError("a bug")) as world, open_client(world) as client:
+        with capture_logs() as logs, pytest.raises(openai.InternalServerError, match="an internal fault was logged"):
+            await client.chat.completions.create(
+                model="tiny", messages=MESSAGES, max_tokens=9, extra_body={"models": ["second"]}
+            )
+        assert [line["log_level"] for line in logs if line["event"] == "internal fault"] == ["error"]
+        assert (len(world.buyer.orders), world.spent) == (1, 0)
