@@ -10,7 +10,8 @@ import aiohttp
 import openai
 import pytest
 
-from deaios.gateway.answer import LAG_PIECES_MAX, Patience
+from deaios.gateway.answer import LAG_PIECES_MAX, Answer, Patience
+from deaios.gateway.budgets import Budgets
 from deaios.gateway.desk import Limits
 from deaios.ledger.structs import FinishReason, State
 from deaios.primitives.errors import Unavailable
@@ -186,6 +187,36 @@ async def test_who_saw_some_of_a_stream_buys_the_rest_anew(start_gateway, sessio
         async with session.post(world.base_url + "/chat/completions", json=body, headers=headers) as response:
             assert b"[DONE]" in await response.read()
         assert world.spent == fee(3) + fee(6)
+
+
+async def test_a_retry_waits_for_the_end_of_what_was_left_and_does_not_join_it(start_gateway, session, monkeypatch):
+    charged, waited, settle, wait_end = asyncio.Event(), asyncio.Event(), Budgets.settle, Answer.wait_end
+
+    async def settle_late(budgets, reservation, charge):
+        is_charged = await settle(budgets, reservation, charge)
+        if not waited.is_set():
+            charged.set()
+            await waited.wait()
+        return is_charged
+
+    async def wait_seen(answer):
+        waited.set()
+        await wait_end(answer)
+
+    monkeypatch.setattr(Budgets, "settle", settle_late)
+    monkeypatch.setattr(Answer, "wait_end", wait_seen)
+    async with start_gateway(limits=Limits(patience=Patience(grace_s=0.01))) as world:
+        scripts = iter([world.script([tuple(b"abc"), asyncio.Event()]), world.say("abcde")])
+        world.buyer.reply = lambda order: next(scripts)
+        headers, body = world.headers | {"x-stainless-retry-count": "0"}, BODY | {"stream": True}
+        async with session.post(world.base_url + "/chat/completions", json=body, headers=headers) as response:
+            await response.content.readuntil(b"abc")
+            response.close()
+        await charged.wait()
+        headers = world.headers | {"x-stainless-retry-count": "1"}
+        async with session.post(world.base_url + "/chat/completions", json=body, headers=headers) as response:
+            assert b"[DONE]" in await response.read()
+        assert (len(world.buyer.orders), world.spent) == (2, fee(3) + fee(6))
 
 
 async def test_asking_twice_on_purpose_buys_twice(world, session):

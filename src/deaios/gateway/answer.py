@@ -148,6 +148,7 @@ class Answer:
         self.has_ended = False
         self.is_delivered = False
         self.is_shown = False
+        self.is_abandoned = False
         self.tokens = 0
         self.prompt_tokens = 0
         self._text: Generation | None = None
@@ -234,7 +235,7 @@ class Answer:
     def abandon(self) -> None:
         """Cancel the purchase, unless it is being charged already."""
         if not self._is_closing and not self.has_ended:
-            self._is_closing = True
+            self._is_closing = self.is_abandoned = True
             self._task.cancel()
 
     async def stop(self) -> None:
@@ -242,6 +243,10 @@ class Answer:
         if self._grace is not None:
             self._grace.cancel()
         self.abandon()
+        await self.wait_end()
+
+    async def wait_end(self) -> None:
+        """Return when money and papers are settled."""
         await asyncio.wait([self._task])
 
     def note_progress(self) -> None:

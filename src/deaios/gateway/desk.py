@@ -202,6 +202,15 @@ class Desk:
         """End every purchase and wait until its money is settled."""
         await asyncio.gather(*(answer.stop() for answer in list(self._running)))
 
+    async def wait_abandoned(self, key: KeyRecord) -> None:
+        """Let answers that everybody left come to their end, each a cancel and a charge away.
+
+        A retry joins what is on its way, and an answer that is being cancelled is not; what it is charged counts for
+        the retry where nobody saw it, and that is known at its end.
+        """
+        own = [answer for answer, key_id in self._running.items() if key_id == key.key_id and answer.is_abandoned]
+        await asyncio.gather(*(answer.wait_end() for answer in own))
+
     def find_model(self, key: KeyRecord, name: str) -> ServedModel:
         """The model of that name.
 

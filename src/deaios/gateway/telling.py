@@ -58,7 +58,7 @@ def encode_event(value: object, name: str | None = None) -> bytes:
 
 
 async def read_asked(request: web.Request, key: KeyRecord, key_text: str, desk: Desk) -> Asked:
-    """A request with its whole body.
+    """A request with its whole body; a retry waits until what its client left has ended.
 
     Raises:
         InvalidParameter: its nonce header is not a nonce.
@@ -68,7 +68,10 @@ async def read_asked(request: web.Request, key: KeyRecord, key_text: str, desk: 
     if body is None:
         body = await read_body(request, desk.limits.body_s)
     assert len(body) <= BODY_BYTES_MAX
-    return Asked(key, key_text, body, nonce, is_retry=request.headers.get(RETRY_HEADER, "0").strip() != "0")
+    is_retry = request.headers.get(RETRY_HEADER, "0").strip() != "0"
+    if is_retry:
+        await desk.wait_abandoned(key)
+    return Asked(key, key_text, body, nonce, is_retry=is_retry)
 
 
 def _read_nonce(request: web.Request) -> bytes | None:
