@@ -29,11 +29,11 @@ from deaios.compute.engine import (
     UnavailableEngine,
 )
 from deaios.compute.generation import Generation, InvalidPrefix
-from deaios.compute.jobs import AnswerJob, AnyCheck, CheckJob, Job, Stream, outstanding_of
 from deaios.compute.masking import MaskState
 from deaios.compute.pacing import Pace
 from deaios.compute.prefixes import PrefixCache
 from deaios.compute.records import Thresholds
+from deaios.compute.service.jobs import AnswerJob, AnyCheck, CheckJob, Job, Stream, outstanding_of
 from deaios.compute.tokenizer import Tokenizer
 from deaios.compute.verification import (
     PREFILL_TOKENS,
