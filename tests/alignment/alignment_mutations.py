@@ -45,6 +45,8 @@ def other_values(value):
     strange = [None, {}, [], [value], {"": value}, True, 1.5]
     if value == []:
         return [], [item for item in strange if item != []]
+    if isinstance(value, bool):
+        return [not value], [*[item for item in strange if item is not True], 0, 1, "true", "false"]
     if isinstance(value, int):
         near = {value + 1, value - 1, 0, 1, value ^ 2, value * 2 + 1} - {value}
         return sorted(item for item in near if item >= 0), [*strange, str(value), float(value), -1, -value - 1, 1 << 64]

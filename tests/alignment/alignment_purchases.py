@@ -20,6 +20,7 @@ from deaios.compute.verification import PREFILL_TOKENS, verify_output
 from deaios.ledger.eip712 import hash_struct, sign_struct
 from deaios.ledger.structs import FinishReason, Level, Offer, Request, State, protocol_domain
 from deaios.market.batches import RECEIPTS_TAG
+from deaios.market.conduct import Conduct, sign_conduct
 from deaios.market.opening import Opening
 from deaios.market.orders import Order, build_ask
 from deaios.market.parts import read_part
@@ -45,6 +46,11 @@ def key_of(name):
 BUYER, FRAMER = key_of("buyer"), key_of("another buyer")
 PROVIDER, RIVAL = key_of("provider"), key_of("rival")
 """Both registered."""
+
+
+FINISHED_MS = 1_000_900
+CONDUCT = Conduct(sha256(b"sealing key"), 30 * 86_400_000, False, FINISHED_MS + 86_400_000)
+STATED = sign_conduct(PROVIDER, NETWORK, CONDUCT)
 
 
 @dataclass(frozen=True)
@@ -108,6 +114,7 @@ class Sale:
     ask_changes: dict = field(default_factory=dict)
     request_changes: dict = field(default_factory=dict)
     receipt_changes: dict = field(default_factory=dict)
+    conduct: object = None
 
     def sign(self):
         """Sign all papers, with the changes that were asked for, each side with its own key."""
@@ -135,6 +142,7 @@ class Sale:
             receipt=receipt,
             receipt_signature=sign_struct(self.provider, DOMAIN, receipt),
             constraint=self.order.constraint,
+            conduct=self.conduct,
         )
 
     @property
@@ -208,7 +216,7 @@ def sell(
         params = replace(params, mask_hash=hash_constraint(constraint))
     generation = bench.generate(served_prompt or prompt_ids, params, seed_of(ask), engine, constraint)
     delivery = Delivery(
-        State.SERVED, generation.finish, generation.stop_index, generation.output_ids, 1_000_000, 1_000_050, 1_000_900
+        State.SERVED, generation.finish, generation.stop_index, generation.output_ids, 1_000_000, 1_000_050, FINISHED_MS
     )
     return Sale(bench, order, offer, delivery, link, buyer, provider, ask_changes)
 
@@ -300,7 +308,7 @@ class PaperChain:
 
 @dataclass(frozen=True)
 class Library:
-    """Honest answers: `provider` sold three in one batch and one in the next, `rival` sold one."""
+    """Honest answers: `provider` sold three in one batch and one in the next, where it had a statement; `rival` one."""
 
     chain: PaperChain
     sales: tuple
@@ -318,6 +326,7 @@ def build_library(bench, profile=None):
     sales, openings, link = [], [], FIRST_LINK
     for number, body in enumerate(bodies):
         sale = sell(bench, body, name=f"sale {number}", link=link, profile=profile)
+        sale = replace(sale, conduct=STATED if number == 3 else None)
         opening = sale.sign()
         link = Link(opening.receipt.counter, opening.receipt_digest, opening.receipt.charged_cumulative)
         sales.append(sale)

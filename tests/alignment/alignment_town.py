@@ -66,7 +66,7 @@ class Drawn:
 
     async def draw(self, number):
         assert 0 <= number < 1 << 32
-        return AuditedModel(self.record_id, "own-model", 512, lambda body: ((4, 5, 6), b"other context"))
+        return AuditedModel(self.record_id, "own-model", 512, lambda question: ((4, 5, 6), b"other context"))
 
 
 @dataclass
@@ -229,6 +229,7 @@ class Member:
     is_down: bool = False
     recheck: object = None
     further: object = None
+    vectors_every: int = 0
 
     def start(self):
         self.lives += 1
@@ -242,11 +243,11 @@ class Member:
             shop=town.shop,
             shelf=town.shelf,
             recheck=self.recheck or town.recheck,
-            model=AuditedModel(MODEL, "smollm2-135m-instruct", 512, lambda body: ((1, 2, 3), b"context")),
+            model=AuditedModel(MODEL, "smollm2-135m-instruct", 512, lambda question: ((1, 2, 3), b"context")),
             clock=town.clock,
             dice=Dice(f"{self.key.address.hex()} {self.lives}"),
             metrics=Metrics("auditor"),
-            settings=AuditorSettings(),
+            settings=AuditorSettings(vectors_every=self.vectors_every),
             further=self.further,
         )
 

@@ -103,12 +103,14 @@ _PARTS = (
     "client_nonce",
     "text",
     "batch",
-    *(f"opening.{field.name}" for field in fields(Opening)),
+    *(f"opening.{field.name}" for field in fields(Opening) if field.name != "conduct"),
 )
+"""A statement about prompts is bound by its own signature, not to an answer: test_alignment_privacy.py."""
 
 
 def parts_of(answer):
-    named = {f"opening.{field.name}": getattr(answer.opening, field.name) for field in fields(Opening)}
+    opening = {name: name.removeprefix("opening.") for name in _PARTS if name.startswith("opening.")}
+    named = {name: getattr(answer.opening, field) for name, field in opening.items()}
     return named | {
         "body": answer.body,
         "client_nonce": answer.client_nonce,

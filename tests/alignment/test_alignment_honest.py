@@ -34,7 +34,7 @@ async def test_facts_stand_under_the_head_that_they_rest_on(library):
     assert {"request signature", "receipt signature", "prompt", "output", "fee", "text", "tokens"} <= set(
         rules_under(result, Head.PROVEN)
     )
-    assert [head for head, _ in result.by_head()] == [Head.PROVEN, Head.OPERATOR, Head.GATEWAY]
+    assert [head for head, _ in result.by_head()] == [Head.PROVEN, Head.OPERATOR, Head.GATEWAY, Head.PROMISED]
     assert sum(len(facts) for _, facts in result.by_head()) == len(result.facts)
 
 

@@ -17,6 +17,7 @@ RULES = (
     (r"body|clientNonce|opening\.ask\.clientDigest", {"client digest"}),
     (r"opening\.ask\..*|opening\.request\.askDigest", {"ask digest"}),
     (r"opening\.salt", {"context"}),
+    (r"opening\.conduct\..*", {"conduct signature"}),
     (r"opening\.offer\..*", {"offer digest"}),
     (r"opening\.offerSignature", {"offer signature"}),
     (r"opening\.request\..*|opening\.requestSignature", {"request signature"}),
@@ -44,6 +45,7 @@ async def check(chain, data):
     except InvalidAnswer as error:
         return Outcome.VIOLATED, "form", str(error)
     result = await chain.examine(answer)
+    assert result.outcome is not Outcome.VIOLATED or not result.privacy, "nothing is said of a changed file's privacy"
     broken = next((fact for fact in result.facts if not fact.holds), None)
     return result.outcome, broken.rule if broken else None, result.headline
 

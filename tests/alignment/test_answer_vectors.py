@@ -9,11 +9,13 @@ from deaios.alignment.evidence import Evidence, build_evidence_root, encode_evid
 from deaios.compute.commitments import commit_prompt
 from deaios.ledger.eip712 import hash_struct
 from deaios.ledger.structs import protocol_domain
+from deaios.market.conduct import recover_stater
 from deaios.primitives.hashing import sha256
 from deaios.primitives.keys import Address
 
 SPEC = Path(__file__).parents[2] / "docs/spec"
 FILE = (SPEC / "answer.json").read_bytes()
+STATED = (SPEC / "answer-conduct.json").read_bytes()
 VECTORS = json.loads((SPEC / "answer-vectors.json").read_text())
 
 
@@ -37,6 +39,13 @@ def test_the_frozen_answer_is_read_written_and_bound(bench):
     assert next(fact.says for fact in facts if fact.rule == "batch").endswith(
         f"root {VECTORS['batchRoot']}, on chain since 2026-09-21 14:13:20+00:00"
     )
+
+
+def test_the_frozen_answer_with_a_statement_is_read_written_and_bound():
+    answer = decode_answer(STATED)
+    assert encode_answer(answer) == STATED
+    assert json.loads(STATED)["version"] == 3
+    assert recover_stater(data("network"), answer.opening.conduct) == answer.opening.request.provider
 
 
 def test_the_frozen_evidence_is_the_same_bytes():

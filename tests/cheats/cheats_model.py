@@ -21,7 +21,6 @@ from deaios.compute.records import (
     record_id,
 )
 from deaios.compute.service import EngineService
-from deaios.market.chat import read_chat_body
 from deaios.market.ports import Piece
 from deaios.market.question import context_of
 from deaios.primitives.hashing import sha256
@@ -81,9 +80,8 @@ class ToyTemplate:
         return render_messages(messages)
 
 
-def render_body(body):
-    """What an auditor is told about its model: a body's prompt ids and context."""
-    chat = read_chat_body(body)
+def render_chat(chat):
+    """What an auditor is told about its model: a chat's prompt ids and context."""
     return render_messages(chat.message_objects()), context_of(chat, TEMPLATE_HASH)
 
 

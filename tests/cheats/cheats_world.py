@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cheats_model import CONTEXT_TOKENS, NAME, PROFILE, RECORD_ID, VOCABULARY, Machine, render_body
+from cheats_model import CONTEXT_TOKENS, NAME, PROFILE, RECORD_ID, VOCABULARY, Machine, render_chat
 
 from deaios.alignment.auditor.service import AuditedModel, Auditor, AuditorSettings
 from deaios.alignment.auditor.store import AuditorStore
@@ -338,11 +338,11 @@ class World:
             shop=Shop(purse, self.market),
             shelf=self.shelf,
             recheck=(machine or self.machine).recheck,
-            model=AuditedModel(RECORD_ID, NAME, CONTEXT_TOKENS, render_body),
+            model=AuditedModel(RECORD_ID, NAME, CONTEXT_TOKENS, render_chat),
             clock=DutyClock(self.clock),
             dice=SystemDice(),
             metrics=Metrics("auditor"),
-            settings=AuditorSettings(),
+            settings=AuditorSettings(vectors_every=0),
         )
         self.stack.push_async_callback(auditor.juror.close)
         watcher = Watcher(person.key, person.sender, auditor, purse, store)

@@ -636,8 +636,8 @@ def _market_targets() -> list[Target]:
         Target(
             "opening",
             lambda data: opening.Opening.decode_json(as_json(data)),
-            ("market.opening.Opening.decode_json",),
-            (_opening_json(),),
+            ("market.opening.Opening.decode_json", "market.conduct.read_conduct"),
+            (_opening_json(), json.dumps(_spec("answer-conduct.json")["opening"]).encode()),
         ),
         Target("ids", lambda data: opening.read_ids(as_json(data), 100), ("market.opening.read_ids",), (b"[1,2,3]",)),
         Target(
@@ -663,7 +663,7 @@ def _alignment_targets() -> list[Target]:
             "answer file",
             answer.decode_answer,
             ("alignment.answer.decode_answer",),
-            ((SPEC / "answer.json").read_bytes(),),
+            ((SPEC / "answer.json").read_bytes(), (SPEC / "answer-conduct.json").read_bytes()),
         ),
         Target(
             "evidence",

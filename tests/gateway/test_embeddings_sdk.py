@@ -29,11 +29,18 @@ from deaios.gateway.purchasing import ServedModel
 from deaios.ledger.eip712 import hash_struct, sign_struct
 from deaios.ledger.structs import FinishReason, State
 from deaios.market.buyer.client import Buyer, BuyerSettings
+from deaios.market.conduct import validate_conduct
 from deaios.market.opening import Opening
 from deaios.market.ports import Piece
 from deaios.market.receipts import InvalidReceipt, commit_result, validate_receipt
+from deaios.market.sealing.service import SealingKeys
 from deaios.market.seller.service import Seller
+from deaios.market.seller.service.privacy import Privacy
+from deaios.market.wire import OfferAnswer
+from deaios.node.asking import embed_by_gateway
 from deaios.runtime.client import HttpClient
+from deaios.runtime.clock import SystemClock
+from deaios.runtime.dice import SystemDice
 from deaios.runtime.http import serve
 
 NETWORK = b"\x77" * 32
@@ -97,8 +104,9 @@ async def shop(kit, weights, served, start_gateway, tmp_path):
     """Providers of one model file, a buyer and a gateway; everything ends with the test."""
 
     @asynccontextmanager
-    async def start(encoding="f16", providers=1, wrap=lambda generate: generate):
+    async def start(encoding="f16", providers=1, wrap=lambda generate: generate, has_statement=False):
         chain, directory, vault = kit.FakeChain(), kit.FakeDirectory(), kit.FakeVault()
+        clock, dice = SystemClock(), SystemDice()
         async with AsyncExitStack() as stack:
             service = EngineService(open_engine("llama", weights / f"{encoding}.gguf", context_tokens=CONTEXT))
             stack.push_async_callback(service.close)
@@ -108,17 +116,41 @@ async def shop(kit, weights, served, start_gateway, tmp_path):
                 size = served.tokenizer.vocabulary_size
                 named = {"model_record_id": served.record_id, "vocabulary_size": size, "context_tokens": CONTEXT}
                 sold, path = kit.build_settings(url, **named), tmp_path / f"seller{place}.db"
-                seller = Seller(key, kit.TERMS, sold, path, chain, wrap(generate_with(service)), vault)
+                sealing = SealingKeys(tmp_path / f"sealing{place}.json", clock, dice)
+                privacy = Privacy(key, NETWORK, sealing, clock, retains_ms=86_400_000, trains=False)
+                stated = {"privacy": privacy} if has_statement else {}
+                seller = Seller(key, kit.TERMS, sold, path, chain, wrap(generate_with(service)), vault, **stated)
                 await stack.enter_async_context(seller)
                 await stack.enter_async_context(serve(seller.application, port=port))
                 directory.urls[key.address] = url
             http = await stack.enter_async_context(HttpClient())
             limits = BuyerSettings(resolve_interval_s=0.05)
-            buyer = Buyer(kit.BUYER, kit.TERMS, limits, tmp_path / "buyer.db", chain, directory, http)
+            found = StatingDirectory(directory, http) if has_statement else directory
+            buyer = Buyer(kit.BUYER, kit.TERMS, limits, tmp_path / "buyer.db", chain, found, http)
             await stack.enter_async_context(buyer)
             yield await stack.enter_async_context(start_gateway(buyer=buyer, served=served))
 
     return start
+
+
+class StatingDirectory:
+    """The same with what each provider states beside its offer, as the market's own directory finds it."""
+
+    def __init__(self, directory, http):
+        self._directory, self._http = directory, http
+
+    async def fetch_candidates(self):
+        found = []
+        for candidate in await self._directory.fetch_candidates():
+            signed = candidate.signed_offer
+            body = (await self._http.get_json(f"{signed.offer.url}/offer", OfferAnswer)).conduct
+            conduct = validate_conduct(NETWORK, body, candidate.provider, SystemClock().now_ms())
+            signed = replace(signed, sealing_key=conduct.sealing_key, conduct=body)
+            found.append(replace(candidate, signed_offer=signed))
+        return tuple(found)
+
+    async def refresh(self):
+        await self._directory.refresh()
 
 
 @pytest.fixture
@@ -252,6 +284,28 @@ async def test_each_vector_verifies_and_no_change_of_the_file_does(kit, shop, ju
         assert f"violation: {rule}:" in result.headline, result.headline
 
 
+async def test_what_a_provider_states_comes_with_the_receipt_and_is_told_by_a_check(kit, shop, judge, language, served):
+    body = json.dumps({"model": "tiny-bytes", "input": TEXTS[0]}).encode()
+    async with shop(has_statement=True) as world:
+        status, said = await post(world, body)
+        again = await post(world, body)
+    assert (status, again[0]) == (200, 200)
+    told = {"public": "enforced", "sealed": "enforced", "retention": "promised", "training": "promised"}
+    assert said["deaios"]["privacy"] == told
+    answer = read_answer(body, said["deaios"])
+    assert json.loads(encode_answer(answer))["version"] == 3
+    result = await check(kit, judge, language, served, answer)
+    assert result.outcome == Outcome.VERIFIED, result.headline
+    assert {point.fact: point.kind.value for point in result.privacy} == told | {"sealed": "claimed"}
+
+
+async def test_where_nothing_is_stated_nothing_is_promised(shop):
+    async with shop() as world:
+        _, said = await post(world, json.dumps({"model": "tiny-bytes", "input": TEXTS[0]}).encode())
+    nothing = dict.fromkeys(("sealed", "retention", "training"), "not promised")
+    assert said["deaios"]["privacy"] == {"public": "enforced"} | nothing
+
+
 async def test_cheaper_weights_and_a_foreign_vector_are_named_by_the_vectors_rule(kit, shop, judge, language, served):
     body = json.dumps({"model": "tiny-bytes", "input": TEXTS[0]}).encode()
     async with shop(encoding="q8_0") as world:
@@ -295,12 +349,25 @@ async def test_the_buyer_takes_no_receipt_that_is_no_vectors(kit, shop, served):
         with pytest.raises(InvalidReceipt, match=says):
             validate_receipt(kit.TERMS.protocol, forged)
     assert opening.receipt.request_digest == hash_struct(opening.request)
-    # No jury has a rule for vectors: what an accuser brings is no evidence, and that acquits.
-    ids = served.tokenizer.encode_prompt(TEXTS[0])
+    # A jury reads the vector by its own commitment.
+    evidence = Evidence(opening, served.tokenizer.encode_prompt(TEXTS[0]))
+    charge = (kit.TERMS.protocol, key.address, opening.receipt_digest, served.record_id)
+    validate_evidence(evidence, *charge)
     with pytest.raises(InvalidEvidence, match="output commitment"):
-        validate_evidence(
-            Evidence(opening, ids), kit.TERMS.protocol, key.address, opening.receipt_digest, served.record_id
-        )
+        validate_evidence(replace(evidence, opening=replace(opening, output_ids=words[:-1])), *charge)
+
+
+async def test_a_vector_asked_for_by_command_is_saved_with_its_part_and_verifies(kit, shop, judge, language, served):
+    async with shop() as world, HttpClient() as http:
+        url = world.base_url.removesuffix("/v1")
+        key = world.headers["Authorization"].removeprefix("Bearer ")
+        body = {"model": "tiny-bytes", "input": TEXTS[2]}
+        told, vector = await embed_by_gateway(http, url, key, body, SystemDice())
+    parts = (told.network, told.body, told.client_nonce, told.opening, told.text, 0, (), told.part)
+    answer = decode_answer(encode_answer(Answer(*parts)))
+    result = await check(kit, judge, language, served, answer)
+    assert result.outcome == Outcome.VERIFIED, result.headline
+    assert vector == tuple(decode_vector(answer.opening.output_ids).tolist())
 
 
 async def test_a_vector_that_breaks_off_costs_nothing_and_the_next_one_is_whole(shop):

@@ -15,7 +15,7 @@ from deaios.market.conduct import (
     CONDUCT_LIFETIME_MS_MAX,
     Conduct,
     InvalidConduct,
-    list_privacy,
+    list_promises,
     sign_conduct,
     validate_conduct,
 )
@@ -200,11 +200,9 @@ def test_a_statement_is_its_provider_s_and_of_now():
             validate_conduct(network, stated, KEY.address, now_ms)
 
 
-def test_what_is_said_of_privacy_is_enforced_or_promised():
-    said = {(fact.fact, fact.kind) for fact in list_privacy(Conduct(derive_public(SECRET), 0, False, NOW_MS + 1))}
-    sealed, kept = ("sealed_to_provider", "enforced"), ("no_retention", "promised")
-    assert said == {sealed, kept, ("no_training", "promised")}
-    assert list_privacy(None) == list_privacy(Conduct(None, 5, True, NOW_MS + 1)) == ()
+def test_what_a_statement_promises_of_what_users_ask_for():
+    assert list_promises(Conduct(None, 0, False, NOW_MS + 1)) == {"no_training", "no_retention"}
+    assert list_promises(Conduct(None, 5, True, NOW_MS + 1)) == list_promises(None) == frozenset()
 
 
 class Wire:

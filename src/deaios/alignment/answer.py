@@ -1,6 +1,6 @@
 """The answer file: one answer with everything a stranger needs to check it, and nothing that no signature binds.
 
-    version      1, or 2 with `part`
+    version      1, or 2 with `part`; 3 where the opening has the provider's statement about prompts
     network      genesis hash of the network
     body         the exact request body, as text
     clientNonce  the nonce that was sent with it
@@ -27,6 +27,7 @@ from deaios.primitives.errors import Invalid
 
 VERSION = 1
 PART_VERSION = 2
+CONDUCT_VERSION = 3
 TURNS_MAX = 4096
 """Of a history: more than any context holds."""
 ANSWER_BYTES_MAX = 8 << 20
@@ -65,8 +66,9 @@ class Answer:
 def encode_answer(answer: Answer) -> bytes:
     """The file's bytes: indented JSON, because people look at it too."""
     has_part = not answer.part.is_plain_chat
+    version = PART_VERSION if has_part else VERSION
     value: dict[str, Json] = {
-        "version": PART_VERSION if has_part else VERSION,
+        "version": version if answer.opening.conduct is None else CONDUCT_VERSION,
         "network": encode_hex(answer.network),
         "body": answer.body.decode(),
         "clientNonce": encode_hex(answer.client_nonce),
@@ -95,11 +97,16 @@ def decode_answer(data: bytes) -> Answer:
 
 def _read_answer(value: dict[str, object]) -> Answer:
     version = value.get("version")
-    if type(version) is not int or version not in (VERSION, PART_VERSION):
+    if type(version) is not int or not VERSION <= version <= CONDUCT_VERSION:
         raise InvalidAnswer(
-            f"version: answer file says {version!r:.80}, this program reads {VERSION} and {PART_VERSION}"
+            f"version: answer file says {version!r:.80}, this program reads {VERSION} to {CONDUCT_VERSION}"
         )
-    _expect_keys(f"answer file of version {version}", value, _KEYS if version == VERSION else _KEYS | {"part"})
+    has_part = version == PART_VERSION or (version == CONDUCT_VERSION and "part" in value)
+    _expect_keys(f"answer file of version {version}", value, _KEYS | {"part"} if has_part else _KEYS)
+    opening = Opening.decode_json(value["opening"])
+    if (opening.conduct is not None) != (version == CONDUCT_VERSION):
+        has = "no conduct" if opening.conduct is None else "a conduct"
+        raise InvalidAnswer(f"version: a file of version {version} has {has} in its opening")
     batch = value["batch"]
     if not isinstance(batch, dict):
         raise InvalidAnswer("batch: expected an object")
@@ -113,11 +120,11 @@ def _read_answer(value: dict[str, object]) -> Answer:
         network=read_hex("network", value["network"], 32),
         body=_read_text("body", value["body"], BODY_BYTES_MAX),
         client_nonce=read_hex("clientNonce", value["clientNonce"], CLIENT_NONCE_SIZE),
-        opening=Opening.decode_json(value["opening"]),
+        opening=opening,
         text=_read_text("text", value["text"], ANSWER_BYTES_MAX).decode(),
         batch_index=index,
         path=tuple(read_hex(f"batch.path[{place}]", node, 32) for place, node in enumerate(path)),
-        part=PLAIN_CHAT if version == VERSION else decode_part(value["part"]),
+        part=decode_part(value["part"]) if has_part else PLAIN_CHAT,
     )
 
 
@@ -139,7 +146,7 @@ def decode_part(value: object) -> Part:
         raise InvalidAnswer(f"part.history: expected a list of at most {TURNS_MAX} turns")
     part = Part(Api(api), index, tuple(_read_turn(f"part.history[{i}]", turn) for i, turn in enumerate(history)))
     if part.is_plain_chat:
-        raise InvalidAnswer("part: the one answer of a chat completion is a file of version 1, without a part")
+        raise InvalidAnswer("part: the one answer of a chat completion has no part")
     return part
 
 

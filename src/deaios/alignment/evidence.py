@@ -5,14 +5,15 @@ no signature binds. It is public once a dispute is opened (the buyer opens its o
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from deaios.alignment.documents import cut, read_document
-from deaios.compute.commitments import commit_output, commit_prompt, leaf_salt
+from deaios.compute.commitments import commit_prompt, leaf_salt
 from deaios.compute.constraint import hash_constraint
 from deaios.ledger.eip712 import Domain, hash_struct, recover_signer
 from deaios.ledger.structs import GREEDY, MAX_TOKENS_LIMIT, FinishReason, Judgement, Level, Receipt
 from deaios.market.opening import Opening, read_ids
+from deaios.market.receipts import commit_result
 from deaios.primitives.encoding import encode_canonical_json
 from deaios.primitives.errors import Invalid
 from deaios.primitives.keys import Address
@@ -32,16 +33,17 @@ class InvalidEvidence(Invalid):
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """One purchase, opened."""
+    """One purchase, opened; what it bought is an answer's ids, or the words of a vector."""
 
     opening: Opening
     prompt_ids: tuple[int, ...]
 
 
 def encode_evidence(evidence: Evidence) -> bytes:
-    """Canonical bytes, for storage."""
+    """Canonical bytes, for storage; what the provider stated about prompts is no matter for a jury and left out."""
+    opening = replace(evidence.opening, conduct=None)
     return encode_canonical_json(
-        {"version": VERSION, "opening": evidence.opening.encode_json(), "promptIds": list(evidence.prompt_ids)}
+        {"version": VERSION, "opening": opening.encode_json(), "promptIds": list(evidence.prompt_ids)}
     )
 
 
@@ -86,7 +88,7 @@ def validate_evidence(
         ("offer digest", request.offer_digest, hash_struct(offer)),
         ("offer signer", recover_signer(domain, offer, opening.offer_signature), provider),
         ("model record", ask.model_record_id, ask.model_record_id if model_record_id is None else model_record_id),
-        ("output commitment", receipt.output_commitment, commit_output(opening.output_ids, opening.salt)),
+        ("output commitment", receipt.output_commitment, commit_result(ask.params, opening.output_ids, opening.salt)),
         ("mask hash", ask.params.mask_hash, hash_constraint(opening.constraint)),
         ("prompt commitment", ask.prompt_commitment, commit_prompt(evidence.prompt_ids, opening.salt)),
     )

@@ -5,6 +5,7 @@ the same for a command, a test and anybody else. An error of the world is the ca
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from deaios.alignment.answer import Answer
@@ -21,6 +22,7 @@ from deaios.alignment.check import (
 )
 from deaios.alignment.evidence import is_promised
 from deaios.alignment.facts import Fact, Outcome, Verification, collect, find_broken
+from deaios.alignment.privacy import check_conduct, list_answer_privacy, tell_privacy
 from deaios.compute.embedding import is_embedding
 from deaios.compute.records import UNAUDITABLE, ModelRecord
 from deaios.compute.template import ChatTemplate
@@ -54,7 +56,7 @@ async def examine(answer: Answer, terms: NetworkTerms, world: World, user_nonce:
         world: everything else.
         user_nonce: the nonce that the user sent, where it is known.
     """
-    facts = collect(check_binding(answer, terms, user_nonce))
+    facts = collect(check_binding(answer, terms, user_nonce), check_conduct(answer, terms))
     if find_broken(facts):
         return _end(facts)
     record = await world.fetch_record(answer.opening.ask.model_record_id)
@@ -65,12 +67,27 @@ async def examine(answer: Answer, terms: NetworkTerms, world: World, user_nonce:
     facts += collect(check_chain(answer, await world.read_chain(answer)))
     if find_broken(facts):
         return _end(facts)
+    result = await _examine_tokens(answer, facts, record, (tokenizer, template), world, user_nonce)
+    if result.outcome is Outcome.VIOLATED:
+        return result
+    return replace(result, facts=(*result.facts, *tell_privacy(answer)), privacy=list_answer_privacy(answer))
+
+
+async def _examine_tokens(
+    answer: Answer,
+    facts: list[Fact],
+    record: ModelRecord,
+    language: tuple[Tokenizer, ChatTemplate],
+    world: World,
+    user_nonce: bytes | None,
+) -> Verification:
+    """The last and costly part: one prefill, where the record lets anybody make it."""
     if record.serving == UNAUDITABLE:
         says = (
             f"cannot be checked: nobody can fetch the weights of {record.name}; the answer shows who gave it, not how"
         )
         return Verification(Outcome.UNCHECKED, tuple(facts), says)
-    prompt_ids = render_prompt(read_part(answer.part, answer.body), tokenizer, template)
+    prompt_ids = render_prompt(read_part(answer.part, answer.body), *language)
     report = await world.recompute(answer, record, prompt_ids)
     if not report.ok and not is_promised(answer.opening):
         return _end_unpromised(answer, facts, report)

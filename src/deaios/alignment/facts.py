@@ -9,6 +9,7 @@ from enum import Enum
 
 from deaios.compute.verification import Report
 from deaios.ledger.eip712 import Domain, recover_signer
+from deaios.market.conduct import PrivacyFact
 from deaios.primitives.encoding import Json, encode_hex
 from deaios.primitives.errors import Invalid
 from deaios.primitives.keys import Address
@@ -20,6 +21,7 @@ class Head(Enum):
     PROVEN = "proven"
     OPERATOR = "trusts the network's operator"
     GATEWAY = "trusts the gateway"
+    PROMISED = "promised by the provider, and nothing would notice"
     HARDWARE = "trusts the hardware's maker"
 
 
@@ -49,12 +51,13 @@ class Fact:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What a check found; `headline` is its last line."""
+    """What a check found; `headline` is its last line, `privacy` is said of no file with a broken rule."""
 
     outcome: Outcome
     facts: tuple[Fact, ...]
     headline: str
     report: Report | None = None
+    privacy: tuple[PrivacyFact, ...] = ()
 
     def by_head(self) -> list[tuple[Head, list[Fact]]]:
         """Facts under the heads that they rest on, in order."""
@@ -67,6 +70,7 @@ class Verification:
             "headline": self.headline,
             "tokensChecked": self.report.tokens_checked if self.report else 0,
             "marginMax": f"{self.report.margin_max:.6f}" if self.report else None,
+            "privacy": [{"fact": fact.fact, "kind": fact.kind.value, "says": fact.says} for fact in self.privacy],
             "facts": [
                 {"rests_on": fact.head.value, "rule": fact.rule, "holds": fact.holds, "says": fact.says}
                 for fact in self.facts

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from deaios.alignment.evidence import Evidence, decode_evidence, is_promised, judge, validate_evidence
 from deaios.alignment.ports import Recheck
+from deaios.compute.embedding import is_embedding
 from deaios.ledger.eip712 import Domain
 from deaios.ledger.structs import Judgement
 from deaios.primitives.errors import Invalid
@@ -70,6 +71,8 @@ async def find(data: bytes, charge: Charge, recheck: Recheck) -> Finding:
     judgement = judge(margins_hold=report.ok, replay_equal=replay)
     if report.ok:
         reason = f"{report.tokens_checked} tokens hold, largest margin {report.margin_max:.4f} logit"
+        if is_embedding(evidence.opening.ask.params):
+            reason = f"the vector holds, 1 - cosine is {report.margin_max:.2g}"
     else:
         first = report.violations[0]
         said = {True: "gives the output", False: "gives another output", None: "cannot be had here"}[replay]

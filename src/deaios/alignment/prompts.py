@@ -89,9 +89,7 @@ def draw_question(model: str, dice: bytes) -> AuditQuestion:
         dice: unpredictable to everybody else.
     """
     roll = _Roll(dice)
-    text = roll.pick(_OPENINGS).format(roll.pick(_SUBJECTS)) + "".join(_draw_clause(roll) for _ in range(2))
-    if roll.pick((False, False, True)):
-        text = text[0].lower() + text[1:].rstrip(".?")
+    text = _draw_text(roll)
     body: dict[str, Json] = {
         "model": model,
         "messages": [{"role": "user", "content": text}],
@@ -102,6 +100,21 @@ def draw_question(model: str, dice: bytes) -> AuditQuestion:
     if top_p is not None:
         data += f',"top_p":{top_p / MILLI}'.encode()
     return AuditQuestion(data + b"}", text)
+
+
+def draw_input(model: str, dice: bytes) -> bytes:
+    """An embeddings body from 32 random bytes: one text of the same space.
+
+    Args:
+        model: the model's public name.
+        dice: unpredictable to everybody else.
+    """
+    return encode_canonical_json({"model": model, "input": _draw_text(_Roll(dice))})
+
+
+def _draw_text(roll: "_Roll") -> str:
+    text = roll.pick(_OPENINGS).format(roll.pick(_SUBJECTS)) + "".join(_draw_clause(roll) for _ in range(2))
+    return text[0].lower() + text[1:].rstrip(".?") if roll.pick((False, False, True)) else text
 
 
 def _draw_clause(roll: "_Roll") -> str:

@@ -75,6 +75,55 @@ async def ask(
         say(f"saved to {save}; check it with `deaios verify {save}`", style="dim")
 
 
+@click.command()
+@click.argument("text")
+@common
+@click.option(
+    "--save", type=click.Path(dir_okay=False, path_type=Path), help="Keep the vector with all that a check needs."
+)
+@click.option("--gateway", metavar="URL", help="Another gateway than this folder's.")
+@click.option("--key", metavar="SK", envvar="DEAIOS_API_KEY", help="API key for it (or DEAIOS_API_KEY).")
+@click.option("--model", metavar="NAME", help="Model; the network's default otherwise.")
+@run_async
+async def embed(
+    text: str,
+    folder: StateFolder,
+    as_json: bool,
+    save: Path | None,
+    gateway: str | None,
+    key: str | None,
+    model: str | None,
+) -> None:
+    """Get the vector of TEXT; with --save, keep proof of it for `deaios verify`."""
+    from deaios.node.session import embed_text  # noqa: PLC0415 - keeps `--help` quick
+
+    told, vector, answer = await embed_text(
+        folder, text, gateway=gateway, key=key, model=model, save=save,
+        on_wait=(lambda _text: None) if as_json else (lambda words: say(words, style="dim")),
+    )  # fmt: skip
+    receipt = told.opening.receipt
+    if as_json:
+        emit_json(
+            {
+                "embedding": list(vector),
+                "provider": told.provider,
+                "receipt": receipt.counter,
+                "prompt_tokens": receipt.prompt_tokens,
+                "fee": format_credit(receipt.fee),
+                "saved": str(save) if answer else None,
+            }
+        )
+        return
+    say(" ".join(f"{number:.6g}" for number in vector))
+    say(
+        f"{len(vector)} dimensions from {told.provider}, receipt {receipt.counter}, "
+        f"fee {format_credit(receipt.fee)} credit",
+        style="dim",
+    )
+    if save:
+        say(f"saved to {save}; check it with `deaios verify {save}`", style="dim")
+
+
 def _read_nonce(_context: click.Context, _option: click.Parameter, value: str | None) -> bytes | None:
     try:
         return None if value is None else decode_hex(value, 32)

@@ -15,6 +15,7 @@ _COMMANDS = {
     "chain": "deaios.cli.chain",
     "network": "deaios.cli.networks",
     "ask": "deaios.cli.answers",
+    "embed": "deaios.cli.answers",
     "verify": "deaios.cli.answers",
     "put": "deaios.cli.files",
     "get": "deaios.cli.files",
@@ -36,7 +37,7 @@ _COMMANDS = {
 }
 _GROUPS = (
     ("Run a network", ("up", "down", "join", "status", "chain", "network", "demo")),
-    ("Ask and check", ("ask", "verify")),
+    ("Ask and check", ("ask", "embed", "verify")),
     ("Earn", ("provide", "calibrate", "models", "earnings", "store", "attest", "audit", "validate", "relay")),
     ("Files and money", ("put", "get", "blob", "wallet", "key")),
     ("Help", ("connect", "doctor")),

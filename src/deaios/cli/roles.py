@@ -27,6 +27,7 @@ async def serve_role(folder: StateFolder, spec: RoleSpec, *, as_json: bool) -> N
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="TCP port; picked once and kept otherwise.")
 @click.option("--model", metavar="FILE|ID|NAME", help="A GGUF file of yours, or a model of the catalogue.")
 @click.option("--price", metavar="IN:OUT", help="Credit per million prompt and sampled tokens, such as 0.5:2.")
+@click.option("--price-max", metavar="IN:OUT", help="Let the price follow your load, from --price up to this.")
 @click.option("--name", default="", help="What users call your file's model; from the file otherwise.")
 @click.option(
     "--class",
@@ -58,6 +59,7 @@ async def provide(
     port: int,
     model: str | None,
     price: str | None,
+    price_max: str | None,
     name: str,
     noise_class: str | None,
     upstream: str | None,
@@ -93,7 +95,17 @@ async def provide(
         spec = RoleSpec("provider-1", "provider", port)
     else:
         spec = await _arrange(folder, model, price, name, noise_class, port, as_json=as_json)
+    if price_max is not None:
+        spec = _let_move(spec, price_max)
     await serve_role(folder, msgspec.structs.replace(spec, upstream=server, relay=relay), as_json=as_json)
+
+
+def _let_move(spec: RoleSpec, price_max: str) -> RoleSpec:
+    """The same role with a price that follows load."""
+    from deaios.node.providing import read_price  # noqa: PLC0415 - keeps `--help` quick
+
+    input_max, output_max = read_price(price_max)
+    return msgspec.structs.replace(spec, input_price_max=input_max, output_price_max=output_max)
 
 
 async def _arrange_unauditable(

@@ -82,8 +82,9 @@ def show_facts(result: "Verification") -> None:
     for head, facts in result.by_head():
         say(f"{head.value}:", style="bold")
         for fact in facts:
-            # what rests on the gateway's word alone is neither right nor wrong
-            sign = "[red]✗[/]" if not fact.holds else "[yellow]·[/]" if head.name == "GATEWAY" else "[green]✓[/]"
+            # what rests on somebody's word alone is neither right nor wrong
+            is_word = head.name in ("GATEWAY", "PROMISED")
+            sign = "[red]✗[/]" if not fact.holds else "[yellow]·[/]" if is_word else "[green]✓[/]"
             console.print(f"  {sign} ", end="")
             say(f"{fact.rule}: {fact.says}")
     style = {0: "bold green", 1: "bold red"}.get(result.outcome.value, "bold yellow")

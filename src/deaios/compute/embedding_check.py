@@ -61,11 +61,15 @@ def verify_vector(
         raise InvalidPrompt(f"{len(ids)} ids, up to {max(ids, default=None)} of {engine.vocabulary_size}")
     if len(ids) > engine.context_tokens:
         raise UnavailableCheck(f"{len(ids)} ids exceed this engine's context of {engine.context_tokens}")
+    return compare_vector(compute_vector(engine, ids, sequence), words, noise_class)
+
+
+def compare_vector(ours: NDArray[np.float64], words: Sequence[int], noise_class: NoiseClass) -> Report:
+    """The same where the checker's own vector `(dimensions,)` is known."""
     try:
         theirs = decode_vector(words).astype(np.float64)
     except InvalidVector as error:
         return Report(0, (), (Violation(0, float("inf"), Rule.VECTOR, str(error)),))
-    ours = compute_vector(engine, ids, sequence)
     if len(ours) != len(theirs):
         detail = f"{len(theirs)} dimensions, the model has {len(ours)}"
         return Report(0, (), (Violation(0, float("inf"), Rule.VECTOR, detail),))

@@ -28,13 +28,15 @@ class Proof(msgspec.Struct, rename="camel", frozen=True):
     """What a user needs to check the answer without the gateway.
 
     `network` is the genesis hash, `client_nonce` what the body was hashed with, `opening` the signed papers of the
-    purchase, `provider` who served, `part` which purchase of which door where that is not the one answer of a chat.
+    purchase, `provider` who served, `privacy` what is enforced, promised or neither (docs/privacy.md), `part` which
+    purchase of which door where that is not the one answer of a chat.
     """
 
     network: str
     client_nonce: str
     opening: dict[str, Json]
     provider: str
+    privacy: dict[str, str]
     part: dict[str, Json] | msgspec.UnsetType = msgspec.UNSET
 
 
@@ -44,6 +46,7 @@ class Bought(msgspec.Struct, rename="camel", frozen=True):
     client_nonce: str
     opening: dict[str, Json]
     provider: str
+    privacy: dict[str, str]
     part: dict[str, Json] | msgspec.UnsetType = msgspec.UNSET
 
 

@@ -12,6 +12,7 @@ from deaios.gateway.answer import Answer, Piece, Wanted
 from deaios.gateway.errors import InternalFault
 from deaios.gateway.purchasing import ServedModel
 from deaios.ledger.structs import FinishReason
+from deaios.market.conduct import list_privacy
 from deaios.market.opening import Opening
 from deaios.market.tool_text import Event, Spoken, TextGrew, ToolText, read_calls
 from deaios.market.tools import may_call
@@ -97,7 +98,7 @@ def build_proof(network_id: bytes, answers: Sequence[Answer]) -> wire.Proof | wi
     if len(bought) > 1:
         return wire.Proofs(network, bought)
     one = bought[0]
-    return wire.Proof(network, one.client_nonce, one.opening, one.provider, one.part)
+    return wire.Proof(network, one.client_nonce, one.opening, one.provider, one.privacy, one.part)
 
 
 def _bought(answer: Answer) -> wire.Bought:
@@ -109,5 +110,12 @@ def _bought(answer: Answer) -> wire.Bought:
         client_nonce=encode_hex(wanted.client_nonce),
         opening=opening.encode_json(),
         provider=encode_hex(opening.request.provider),
+        privacy=_privacy_of(opening),
         part=part,
     )
+
+
+def _privacy_of(opening: Opening) -> dict[str, str]:
+    """Each point and on what it rests: this gateway sealed the papers itself where there was a key."""
+    points = list_privacy(opening.conduct, opening.receipt.finished_at_ms, has_sealed=True)
+    return {point.fact: point.kind.value for point in points}

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from deaios.ledger.eip712 import Domain, hash_struct, recover_signer, sign_struct
 from deaios.ledger.structs import Level, Offer
+from deaios.market.conduct import ConductBody
 from deaios.primitives.errors import Invalid
 from deaios.primitives.keys import Address, PrivateKey
 from deaios.primitives.units import CREDIT, compute_fee
@@ -32,12 +33,14 @@ class SignedOffer:
 
     Attributes:
         sealing_key: what papers are sealed to (`market.conduct`, signed beside the offer); None for none.
+        conduct: the statement that it came from, checked; None where there was none.
     """
 
     offer: Offer
     signature: bytes
     digest: bytes
     sealing_key: bytes | None = None
+    conduct: ConductBody | None = None
 
 
 def sign_offer(key: PrivateKey, domain: Domain, offer: Offer) -> SignedOffer:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from deaios.compute.constraint import CONSTRAINT_BYTES_MAX
 from deaios.ledger.eip712 import decode_json, encode_json, hash_struct
 from deaios.ledger.structs import MAX_TOKENS_LIMIT, Ask, Offer, Receipt, Request
+from deaios.market.conduct import ConductBody, encode_conduct, read_conduct
 from deaios.primitives.encoding import InvalidEncoding, Json, decode_hex, encode_hex
 from deaios.primitives.errors import Invalid
 from deaios.primitives.keys import SIGNATURE_SIZE
@@ -28,8 +29,9 @@ _KEYS = frozenset(
         "receiptSignature",
     }
 )
-_CONSTRAINT = "constraint"
-"""The one key that is left out where there is nothing to say."""
+_CONSTRAINT, _CONDUCT = "constraint", "conduct"
+_OPTIONAL = frozenset({_CONSTRAINT, _CONDUCT})
+"""Keys that are left out where there is nothing to say."""
 
 
 class InvalidOpening(Invalid):
@@ -38,7 +40,13 @@ class InvalidOpening(Invalid):
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """One purchase as buyer and provider hold it; `constraint` is what the ask's mask hash stands for."""
+    """One purchase as buyer and provider hold it.
+
+    Attributes:
+        constraint: what the ask's mask hash stands for.
+        conduct: what the provider stated about prompts when this was bought; bound by its signature alone, so who holds
+            an opening can put in another statement of the same provider, and no statement of anybody else.
+    """
 
     ask: Ask
     salt: bytes
@@ -50,6 +58,7 @@ class Opening:
     receipt: Receipt
     receipt_signature: bytes
     constraint: bytes | None = None
+    conduct: ConductBody | None = None
 
     @property
     def receipt_digest(self) -> bytes:
@@ -71,6 +80,8 @@ class Opening:
         }
         if self.constraint is not None:
             value[_CONSTRAINT] = self.constraint.decode()
+        if self.conduct is not None:
+            value[_CONDUCT] = encode_conduct(self.conduct)
         return value
 
     @classmethod
@@ -79,9 +90,9 @@ class Opening:
 
         Raises:
             InvalidOpening: missing or unknown keys, or ids that are not a bounded list of 32-bit integers.
-            InvalidStruct: a part is not well formed.
+            InvalidStruct, InvalidConduct: a part is not well formed.
         """
-        if not isinstance(value, Mapping) or value.keys() - {_CONSTRAINT} != _KEYS:
+        if not isinstance(value, Mapping) or value.keys() - _OPTIONAL != _KEYS:
             found = sorted(str(key) for key in value) if isinstance(value, Mapping) else type(value).__name__
             raise InvalidOpening(f"opening has keys {found}, expected {sorted(_KEYS)}")
         return cls(
@@ -95,6 +106,7 @@ class Opening:
             receipt=decode_json(Receipt, value["receipt"]),
             receipt_signature=_read_hex(value, "receiptSignature", SIGNATURE_SIZE),
             constraint=read_constraint(value[_CONSTRAINT]) if _CONSTRAINT in value else None,
+            conduct=read_conduct(value[_CONDUCT]) if _CONDUCT in value else None,
         )
 
 

@@ -10,9 +10,11 @@ from http import HTTPStatus
 
 import msgspec
 
-from deaios.alignment.answer import Answer
+from deaios.alignment.answer import Answer, decode_part
+from deaios.compute.embedding import decode_vector
 from deaios.market.batches import BatchProof
 from deaios.market.opening import Opening
+from deaios.market.question import PLAIN_CHAT, Part
 from deaios.primitives.encoding import decode_hex, encode_hex
 from deaios.primitives.errors import Unavailable
 from deaios.primitives.keys import checksum_address
@@ -43,6 +45,19 @@ class _Extra(msgspec.Struct, rename="camel"):
     opening: dict[str, object]
 
 
+class _Vector(msgspec.Struct):
+    embedding: list[float]
+
+
+class _PartExtra(_Extra, rename="camel"):
+    part: dict[str, object] = {}
+
+
+class _Vectors(msgspec.Struct):
+    data: list[_Vector]
+    deaios: _PartExtra
+
+
 class _Chunk(msgspec.Struct):
     choices: list[_Choice] = msgspec.field(default_factory=list)
     deaios: _Extra | None = None
@@ -63,6 +78,7 @@ class Told:
     client_nonce: bytes
     opening: Opening
     text: str
+    part: Part = PLAIN_CHAT
 
     @property
     def provider(self) -> str:
@@ -119,6 +135,39 @@ async def ask_gateway(
     return Told(decode_hex(extra.network, 32), data, nonce, Opening.decode_json(extra.opening), "".join(pieces))
 
 
+async def embed_by_gateway(
+    http: HttpClient, gateway_url: str, api_key: str, body: dict[str, object], dice: Dice
+) -> tuple[Told, tuple[float, ...]]:
+    """The vector of one input.
+
+    Args:
+        http: connection pool.
+        gateway_url: base URL without `/v1`.
+        api_key: `sk-` key.
+        body: of the embeddings API, with one input and numbers wanted.
+        dice: draws the nonce.
+
+    Raises:
+        RefusedByPeer, UnavailablePeer: as the gateway or the network says.
+        InvalidResponse: not one vector, or another than the receipt's.
+        Invalid: papers that are malformed.
+    """
+    data = json.dumps(body, ensure_ascii=False).encode()
+    nonce = dice.token_bytes(32)
+    headers = {"Authorization": f"Bearer {api_key}", NONCE_HEADER: encode_hex(nonce)}
+    url = f"{gateway_url}/v1/embeddings"
+    found = await http.post_body(url, data, _Vectors, headers)
+    extra = found.deaios
+    if decode_hex(extra.client_nonce, 32) != nonce:
+        raise InvalidResponse(f"{url}: the gateway used another nonce than the one that was sent")
+    opening = Opening.decode_json(extra.opening)
+    vector = tuple(decode_vector(opening.output_ids).tolist())
+    if len(found.data) != 1 or tuple(found.data[0].embedding) != vector:
+        raise InvalidResponse(f"{url}: {len(found.data)} vectors came, and not the one that the receipt is of")
+    network = decode_hex(extra.network, 32)
+    return Told(network, data, nonce, opening, "", decode_part(extra.part)), vector
+
+
 async def complete_answer(http: HttpClient, gateway_url: str, api_key: str, told: Told, clock: Clock) -> Answer:
     """Wait until the receipt's batch is on chain and add the proof.
 
@@ -141,4 +190,13 @@ async def complete_answer(http: HttpClient, gateway_url: str, api_key: str, told
             await clock.sleep(PROOF_POLL_S)
         else:
             batch = BatchProof.decode_json(proof.proof)
-            return Answer(told.network, told.body, told.client_nonce, told.opening, told.text, batch.index, batch.path)
+            return Answer(
+                told.network,
+                told.body,
+                told.client_nonce,
+                told.opening,
+                told.text,
+                batch.index,
+                batch.path,
+                told.part,
+            )

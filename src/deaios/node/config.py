@@ -74,6 +74,10 @@ class ProviderConfig(msgspec.Struct, frozen=True):
     """Smallest units of credit per million prompt tokens."""
     output_price: int = 4_000_000
     """The same per million sampled tokens."""
+    input_price_max: int = 0
+    """Above `input_price`: the price follows load between the two; 0 keeps it fixed."""
+    output_price_max: int = 0
+    """The same per million sampled tokens."""
     claim_interval_s: int = 30
     """Between claims of what was earned; each costs gas."""
     relay: str = ""

@@ -74,6 +74,8 @@ class RoleSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         record: model record that is served or audited, 0x hex; empty for the network's default.
         input_price: what a provider asks, smallest units per million prompt tokens; None as configured.
         output_price: the same per million sampled tokens.
+        input_price_max: where the price follows load, the most it asks; None as configured.
+        output_price_max: the same per million sampled tokens.
         relay: URL of the relay that a provider is reached through; empty for what deaios.toml says.
     """
 
@@ -85,6 +87,8 @@ class RoleSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     record: str = ""
     input_price: int | None = None
     output_price: int | None = None
+    input_price_max: int | None = None
+    output_price_max: int | None = None
     relay: str = ""
 
     def record_id(self, default: bytes) -> bytes:

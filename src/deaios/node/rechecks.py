@@ -16,9 +16,8 @@ from deaios.alignment.recheck.service import EngineRecheck
 from deaios.compute.records import ModelRecord
 from deaios.compute.tokenizer import Tokenizer
 from deaios.compute.verification import Report
-from deaios.market.chat import read_chat_body
 from deaios.market.directory.client import Directory
-from deaios.market.question import context_of
+from deaios.market.question import Question
 from deaios.node.config import EngineConfig
 from deaios.node.engines import open_checked_engine, serving_engine
 from deaios.node.folder import StateFolder
@@ -41,10 +40,11 @@ def describe_model(record_id: bytes, files: ModelFiles, tokenizer: Tokenizer) ->
     """A model as auditors buy it."""
     template = files.open_template()
 
-    def render(body: bytes) -> tuple[tuple[int, ...], bytes]:
-        chat = read_chat_body(body)
-        ids = template.render_ids(chat.message_objects(), tokenizer, tools=chat.tools)
-        return ids, context_of(chat, template.template_hash)
+    def render(question: Question) -> tuple[tuple[int, ...], bytes]:
+        ids = question.prompt_ids(
+            lambda messages, tools: template.render_ids(messages, tokenizer, tools=tools), tokenizer
+        )
+        return ids, question.context(template.template_hash, tokenizer.tokenizer_hash)
 
     return AuditedModel(record_id, files.record.name, files.record.context_tokens, render)
 

@@ -13,7 +13,7 @@ from deaios.alignment.answer import Answer, encode_answer
 from deaios.coding.workers import Workers
 from deaios.da.client.blobs import BlobClient
 from deaios.da.client.challenger import Challenger
-from deaios.node.asking import Told, ask_gateway, complete_answer
+from deaios.node.asking import Told, ask_gateway, complete_answer, embed_by_gateway
 from deaios.node.folder import StateFolder
 from deaios.node.joining import USER
 from deaios.node.keystore import Keystore
@@ -94,13 +94,7 @@ async def ask_question(
     Raises:
         ConfigError: no gateway or key to be found; says where to get them.
     """
-    found = await read_status(folder)
-    url = (gateway or found.gateway.url).removesuffix("/").removesuffix("/v1")
-    secret = key or found.gateway.api_key
-    if not url:
-        raise ConfigError(f"no gateway in {folder.root}; start one with `deaios up` or name one with --gateway")
-    if not secret:
-        raise ConfigError("no API key; pass --key or set DEAIOS_API_KEY")
+    url, secret = await _find_gateway(folder, gateway, key)
     async with HttpClient() as http:
         name = model or await _default_model(http, url, secret)
         told = await ask_gateway(http, url, secret, {"model": name, **body}, SystemDice(), on_text)
@@ -110,6 +104,45 @@ async def ask_question(
         answer = await complete_answer(http, url, secret, told, SystemClock())
     write_atomic(save, encode_answer(answer))
     return told, answer
+
+
+async def embed_text(
+    folder: StateFolder,
+    text: str,
+    *,
+    gateway: str | None,
+    key: str | None,
+    model: str | None,
+    save: Path | None,
+    on_wait: Callable[[str], None],
+) -> tuple[Told, tuple[float, ...], Answer | None]:
+    """The vector of a text from a gateway, saved with its proof when `save` is given.
+
+    Raises:
+        ConfigError: no gateway or key to be found; says where to get them.
+    """
+    url, secret = await _find_gateway(folder, gateway, key)
+    async with HttpClient() as http:
+        name = model or await _default_model(http, url, secret)
+        told, vector = await embed_by_gateway(http, url, secret, {"model": name, "input": text}, SystemDice())
+        if save is None:
+            return told, vector, None
+        on_wait("waiting for the receipt's batch on chain")
+        answer = await complete_answer(http, url, secret, told, SystemClock())
+    write_atomic(save, encode_answer(answer))
+    return told, vector, answer
+
+
+async def _find_gateway(folder: StateFolder, gateway: str | None, key: str | None) -> tuple[str, str]:
+    """Base URL without `/v1`, and an API key for it."""
+    found = await read_status(folder)
+    url = (gateway or found.gateway.url).removesuffix("/").removesuffix("/v1")
+    secret = key or found.gateway.api_key
+    if not url:
+        raise ConfigError(f"no gateway in {folder.root}; start one with `deaios up` or name one with --gateway")
+    if not secret:
+        raise ConfigError("no API key; pass --key or set DEAIOS_API_KEY")
+    return url, secret
 
 
 async def _default_model(http: HttpClient, url: str, secret: str) -> str:

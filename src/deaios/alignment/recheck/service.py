@@ -6,6 +6,8 @@ The evidence is taken as validated; whatever it holds, the outcome is a report, 
 import math
 
 from deaios.alignment.evidence import Evidence, finish_of
+from deaios.compute.embedding import encode_vector, is_embedding
+from deaios.compute.embedding_check import compare_vector
 from deaios.compute.generation import check_finish
 from deaios.compute.masks.service import MaskService
 from deaios.compute.records import ModelRecord
@@ -13,6 +15,7 @@ from deaios.compute.sampling import Rule, seed_of
 from deaios.compute.service import EngineService
 from deaios.compute.tokenizer import Tokenizer
 from deaios.compute.verification import Report, Violation
+from deaios.ledger.structs import FinishReason
 
 
 class EngineRecheck:
@@ -27,6 +30,8 @@ class EngineRecheck:
     async def check(self, evidence: Evidence) -> Report:
         """One prefill over prompt and output; the margin of every token, and the finish."""
         opening = evidence.opening
+        if is_embedding(opening.ask.params):
+            return await self._check_vector(evidence)
         finish = finish_of(opening.receipt)
         if finish is None:
             last = max(len(opening.output_ids) - 1, 0)
@@ -45,12 +50,32 @@ class EngineRecheck:
             mask,
         )
 
+    async def _check_vector(self, evidence: Evidence) -> Report:
+        """One forward pass over the input; the distance of the vector, and how its purchase ended."""
+        wrong = _find_vector_fault(evidence)
+        if wrong is not None:
+            return Report(0, (), (Violation(0, math.inf, Rule.FINISH, wrong),))
+        if not evidence.opening.output_ids:
+            return Report(0, (), ())
+        ours = await self._service.embed(evidence.prompt_ids)
+        return compare_vector(ours, evidence.opening.output_ids, self._record.noise_class)
+
+    async def _replay_vector(self, evidence: Evidence) -> bool | None:
+        if _find_vector_fault(evidence) is not None:
+            return False
+        if self._service.engine.profile.digest() not in self._record.replay_profiles:
+            return None
+        words = evidence.opening.output_ids
+        return not words or encode_vector(await self._service.embed(evidence.prompt_ids)) == words
+
     async def replay(self, evidence: Evidence) -> bool | None:
         """Exact replay where this engine's profile is on the record's list; None elsewhere.
 
         The end belongs to what is replayed: it follows from the ids by rules without arithmetic, on every machine.
         """
         opening = evidence.opening
+        if is_embedding(opening.ask.params):
+            return await self._replay_vector(evidence)
         params, finish = opening.ask.params, finish_of(opening.receipt)
         if finish is None:
             return False
@@ -63,3 +88,12 @@ class EngineRecheck:
         seed = seed_of(opening.ask)
         replay = await self._service.replay(evidence.prompt_ids, opening.output_ids, params, seed, mask)
         return replay.equal
+
+
+def _find_vector_fault(evidence: Evidence) -> str | None:
+    """What is wrong with how a vector ended: it is whole, or its purchase ended early and there is none."""
+    receipt, words = evidence.opening.receipt, evidence.opening.output_ids
+    whole, early = (FinishReason.LENGTH,), (FinishReason.CANCELLED, FinishReason.FAILED)
+    if receipt.stop_index or receipt.finish_reason not in (whole if words else early):
+        return f"{len(words)} words of a vector end by reason {receipt.finish_reason} and index {receipt.stop_index}"
+    return None

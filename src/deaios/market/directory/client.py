@@ -12,7 +12,7 @@ import msgspec
 
 from deaios.ledger.client.contracts import Contracts
 from deaios.ledger.suite import COMPUTE
-from deaios.market.conduct import list_privacy, validate_conduct
+from deaios.market.conduct import list_promises, validate_conduct
 from deaios.market.offers import validate_offer, validate_url
 from deaios.market.preferences import NO_COLLECTION, ZERO_RETENTION
 from deaios.market.routing import Candidate
@@ -133,9 +133,8 @@ class Directory:
         promises: frozenset[str] = frozenset()
         if answer.conduct is not msgspec.UNSET:
             conduct = validate_conduct(self._terms.network_id, answer.conduct, provider, now_ms)
-            signed = replace(signed, sealing_key=conduct.sealing_key)
-            facts = {fact.fact for fact in list_privacy(conduct)}
-            promises = frozenset(promise for fact, promise in _PROMISES.items() if fact in facts)
+            signed = replace(signed, sealing_key=conduct.sealing_key, conduct=answer.conduct)
+            promises = frozenset(_PROMISES[name] for name in list_promises(conduct))
         return Candidate(provider, signed, power, is_paused, promises)
 
 

@@ -145,11 +145,11 @@ class SellerStore:
         return await self._journal.read(query)
 
     async def fetch_latest_offer(self) -> SignedOffer | None:
-        """The offer that lasts longest."""
+        """The offer that was posted last."""
 
         def query(connection: sqlite3.Connection) -> SignedOffer | None:
             row = connection.execute(
-                "SELECT offer, signature, digest FROM offers ORDER BY valid_until DESC LIMIT 1"
+                "SELECT offer, signature, digest FROM offers ORDER BY rowid DESC LIMIT 1"
             ).fetchone()
             return None if row is None else SignedOffer(decode_json(Offer, json.loads(row[0])), row[1], row[2])
 

@@ -46,13 +46,13 @@ async def run(context: RoleContext) -> None:
         files, _ = await asyncio.gather(
             open_default_model(member, context.folder, context.clock, log.info), member.ensure_funded(WORKING_CREDIT)
         )
-        block = await member.rpc.get_block(0)
+        block, prices = await member.rpc.get_block(0), context.config.provider
         default = ServedModel.build(
             files.record,
             files.open_tokenizer(),
             files.open_template(),
-            input_price=context.config.provider.input_price,
-            output_price=context.config.provider.output_price,
+            input_price=max(prices.input_price, prices.input_price_max),
+            output_price=max(prices.output_price, prices.output_price_max),
             created_s=block.timestamp if block else 0,
             owned_by=OWNED_BY,
         )

@@ -22,11 +22,14 @@ from deaios.ledger.structs import FinishReason, Level
 from deaios.ledger.suite import COMPUTE
 from deaios.market.client import LedgerChain
 from deaios.market.ports import Assignment, Generate, Piece
+from deaios.market.pricing import PriceRange
 from deaios.market.sealing.service import SealingKeys
 from deaios.market.seller.service import Seller, SellerSettings
 from deaios.market.seller.service.privacy import Privacy
+from deaios.node.config import ProviderConfig
 from deaios.node.context import RoleContext
 from deaios.node.engines import count_engines, open_checked_engine, open_configured_engine, serving_engine
+from deaios.node.folder import RoleSpec
 from deaios.node.member import Member, RefusedUnfunded, build_fees, open_member
 from deaios.node.models import ModelFiles, ensure_language, ensure_model, fetch_record, weaken_model
 from deaios.node.network import BatchShelf, open_blobs, open_storage, terms_of
@@ -68,6 +71,7 @@ async def run(context: RoleContext) -> None:
                 context_tokens=min(kitchen.context_tokens, record.context_tokens),
                 input_price=_choose(context.spec.input_price, context.config.provider.input_price),
                 output_price=_choose(context.spec.output_price, context.config.provider.output_price),
+                moving=_read_range(context.spec, context.config.provider),
                 streams_max=kitchen.streams_max,
                 level=kitchen.level,
                 withdraw_delay_min=descriptor.windows.withdraw_delay_min_s,
@@ -115,6 +119,21 @@ async def run(context: RoleContext) -> None:
 
 def _choose(of_role: int | None, configured: int) -> int:
     return configured if of_role is None else of_role
+
+
+def _read_range(spec: RoleSpec, config: ProviderConfig) -> PriceRange | None:
+    """Between which prices a provider's own follows load; None for one that stays.
+
+    Raises:
+        ConfigError: the highest is below the lowest.
+    """
+    input_price = _choose(spec.input_price, config.input_price)
+    output_price = _choose(spec.output_price, config.output_price)
+    input_max = _choose(spec.input_price_max, config.input_price_max)
+    output_max = _choose(spec.output_price_max, config.output_price_max)
+    if not input_max and not output_max:
+        return None
+    return PriceRange(input_price, output_price, input_max or input_price, output_max or output_price)
 
 
 def _open_privacy(context: RoleContext, member: Member, settings: SellerSettings) -> Privacy:

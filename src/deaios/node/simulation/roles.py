@@ -30,11 +30,10 @@ from deaios.ledger.descriptor import NetworkDescriptor
 from deaios.ledger.structs import Level
 from deaios.market.buyer.client import Buyer
 from deaios.market.buyer.client.settings import BuyerSettings
-from deaios.market.chat import read_chat_body
 from deaios.market.client import LedgerChain
 from deaios.market.directory.client import Directory
 from deaios.market.ports import Assignment, Generate, Piece, SellerChain
-from deaios.market.question import context_of
+from deaios.market.question import Question, context_of
 from deaios.market.seller.service import Seller, SellerSettings
 from deaios.market.slashing.client import Slasher
 from deaios.node.member import Member
@@ -306,9 +305,8 @@ async def live_gateway(life: Life, on_start: Callable[[Buyer, KeyStore, str], No
             task.result()
 
 
-def render_chat(body: bytes) -> tuple[tuple[int, ...], bytes]:
-    """A chat body as prompt ids and context."""
-    chat = read_chat_body(body)
+def render_chat(chat: Question) -> tuple[tuple[int, ...], bytes]:
+    """A chat as prompt ids and context."""
     return model.render(chat.message_objects(), chat.tools), context_of(chat, model.RECORD.template_hash)
 
 
@@ -335,7 +333,7 @@ async def live_auditor(
             clock=life.clock,
             dice=life.dice,
             metrics=Metrics("auditor"),
-            settings=AuditorSettings(interval_s),
+            settings=AuditorSettings(interval_s, vectors_every=0),
         )
         if alter is not None:
             alter(auditor)

@@ -18,13 +18,15 @@ from deaios.alignment.auditor.service.turns import Turns
 from deaios.alignment.auditor.store import Audit, AuditorStore, Suspicion
 from deaios.alignment.evidence import Evidence, build_evidence_root, encode_evidence, is_promised
 from deaios.alignment.ports import Recheck, Shelf, Shop
-from deaios.alignment.prompts import draw_question
+from deaios.alignment.prompts import draw_input, draw_question
+from deaios.compute.embedding import is_embedding
 from deaios.compute.verification import Report
 from deaios.ledger.client.contracts import Contracts
 from deaios.ledger.client.sender import Sender
 from deaios.ledger.eip712 import Domain, hash_struct
-from deaios.market.chat import read_chat_body
 from deaios.market.orders import Order
+from deaios.market.parts import read_part
+from deaios.market.question import PLAIN_CHAT, Api, Part, Question
 from deaios.primitives.encoding import encode_hex
 from deaios.primitives.errors import Invalid, Refused, Unavailable
 from deaios.primitives.keys import Address
@@ -45,13 +47,13 @@ FAILURES_KEPT = 1024
 
 @dataclass(frozen=True, slots=True)
 class AuditedModel:
-    """What is audited: its record's id and name, and how a chat becomes prompt ids and a context."""
+    """What is audited: its record's id and name, and how a question becomes prompt ids and a context."""
 
     record_id: bytes
     name: str
     context_tokens: int
-    render: Callable[[bytes], tuple[tuple[int, ...], bytes]]
-    """Chat body to (prompt ids, context)."""
+    render: Callable[[Question], tuple[tuple[int, ...], bytes]]
+    """Question to (prompt ids, context)."""
 
 
 class Further(Protocol):
@@ -67,9 +69,11 @@ class AuditorSettings:
 
     Attributes:
         interval_s: mean pause between purchases; the real pause is drawn from one half to three halves of it.
+        vectors_every: of so many purchases one is an embedding, by chance; 0 for answers only.
     """
 
     interval_s: float = 20.0
+    vectors_every: int = 8
 
 
 class Auditor:
@@ -160,17 +164,19 @@ class Auditor:
                 self._log.warning("audit failed", error=str(error))
 
     async def audit_once(self) -> bool | None:
-        """Buy one answer and re-execute it: does it hold what was promised? None when nobody sells."""
+        """Buy one answer or vector and re-execute it: does it hold what was promised? None when nobody sells."""
         model = self._model
         if self._further is not None:
             model = await self._further.draw(int.from_bytes(self._dice.token_bytes(4))) or model
         provider = await self._choose_provider(model)
         if provider is None:
             return None
+        order = self._build_order(model, provider)
         try:
-            evidence = await self._shop.buy(self._build_order(model, provider))
+            evidence = await self._shop.buy(order)
         except (Unavailable, Refused, Invalid):
-            self._failures.append((provider, self._clock.now_ms()))
+            if not is_embedding(order.params):  # who sells answers only refuses vectors, and is due as before
+                self._failures.append((provider, self._clock.now_ms()))
             raise
         report = await self._recheck.check(evidence)
         return self._record(provider, evidence, report)
@@ -206,17 +212,25 @@ class Auditor:
         return min(rotated, key=lambda it: self._store.tokens_audited(it, since) + FAILED_TOKENS * failed[it])
 
     def _build_order(self, model: AuditedModel, provider: Address) -> Order:
-        question = draw_question(model.name, self._dice.token_bytes(32))
-        chat = read_chat_body(question.body)
-        prompt_ids, context = model.render(question.body)
+        part, body = self._draw_body(model)
+        question = read_part(part, body)
+        prompt_ids, context = model.render(question)
         return Order(
             model_record_id=model.record_id,
             prompt_ids=prompt_ids,
-            params=chat.params(model.context_tokens, len(prompt_ids)),
+            params=question.params(model.context_tokens, len(prompt_ids)),
             context=context,
-            body=question.body,
+            body=body,
             client_nonce=self._dice.token_bytes(32),
             nonce=self._dice.token_bytes(32),
             salt=self._dice.token_bytes(32),
             provider=provider,
+            part=part,
         )
+
+    def _draw_body(self, model: AuditedModel) -> tuple[Part, bytes]:
+        """A body as a user's program would send it, and what it asks for: an answer, or now and then a vector."""
+        every = self._settings.vectors_every
+        if every and int.from_bytes(self._dice.token_bytes(4)) % every == 0:
+            return Part(Api.EMBEDDINGS), draw_input(model.name, self._dice.token_bytes(32))
+        return PLAIN_CHAT, draw_question(model.name, self._dice.token_bytes(32)).body

@@ -458,6 +458,7 @@ def build_opening(papers: Papers, offer: SignedOffer, ids: tuple[int, ...], entr
         receipt=entry.receipt,
         receipt_signature=entry.signature,
         constraint=papers.constraint,
+        conduct=offer.conduct,
     )
 
 

@@ -6,6 +6,7 @@ last batch and the last claim go out after the last purchase ended.
 
 import asyncio
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -13,6 +14,7 @@ from typing import Self
 from aiohttp import web
 
 from deaios.market.ports import Generate, PutBytes, SellerChain
+from deaios.market.seller.service.autoprice import MOVING_OFFER_MS, Autopricer
 from deaios.market.seller.service.desk import Desk
 from deaios.market.seller.service.door import Door
 from deaios.market.seller.service.privacy import Privacy
@@ -34,7 +36,12 @@ _log = get_logger("seller")
 
 
 class Seller:
-    """One provider; use as an async context manager, serve `application` inside it."""
+    """One provider; use as an async context manager, serve `application` inside it.
+
+    Attributes:
+        desk: admits and serves.
+        autopricer: moves the price; None where it is fixed.
+    """
 
     def __init__(
         self,
@@ -54,7 +61,14 @@ class Seller:
         self._store = SellerStore(journal)
         view = ChainView(chain, clock)
         self._view = view
-        self.desk = Desk(key, terms, settings, self._store, view, generate, clock)
+        self.autopricer = None
+        if (moving := settings.moving) is not None:
+            settings = replace(settings, offer_lifetime_ms=min(settings.offer_lifetime_ms, MOVING_OFFER_MS))
+            self.autopricer = Autopricer(
+                moving, settings.streams_max, settings.queue_max, lambda: self.desk.open_count, clock, metrics
+            )
+        ask_price = None if self.autopricer is None else self.autopricer.ask
+        self.desk = Desk(key, terms, settings, self._store, view, generate, clock, ask_price)
         self.publisher = Publisher(key, terms, settings, self._store, chain, view, put_bytes, clock)
         self.collector = Collector(self.desk, settings, chain, clock)
         door = Door(key, terms, self.desk, self._store, privacy)
@@ -68,6 +82,8 @@ class Seller:
             await self.publisher.validate_journal(state.last.counter)
             await self._view.fetch_head()
             await self.desk.open(state)
+            if self.autopricer is not None:
+                self.autopricer.resume(await self._store.fetch_latest_offer())
             await self.desk.fetch_current_offer()
             stack.pop_all()
         self._loops = [
@@ -75,6 +91,8 @@ class Seller:
             asyncio.create_task(self.collector.run(), name="collector"),
             asyncio.create_task(self._store.watch(), name="journal watch"),
         ]
+        if self.autopricer is not None:
+            self._loops.append(asyncio.create_task(self.autopricer.run(), name="autopricer"))
         return self
 
     async def __aexit__(

@@ -7,6 +7,7 @@ from what is stored. State in memory changes between two awaits only, in the sam
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import replace
 
 from deaios.compute.embedding import WORDS_MAX, is_embedding
@@ -79,7 +80,9 @@ class Desk:
         view: ChainView,
         generate: Generate,
         clock: Clock,
+        ask_price: Callable[[], tuple[int, int]] | None = None,
     ) -> None:
+        self._ask_price = ask_price or (lambda: (settings.input_price, settings.output_price))
         self.address = key.address
         self._key = key
         self._terms = terms
@@ -155,10 +158,13 @@ class Desk:
             await asyncio.wait(self._tasks)
 
     async def fetch_current_offer(self) -> SignedOffer:
-        """The offer posted now: kept while more than half its life is left, then renewed; journalled before shown."""
+        """The offer posted now: kept while its price stands and half its life is left; journalled before shown."""
         now_ms, settings = self._clock.now_ms(), self._settings
-        if self._offer is not None and self._offer.offer.valid_until - now_ms >= settings.offer_lifetime_ms // 2:
-            return self._offer
+        prices = self._ask_price()
+        current = self._offer
+        is_fresh = current is not None and current.offer.valid_until - now_ms >= settings.offer_lifetime_ms // 2
+        if current is not None and is_fresh and (current.offer.input_price, current.offer.output_price) == prices:
+            return current
         offer = self._offer or await self._store.fetch_latest_offer()
         valid_until = now_ms + settings.offer_lifetime_ms
         wanted = Offer(
@@ -166,8 +172,8 @@ class Desk:
             model_record_id=settings.model_record_id,
             engine_profile=settings.engine_profile,
             level=settings.level,
-            input_price=settings.input_price,
-            output_price=settings.output_price,
+            input_price=prices[0],
+            output_price=prices[1],
             context_tokens=settings.context_tokens,
             streams_max=settings.streams_max,
             withdraw_delay_min=settings.withdraw_delay_min,

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from deaios.ledger.structs import Level
+from deaios.market.pricing import PriceRange
 from deaios.primitives.units import CREDIT
 
 
@@ -20,6 +21,7 @@ class SellerSettings:
         queue_max: purchases admitted beyond that, waiting for a stream.
         input_price: smallest units per million prompt tokens.
         output_price: smallest units per million sampled tokens.
+        moving: the range in which the price follows load, which then stands for both prices above; None for fixed ones.
         level: what its receipts let strangers check.
         withdraw_delay_min: shortest channel delay accepted, seconds.
         offer_lifetime_ms: how long a posted price binds; renewed at half of it.
@@ -43,6 +45,7 @@ class SellerSettings:
     queue_max: int = 64
     input_price: int = 1_000_000
     output_price: int = 4_000_000
+    moving: PriceRange | None = None
     level: int = Level.SEEDED
     withdraw_delay_min: int = 900
     offer_lifetime_ms: int = 24 * 3600 * 1000
