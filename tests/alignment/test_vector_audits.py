@@ -13,6 +13,7 @@ from deaios.alignment.prompts import draw_input
 from deaios.alignment.recheck.service import EngineRecheck
 from deaios.compute.embedding import EMBEDDING_PARAMS, encode_vector
 from deaios.compute.embedding_check import compute_vector
+from deaios.compute.records import NoiseClass
 from deaios.ledger.phases import Decision
 from deaios.ledger.structs import FinishReason, Judgement, State
 from deaios.market.embedding import read_embedding_body
@@ -105,6 +106,15 @@ async def test_nobody_is_convicted_where_the_engine_is_not_on_the_list(bench, re
     bare = EngineRecheck(recheck._service, replace(bench.record, replay_profiles=()), bench.tokenizer)
     assert await bare.replay(sold(words_of(weak_engine)).evidence) is None
     assert (await judged(sold(words_of(weak_engine)).evidence, bare)).judgement is Judgement.ACQUIT
+
+
+async def test_no_distance_convicts_in_a_class_whose_honest_engines_were_not_compared(bench, recheck, weak_engine):
+    record = replace(bench.record, noise_class=NoiseClass.QUANTISED)
+    quantised = EngineRecheck(recheck._service, record, bench.tokenizer)
+    width = words_of(bench.engine)[0]
+    for words in (words_of(weak_engine), noise(width)):
+        assert (await judged(sold(words).evidence, quantised)).judgement is Judgement.ACQUIT
+    assert (await judged(sold(noise(width // 2)).evidence, quantised)).judgement is Judgement.GUILTY
 
 
 class VectorShop:
