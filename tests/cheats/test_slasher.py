@@ -4,12 +4,13 @@ import contextlib
 from dataclasses import replace
 
 import pytest
-from cheating_provider import build_lying_door, sign_receipt
+from cheating_provider import build_lying_door, inflated_fee, inflated_prompt, sign_receipt
 from cheats_world import build_order
-from test_cheating_receipts import serving_once, take_and_claim
+from test_cheating_receipts import is_excluded, serving_once, take_and_claim
 
 from deaios.ledger.settings import LOCAL
 from deaios.market.batches import RECEIPTS_TAG, SignedReceipt, encode_batch
+from deaios.market.receipts import InvalidReceipt
 from deaios.market.slashing.client import Slasher, SlasherCounts
 from deaios.primitives.errors import ConfigError
 from deaios.primitives.hashing import ZERO32
@@ -52,6 +53,33 @@ async def test_a_counter_used_twice_is_proven_once_by_the_program(world):
             await program.tend()
         assert again.counts == SlasherCounts()
         assert await world.wealth(cheat) == before - LOCAL.fork_penalty
+
+
+@pytest.mark.parametrize("lie", [inflated_prompt, inflated_fee], ids=lambda lie: lie.__name__)
+async def test_a_fee_that_nothing_allows_is_proven_once_by_the_program(world, lie):
+    """The buyer refuses the receipt and keeps it; the stake is gone, and nothing is proven again after a restart."""
+    honest = {"first": True}
+
+    def front(key, url):
+        return build_lying_door(
+            world, key, url, lambda receipt: receipt if honest.pop("first", False) else lie(receipt)
+        )
+
+    async with world.selling("dear", world.machine.generate, front=front) as cheat, world.buying("customer") as buyer:
+        await buyer.buy(build_order(cheat.address))
+        slasher = open_slasher(world, buyer)
+        await slasher.tend()
+        assert slasher.counts == SlasherCounts()
+        with pytest.raises(InvalidReceipt):
+            await buyer.buy(build_order(cheat.address))
+        await is_excluded(buyer, cheat)
+        before, rich = await world.wealth(cheat), await world.wealth_of(buyer)
+        restarted = open_slasher(world, buyer)
+        for program in (slasher, slasher, restarted):
+            await program.tend()
+        assert (slasher.counts, restarted.counts) == (SlasherCounts(proven=1), SlasherCounts())
+        assert await world.wealth(cheat) == before - LOCAL.fork_penalty
+        assert await world.wealth_of(buyer) == rich + LOCAL.fork_penalty // 10
 
 
 async def test_another_receipt_in_the_batch_is_proven_by_the_program(world):

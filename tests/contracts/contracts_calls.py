@@ -561,6 +561,7 @@ ROWS = (
     Row("forks.proveDoubleCounter/4", lambda it: it.two_receipts("counter"), costs=some("provider")),
     Row("forks.proveDoubleRequest/4", lambda it: it.two_receipts("request_digest"), costs=some("provider")),
     Row("forks.proveBatchMismatch/5", Scene.other_leaf, costs=some("provider")),
+    Row("forks.proveWrongFee/4", Scene.wrong_fee, costs=some("provider")),
     Row("forks.challengeClaim/1", after(Scene.claimed, lambda scene, _: (scene.terms,))),
     Row("forks.showReceipt/3", receipt_for_challenge, costs=some("forks")),
     Row("forks.finalizeClaim/1", challenge_over, costs=some("provider", "forks")),

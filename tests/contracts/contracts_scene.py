@@ -9,6 +9,7 @@ from contracts_world import (
     World,
     deploy,
     make_actor,
+    offer_tuple,
 )
 from eth_abi import encode
 
@@ -203,6 +204,12 @@ class Scene:
         first, second = self.world.make_receipt(self.config)[2], self.world.make_receipt(self.config)[2]
         second = structs.Receipt(**(second.__dict__ | {name: getattr(first, name) for name in same}))
         return (self.world.tuple_of(first), self.sign(first), self.world.tuple_of(second), self.sign(second))
+
+    def wrong_fee(self) -> tuple[Any, ...]:
+        """A receipt that charges one unit more than its offer says."""
+        offer = self.world.make_offer()
+        request, _, receipt, signature = self.world.make_receipt(self.config, fee=7 + 9 * 4 + 1, offer=offer)
+        return (self.world.tuple_of(receipt), signature, self.world.tuple_of(request), offer_tuple(offer))
 
     def other_leaf(self) -> tuple[Any, ...]:
         signed = self.world.make_receipt(self.config)[2]

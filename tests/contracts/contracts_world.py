@@ -99,6 +99,11 @@ def make_actor(name: str) -> Actor:
     return Actor(PrivateKey(keccak256(b"actor/" + name.encode())))
 
 
+def offer_tuple(offer: structs.Offer) -> tuple[Any, ...]:
+    """An offer as `Forks` takes it: its URL as EIP-712 hashes it."""
+    return (*struct_tuple(offer)[:-2], keccak256(offer.url.encode()), offer.valid_until)
+
+
 def struct_tuple(struct: object) -> tuple[Any, ...]:
     """A struct as the ABI tuple of its fields; addresses, the only fields of 20 bytes, as text."""
     return tuple(
@@ -389,8 +394,23 @@ class World:
 
     # Purchases
 
+    def make_offer(self, provider: Actor | None = None, **changes: Any) -> structs.Offer:
+        """One unit for a token read, four for a token sampled."""
+        address = (provider or self.provider).address
+        offer = structs.Offer(
+            address, ZERO32, ZERO32, 2, 10**6, 4 * 10**6, 4096, 8, 900, "http://provider.example/", 10**15
+        )
+        return replace(offer, **changes)
+
     def make_receipt(
-        self, config: Any, fee: int = CREDIT // 100, provider: Actor | None = None, **changes: Any
+        self,
+        config: Any,
+        fee: int = CREDIT // 100,
+        provider: Actor | None = None,
+        *,
+        offer: structs.Offer | None = None,
+        max_fee: int = 10 * CREDIT,
+        **changes: Any,
     ) -> tuple[Any, bytes, Any, bytes]:
         """A signed request and receipt; the counter goes up by itself."""
         provider = provider or self.provider
@@ -398,9 +418,9 @@ class World:
         request = structs.Request(
             keccak256(b"ask" + self.counter.to_bytes(8)),
             provider.address,
-            ZERO32,
+            ZERO32 if offer is None else hash_struct(offer),
             self.channel_id(config),
-            10 * CREDIT,
+            max_fee,
             ZERO32,
             boa.env.evm.patch.block_number + 10,
         )

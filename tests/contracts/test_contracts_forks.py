@@ -4,8 +4,13 @@ from dataclasses import replace
 
 import boa
 import pytest
+from contracts_world import offer_tuple
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from deaios.ledger.eip712 import hash_struct, sign_struct
+from deaios.market.offers import PRICE_MAX
+from deaios.market.receipts import compute_fee_due
 from deaios.primitives.merkle import build_root, prove_leaf
 from deaios.primitives.units import CREDIT
 
@@ -101,6 +106,84 @@ def test_a_batch_that_differs_from_the_signed_receipt(world, config):
     check_punished(world, before, supply)
     with boa.reverts("forks: proven before"):
         world.forks.proveDoubleCounter(*pair(world, receipts[1], shown))
+
+
+def show_fee(world, receipt, request, offer, actor=None):
+    arguments = world.tuple_of(receipt), signed(world, receipt, actor), world.tuple_of(request), offer_tuple(offer)
+    return world.forks.proveWrongFee(*arguments, sender=world.stranger.text)
+
+
+def test_a_fee_that_its_offer_does_not_give_is_punished_once(world, config):
+    offer = world.make_offer()
+    request, _, receipt, _ = world.make_receipt(config, fee=7 + 9 * 4, offer=offer)
+    with boa.reverts("forks: fee is the price of what was delivered"):
+        show_fee(world, receipt, request, offer)
+    lie = replace(receipt, fee=receipt.fee + 1)
+    before, supply = world.balance(world.stranger), world.credit.totalSupply()
+    assert show_fee(world, lie, request, offer) == PENALTY
+    check_punished(world, before, supply)
+    for again in (lie, replace(lie, fee=receipt.fee + 2)):
+        with boa.reverts("forks: proven before"):
+            show_fee(world, again, request, offer)
+
+
+def test_a_fee_above_the_maximum_is_punished_though_it_is_the_price(world, config):
+    offer = world.make_offer()
+    request, _, receipt, _ = world.make_receipt(config, fee=7 + 9 * 4, offer=offer, max_fee=7 + 9 * 4 - 1)
+    assert show_fee(world, receipt, request, offer) == PENALTY
+
+
+def test_only_what_one_signature_binds_proves_a_fee(world, config):
+    offer = world.make_offer()
+    request, _, receipt, _ = world.make_receipt(config, fee=1, offer=offer)
+    dearer, other = replace(request, max_fee=0), world.make_offer(input_price=0)
+    with boa.reverts("forks: receipt is for another request"):
+        show_fee(world, receipt, dearer, offer)
+    with boa.reverts("forks: request refers to another offer"):
+        show_fee(world, receipt, request, other)
+    with boa.reverts("forks: not the provider's receipt and offer"):
+        show_fee(world, receipt, request, offer, world.buyer)
+    with boa.reverts("forks: signature recovers to no key"):
+        arguments = world.tuple_of(receipt), b"", world.tuple_of(request), offer_tuple(offer)
+        world.forks.proveWrongFee(*arguments)
+    # Neither a request to somebody else nor somebody else's offer convicts who signed.
+    theirs = world.make_offer(world.accuser)
+    for named, sold in ((world.accuser, offer), (world.provider, theirs), (world.accuser, theirs)):
+        wanted = replace(request, provider=named.address, offer_digest=hash_struct(sold))
+        framed = replace(receipt, request_digest=hash_struct(wanted))
+        with boa.reverts("forks: not the provider's receipt and offer"):
+            show_fee(world, framed, wanted, sold)
+
+
+COUNTS = st.sampled_from([0, 1, 2**32 - 1]) | st.integers(0, 2000)
+PRICES = st.sampled_from([0, 1, 999_999, 10**6, 10**6 + 1, PRICE_MAX, 2**128 - 1]) | st.integers(0, 10**7)
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])  # each example is undone
+@given(
+    state=st.integers(0, 5),
+    prompt=COUNTS,
+    completion=COUNTS,
+    prices=st.tuples(PRICES, PRICES),
+    off=st.sampled_from([0, 0, -1, 1]),
+    slack=st.sampled_from([0, 0, -1, 1]),
+)
+def test_the_fee_due_is_the_provider_s_own_rule_to_the_unit(
+    world, config, state, prompt, completion, prices, off, slack
+):
+    """Every state, rounding edge, price and maximum: punished exactly where the rule of buyers and sellers says."""
+    offer = world.make_offer(input_price=prices[0], output_price=prices[1])
+    due = compute_fee_due(offer, state, prompt, completion)
+    fee = max(0, min(due + off, 2**128 - 1))
+    limit = max(0, min(fee + slack, 2**128 - 1))
+    counts = {"state": state, "prompt_tokens": prompt, "completion_tokens": completion}
+    with boa.env.anchor():
+        request, _, receipt, _ = world.make_receipt(config, fee=fee, offer=offer, max_fee=limit, **counts)
+        if fee == due and fee <= limit:
+            with boa.reverts("forks: fee is the price of what was delivered"):
+                show_fee(world, receipt, request, offer)
+        else:
+            assert show_fee(world, receipt, request, offer) == PENALTY
 
 
 @pytest.fixture

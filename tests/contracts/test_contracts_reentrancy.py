@@ -29,6 +29,7 @@ from contracts_world import (
     World,
     address_of,
     make_actor,
+    offer_tuple,
 )
 from vyper.compiler.input_bundle import FilesystemInputBundle
 from vyper.compiler.settings import Settings
@@ -278,6 +279,12 @@ class Heist:
     def shown(self):
         return self.sign(replace(self.purchase[2], counter=78, charged_cumulative=CREDIT))
 
+    def wrong_fee(self):
+        offer = self.world.make_offer()
+        request = replace(self.purchase[0], offer_digest=hash_struct(offer))
+        receipt = replace(self.purchase[2], request_digest=hash_struct(request))
+        return (*self.sign(receipt), self.world.tuple_of(request), offer_tuple(offer))
+
     def other_leaf(self):
         leaves = [keccak256(b"another leaf")]
         if self.world.receipts.batchCount(self.world.provider.text) == 0:
@@ -469,6 +476,7 @@ MOVES = (
     thief("forks", "proveDoubleCounter", arguments=lambda it: it.receipts("counter")),
     thief("forks", "proveDoubleRequest", arguments=lambda it: it.receipts("request_digest")),
     thief("forks", "proveBatchMismatch", arguments=Heist.other_leaf),
+    thief("forks", "proveWrongFee", arguments=Heist.wrong_fee),
     thief("forks", "challengeClaim", arguments=lambda it: (it.world.tuple_of(it.honest),)),
     thief("forks", "showReceipt", Heist.challenge, lambda it: (it.world.channel_id(it.honest), *it.shown())),
     thief("availability", "certify", arguments=Heist.certifiable),

@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from deaios.ledger.abi import Value
 from deaios.ledger.client.bound import BoundContract, to_tuple
 from deaios.ledger.client.rpc import Rpc
 from deaios.ledger.client.sender import Sender
 from deaios.ledger.records import TransactionReceipt
-from deaios.ledger.structs import ChannelConfig, Receipt
+from deaios.ledger.structs import ChannelConfig, Offer, Receipt, Request
+from deaios.primitives.hashing import keccak256
 from deaios.primitives.keys import Address
 
 
@@ -19,6 +21,13 @@ class ClaimChallenge:
     provider: Address
     total: int
     deadline: int
+
+
+def to_offer_tuple(offer: Offer) -> tuple[Value, ...]:
+    """An offer as the contract takes it: its URL as EIP-712 hashes it."""
+    *head, url, valid_until = to_tuple(offer)
+    assert isinstance(url, str), "the last field but one of an offer is its URL"
+    return (*head, keccak256(url.encode()), valid_until)
 
 
 class Forks:
@@ -72,6 +81,14 @@ class Forks:
         """A published batch holds another leaf at a signed receipt's counter."""
         return await self.contract.send(
             sender, "proveBatchMismatch", to_tuple(receipt), signature, batch_index, leaf_digest, tuple(path)
+        )
+
+    async def prove_wrong_fee(
+        self, sender: Sender, receipt: Receipt, signature: bytes, request: Request, offer: Offer
+    ) -> TransactionReceipt:
+        """A signed fee is above the request's maximum, or is not the offer's price of the receipt's own counts."""
+        return await self.contract.send(
+            sender, "proveWrongFee", to_tuple(receipt), signature, to_tuple(request), to_offer_tuple(offer)
         )
 
     async def challenge_claim(self, sender: Sender, config: ChannelConfig) -> TransactionReceipt:

@@ -2,8 +2,9 @@
 #pragma nonreentrancy on
 """
 @title Forks: slashing by signatures alone
-@notice Two receipts with one counter; two for one request; a batch leaf that is not the signed receipt; a total claimed
-    on a channel above what any shown receipt charges. No jury: anyone can check such a proof, and it is always the
+@notice Two receipts with one counter; two for one request; a batch leaf that is not the signed receipt; a fee that is
+    not the offer's price of the receipt's own counts, or above what the request allows; a total claimed on a channel
+    above what any shown receipt charges. No jury: anyone can check such a proof, and it is always the
     provider's own key that made it.
     Money held = sum over open challenges of claimBond.
 """
@@ -89,6 +90,12 @@ BOUNTY_DIVISOR: constant(uint256) = 10
 KIND_COUNTER: constant(uint8) = 1
 KIND_REQUEST: constant(uint8) = 2
 KIND_BATCH: constant(uint8) = 3
+KIND_FEE: constant(uint8) = 4
+
+STATE_SERVED: constant(uint8) = 0
+STATE_CANCELLED: constant(uint8) = 4
+# Prices are smallest units per so many tokens.
+MILLION: constant(uint256) = 1_000_000
 
 token: public(address)
 staking: public(address)
@@ -182,6 +189,26 @@ def proveBatchMismatch(
     assert is_leaf, "forks: not a leaf of this batch"
     # The same key as for two receipts with one counter: one lie about a counter, one penalty.
     return self._punish(provider, KIND_BATCH, convert(receipt.counter, bytes32))
+
+
+@external
+def proveWrongFee(
+    receipt: protocol.Receipt, signature: Bytes[65], request: protocol.Request, offer: protocol.Offer
+) -> uint256:
+    """
+    @notice Prove that a provider signed a fee that its offer does not give for the receipt's own counts, or that exceeds
+        the request's maximum. Its one signature binds all three: a receipt names its request, a request its offer.
+    @return What was slashed.
+    """
+    assert receipt.requestDigest == protocol.hash_request(request), "forks: receipt is for another request"
+    assert request.offerDigest == protocol.hash_offer(offer), "forks: request refers to another offer"
+    provider: address = protocol.recover(self.disputes, protocol.hash_receipt(receipt), signature)
+    assert provider != empty(address), "forks: signature recovers to no key"
+    assert provider == request.provider and provider == offer.provider, "forks: not the provider's receipt and offer"
+    fee: uint256 = convert(receipt.fee, uint256)
+    is_wrong: bool = fee != self._fee_due(receipt, offer) or receipt.fee > request.maxFee
+    assert is_wrong, "forks: fee is the price of what was delivered"
+    return self._punish(provider, KIND_FEE, receipt.requestDigest)
 
 
 @external
@@ -279,6 +306,22 @@ def _signer_of_both(
     assert signer != empty(address), "forks: signature recovers to no key"
     assert protocol.recover(self.disputes, digest_b, signature_b) == signer, "forks: signed by different keys"
     return signer
+
+
+@internal
+@pure
+def _fee_due(receipt: protocol.Receipt, offer: protocol.Offer) -> uint256:
+    """
+    @notice The only fee that a receipt of its state may carry, rounded up once.
+    """
+    is_charged: bool = receipt.state == STATE_SERVED
+    if receipt.state == STATE_CANCELLED:
+        is_charged = receipt.completionTokens > 0
+    if not is_charged:
+        return 0
+    read: uint256 = convert(receipt.promptTokens, uint256) * convert(offer.inputPrice, uint256)
+    sampled: uint256 = convert(receipt.completionTokens, uint256) * convert(offer.outputPrice, uint256)
+    return (read + sampled + MILLION - 1) // MILLION
 
 
 @internal

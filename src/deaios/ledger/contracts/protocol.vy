@@ -40,6 +40,21 @@ struct Receipt:
     finishedAtMs: uint64
 
 
+struct Offer:
+    provider: address
+    modelRecordId: bytes32
+    engineProfile: bytes32
+    level: uint8
+    inputPrice: uint128
+    outputPrice: uint128
+    contextTokens: uint32
+    streamsMax: uint32
+    withdrawDelayMin: uint64
+    # keccak256 of the URL: what EIP-712 puts in its place, so that an offer has one length whatever it is.
+    urlHash: bytes32
+    validUntil: uint64
+
+
 struct RowAttestation:
     commitment: bytes32
     epoch: uint64
@@ -52,6 +67,9 @@ REQUEST_TYPE: constant(bytes32) = keccak256(
 )
 RECEIPT_TYPE: constant(bytes32) = keccak256(
     "Receipt(bytes32 requestDigest,uint64 counter,bytes32 prevReceipt,bytes32 outputCommitment,uint32 promptTokens,uint32 cachedTokens,uint32 completionTokens,uint8 finishReason,uint32 stopIndex,uint8 state,uint8 level,bytes32 engineProfile,bytes32 fingerprintRoot,uint128 fee,bytes32 channelId,uint128 chargedCumulative,uint64 batchDeadlineBlock,uint64 startedAtMs,uint64 firstTokenAtMs,uint64 finishedAtMs)"
+)
+OFFER_TYPE: constant(bytes32) = keccak256(
+    "Offer(address provider,bytes32 modelRecordId,bytes32 engineProfile,uint8 level,uint128 inputPrice,uint128 outputPrice,uint32 contextTokens,uint32 streamsMax,uint64 withdrawDelayMin,string url,uint64 validUntil)"
 )
 VERDICT_TYPE: constant(bytes32) = keccak256(
     "Verdict(uint256 disputeId,address juror,uint8 judgement,bytes32 evidenceRoot,bytes32 salt)"
@@ -77,6 +95,15 @@ def hash_receipt(receipt: Receipt) -> bytes32:
     @notice The receipt's digest.
     """
     return keccak256(abi_encode(RECEIPT_TYPE, receipt))
+
+
+@internal
+@pure
+def hash_offer(offer: Offer) -> bytes32:
+    """
+    @notice The offer's digest.
+    """
+    return keccak256(abi_encode(OFFER_TYPE, offer))
 
 
 @internal

@@ -41,7 +41,14 @@ BUYER_MIGRATIONS = (
     ALTER TABLE openings ADD COLUMN ask BLOB;
     CREATE INDEX openings_by_ask ON openings (ask) WHERE ask IS NOT NULL
     """,
+    """
+    CREATE TABLE refused (place INTEGER PRIMARY KEY AUTOINCREMENT, provider BLOB NOT NULL,
+                          request_digest BLOB NOT NULL UNIQUE, opening TEXT NOT NULL, kept_at_ms INTEGER NOT NULL);
+    CREATE INDEX refused_by_provider ON refused (provider)
+    """,
 )
+REFUSED_PER_PROVIDER_MAX = 16
+"""Refused receipts kept of one provider, each worth a penalty; it is never bought from again, so few can come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +176,34 @@ class BuyerStore:
 
         return self._journal.write(change)
 
+    def keep_refused(self, opening: Opening, now_ms: int) -> "asyncio.Future[None]":
+        """Keep an opening whose receipt was refused and convicts its provider by itself; of each the first ones.
+
+        It is evidence, not a purchase: nothing is owed for it.
+        """
+        provider, digest = opening.request.provider, opening.receipt.request_digest
+        text = encode_canonical_json(opening.encode_json()).decode()
+
+        def change(connection: sqlite3.Connection) -> None:
+            connection.execute(
+                "INSERT OR IGNORE INTO refused (provider, request_digest, opening, kept_at_ms) SELECT ?, ?, ?, ?"
+                " WHERE (SELECT count(*) FROM refused WHERE provider = ?) < ?",
+                (provider, digest, text, now_ms, provider, REFUSED_PER_PROVIDER_MAX),
+            )
+
+        return self._journal.write(change)
+
+    async def fetch_refused_after(self, place: int, count_max: int) -> list[tuple[int, Opening]]:
+        """Refused openings kept after a place, each with its own, in the order in which they were kept."""
+
+        def query(connection: sqlite3.Connection) -> list[tuple[int, Opening]]:
+            rows = connection.execute(
+                "SELECT place, opening FROM refused WHERE place > ? ORDER BY place LIMIT ?", (place, count_max)
+            )
+            return [(row[0], Opening.decode_json(json.loads(row[1]))) for row in rows]
+
+        return await self._journal.read(query)
+
     async def fetch_opening(self, provider: Address, counter: int) -> Opening | None:
         """An opening by the receipt's provider and counter."""
 
@@ -250,10 +285,11 @@ class BuyerStore:
         return await self._journal.read(query)
 
     def prune(self, before_ms: int) -> "asyncio.Future[int]":
-        """Forget openings and voided requests kept before a time; says how many openings."""
+        """Forget openings, refused ones and voided requests kept before a time; says how many of the first."""
 
         def change(connection: sqlite3.Connection) -> int:
             connection.execute("DELETE FROM released WHERE at_ms < ?", (before_ms,))
+            connection.execute("DELETE FROM refused WHERE kept_at_ms < ?", (before_ms,))
             return connection.execute("DELETE FROM openings WHERE kept_at_ms < ?", (before_ms,)).rowcount
 
         return self._journal.write(change)

@@ -22,8 +22,10 @@ from deaios.market.slashing.offences import (
     DoubleCounter,
     DoubleRequest,
     Offence,
+    WrongFee,
     find_batch_offences,
     find_double,
+    find_wrong_fee,
     is_claim_unexplained,
 )
 from deaios.market.terms import Terms
@@ -36,6 +38,7 @@ INTERVAL_S = 10.0
 INTERVAL_S_MAX = 120.0
 """Longest pause after failures; a challenge stays open much longer."""
 TWINS_PER_LOOK = 64
+REFUSED_PER_LOOK = 64
 BATCHES_PER_LOOK = 16
 """Batches of one provider that one look reads."""
 BATCH_ATTEMPTS_MAX = 30
@@ -66,6 +69,7 @@ class _Walk:
 @dataclass(slots=True)
 class _Places:
     opening: int = 0
+    refused: int = 0
     walks: dict[Address, _Walk] = field(default_factory=dict)
 
 
@@ -111,6 +115,7 @@ class Slasher:
     async def tend(self) -> None:
         """One look at everything."""
         await self._walk_openings()
+        await self._walk_refused()
         for account in self._buyer.accounts:
             await self._walk_batches(account.provider)
             await self._tend_claim(account)
@@ -126,6 +131,14 @@ class Slasher:
                 if found is not None:
                     await self._prove(found)
             self._places.opening, is_done = place, len(twins) < TWINS_PER_LOOK
+
+    async def _walk_refused(self) -> None:
+        """Receipts that were refused for a fee that nothing allows; the next look goes on where this one ends."""
+        for place, opening in await self._buyer.store.fetch_refused_after(self._places.refused, REFUSED_PER_LOOK):
+            found = find_wrong_fee(self._terms.protocol, opening)
+            if found is not None:
+                await self._prove(found)
+            self._places.refused = place
 
     async def _walk_batches(self, provider: Address) -> None:
         """Each settled batch of a provider against the receipts held."""
@@ -211,6 +224,8 @@ class Slasher:
                     await forks.prove_double_request(sender, one.receipt, one.signature, two.receipt, two.signature)
                 case BatchMismatch(_, entry, index, leaf, path):
                     await forks.prove_batch_mismatch(sender, entry.receipt, entry.signature, index, leaf, path)
+                case WrongFee(_, entry, request, offer):
+                    await forks.prove_wrong_fee(sender, entry.receipt, entry.signature, request, offer)
         except Reverted as error:  # proven by somebody else meanwhile, or nothing is left to take
             self._note_refused(offence.provider, error)
             return

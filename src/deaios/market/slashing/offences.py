@@ -8,9 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deaios.ledger.abi import encode_values
-from deaios.ledger.eip712 import Domain, recover_signer
+from deaios.ledger.eip712 import Domain, hash_struct, recover_signer
+from deaios.ledger.structs import Offer, Request
 from deaios.market.batches import SignedReceipt
 from deaios.market.channel import BuyerChannel
+from deaios.market.opening import Opening
+from deaios.market.receipts import compute_fee_due
 from deaios.primitives.errors import Invalid
 from deaios.primitives.hashing import keccak256
 from deaios.primitives.keys import Address
@@ -18,6 +21,7 @@ from deaios.primitives.merkle import prove_leaf
 
 KIND_COUNTER = 1
 KIND_REQUEST = 2
+KIND_FEE = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +68,22 @@ class BatchMismatch:
         return compute_offence_key(self.provider, KIND_COUNTER, self.entry.receipt.counter.to_bytes(32))
 
 
-Offence = DoubleCounter | DoubleRequest | BatchMismatch
+@dataclass(frozen=True, slots=True)
+class WrongFee:
+    """A signed fee that the offer named in its request does not give, or above what that request allows."""
+
+    provider: Address
+    entry: SignedReceipt
+    request: Request
+    offer: Offer
+
+    @property
+    def key(self) -> bytes:
+        """The name of this lie in the contract: one for each request, however many fees are signed for it."""
+        return compute_offence_key(self.provider, KIND_FEE, self.entry.receipt.request_digest)
+
+
+Offence = DoubleCounter | DoubleRequest | BatchMismatch | WrongFee
 
 
 def compute_offence_key(provider: Address, kind: int, subject: bytes) -> bytes:
@@ -114,6 +133,23 @@ def find_batch_offences(
         if twin is not None and (double := find_double(domain, provider, entry, twin)) is not None:
             found.append(double)
     return tuple(found)
+
+
+def find_wrong_fee(domain: Domain, opening: Opening) -> WrongFee | None:
+    """What a purchase's receipt proves about its fee; None where it is the price of what it says was delivered.
+
+    The provider's signature on the receipt binds request and offer by their digests; nobody else's is needed.
+    """
+    receipt, request, offer = opening.receipt, opening.request, opening.offer
+    due = compute_fee_due(offer, receipt.state, receipt.prompt_tokens, receipt.completion_tokens)
+    if receipt.fee == due and receipt.fee <= request.max_fee:
+        return None
+    if receipt.request_digest != hash_struct(request) or request.offer_digest != hash_struct(offer):
+        return None
+    entry = SignedReceipt(receipt, opening.receipt_signature)
+    if request.provider != offer.provider or not _is_signed_by(domain, request.provider, entry):
+        return None
+    return WrongFee(request.provider, entry, request, offer)
 
 
 def is_claim_unexplained(claimed: int, channel: BuyerChannel) -> bool:

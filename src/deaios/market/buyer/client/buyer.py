@@ -44,6 +44,7 @@ from deaios.market.orders import Order, Papers, build_ask
 from deaios.market.ports import BuyerChain, Observer
 from deaios.market.receipts import InvalidReceipt
 from deaios.market.routing import Candidate, ProviderStats
+from deaios.market.slashing.offences import find_wrong_fee
 from deaios.market.store import UnavailableJournal
 from deaios.market.terms import Terms
 from deaios.market.view import ChainView
@@ -411,6 +412,8 @@ class Buyer:
     async def _exclude(self, provider: Address, error: Invalid, evidence: Opening | None) -> None:
         _log.error("provider lied and is excluded", provider=provider.hex(), error=str(error))
         self.router.excluded[provider] = str(error)
+        if evidence is not None and find_wrong_fee(self._terms.protocol, evidence) is not None:
+            _ = self._store.keep_refused(evidence, self._clock.now_ms())
         await self._store.exclude(provider, str(error), self._clock.now_ms())
         if self._observer is not None:
             self._observer.provider_lied(provider, error, evidence)

@@ -128,5 +128,8 @@ class Resolver:
             await self._desk.wallet.release(account, row.request_digest)
             return
         opening = build_opening(decode_papers(row.papers), row.offer, ids, entry)
-        check_receipt(self._desk.terms, opening, acknowledged, complete=True, received=len(ids))
-        self._desk.wallet.settle(account, opening)
+        try:
+            check_receipt(self._desk.terms, opening, acknowledged, complete=True, received=len(ids))
+            self._desk.wallet.settle(account, opening)
+        except LIES as error:
+            await self._exclude(row.provider, error, opening)
