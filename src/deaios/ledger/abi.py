@@ -23,6 +23,10 @@ DATA_BYTES_MAX = 256 << 10
 """Longest call, result or event payload read; a catalogue record is the largest thing a contract returns."""
 NESTED_BYTES_MAX = 32 << 10
 """The same for types with dynamic items inside a dynamic array, where offsets may point many items at one text."""
+REMEMBERED_MAX = 256
+REMEMBERED_BYTES_MAX = 2 << 10
+"""Longest data whose values are kept for the next that is equal: with nested types they may be 32 times as long."""
+SIGNATURES_MAX = 1024
 REASON_CHARACTERS_MAX = 200
 SELECTOR_SIZE = 4
 TOPICS_MAX = 4
@@ -56,7 +60,7 @@ class Function:
     @property
     def selector(self) -> bytes:
         """First four bytes of the signature's keccak-256."""
-        return keccak256(self.signature.encode())[:SELECTOR_SIZE]
+        return _hash_signature(self.name, self.inputs)[:SELECTOR_SIZE]
 
     def encode_call(self, arguments: Sequence[Value]) -> bytes:
         """Call data for these arguments."""
@@ -86,7 +90,7 @@ class Event:
     @property
     def topic(self) -> bytes:
         """keccak-256 of the signature: the log's first topic."""
-        return keccak256(f"{self.name}({','.join(field.kind for field in self.fields)})".encode())
+        return _hash_signature(self.name, tuple(field.kind for field in self.fields))
 
     def decode(self, topics: Sequence[bytes], data: bytes) -> dict[str, Value]:
         """Values by argument name; an indexed value of dynamic type is its 32-byte hash.
@@ -204,6 +208,11 @@ def decode_values(kinds: Sequence[str], data: bytes, where: str = "values") -> t
     Raises:
         InvalidAbiData: too long, too short, or not of these types.
     """
+    decode = _decode_remembered if len(data) <= REMEMBERED_BYTES_MAX else _decode
+    return decode(tuple(kinds), data, where)
+
+
+def _decode(kinds: tuple[str, ...], data: bytes, where: str) -> tuple[Value, ...]:
     parsed = [_parse(kind) for kind in kinds]
     limit = NESTED_BYTES_MAX if any(_is_nested(kind) for kind in parsed) else DATA_BYTES_MAX
     if len(data) > limit:
@@ -213,6 +222,15 @@ def decode_values(kinds: Sequence[str], data: bytes, where: str = "values") -> t
     except (DecodingError, UnicodeDecodeError, OverflowError) as error:
         raise InvalidAbiData(f"{where}: {str(error)[:REASON_CHARACTERS_MAX]}") from error
     return tuple(_restore(kind, value) for kind, value in zip(parsed, decoded, strict=True))
+
+
+_decode_remembered = lru_cache(maxsize=REMEMBERED_MAX)(_decode)
+"""Roles ask the same views every second, and most answers are those of a second ago; values are immutable."""
+
+
+@lru_cache(maxsize=SIGNATURES_MAX)
+def _hash_signature(name: str, kinds: tuple[str, ...]) -> bytes:
+    return keccak256(f"{name}({','.join(kinds)})".encode())
 
 
 def decode_revert(data: bytes) -> str:

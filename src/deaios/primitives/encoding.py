@@ -12,7 +12,6 @@ from itertools import accumulate
 
 from deaios.primitives.errors import Invalid
 
-_HEX = re.compile(r"0x(?:[0-9a-f]{2})*", re.ASCII)
 JSON_DEPTH_MAX = 64
 """Deeper than any document of ours, far shallower than any stack."""
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
@@ -45,9 +44,13 @@ def decode_hex(text: str, size_bytes: int | None = None) -> bytes:
     Raises:
         InvalidEncoding: not canonical hex, or another length.
     """
-    if not isinstance(text, str) or not _HEX.fullmatch(text):
+    try:
+        data = bytes.fromhex(text[2:]) if isinstance(text, str) else None
+    except ValueError:
+        data = None
+    # `fromhex` takes capitals and spaces; what it read has one spelling only.
+    if data is None or text != "0x" + data.hex():
         raise InvalidEncoding(f"not lower-case 0x hex: {str(text)[:80]!r}")
-    data = bytes.fromhex(text[2:])
     if size_bytes is not None and len(data) != size_bytes:
         raise InvalidEncoding(f"hex holds {len(data)} bytes, {size_bytes} expected")
     return data
