@@ -20,7 +20,7 @@ from deaios.chain.genesis import (
 from deaios.chain.store import ChainStore
 from deaios.chain.stored import Gone, LogQuery
 from deaios.chain.strict import StrictEvm
-from deaios.chain.tables import MIGRATIONS
+from deaios.chain.tables import MIGRATIONS, merge_runs
 from deaios.ledger.eip712 import hash_struct
 from deaios.primitives.hashing import keccak256
 from deaios.primitives.keys import Address
@@ -180,3 +180,22 @@ def test_the_bloom_lets_every_log_through_that_is_there(grown):
     assert block.header.logs_bloom == compute_bloom(block.receipts[0].logs)
     assert LogQuery(1, 1, (EMITTER,), (((5).to_bytes(32),),)).may_be_in(block.header)
     assert not LogQuery(1, 1, (), (((6).to_bytes(32),),)).may_be_in(block.header)
+
+
+def test_runs_hold_the_numbers_that_were_given_and_no_others():
+    assert merge_runs([]) == []
+    assert merge_runs([7]) == [(7, 7)]
+    assert merge_runs([5, 3, 4, 9, 11, 10, 1]) == [(1, 1), (3, 5), (9, 11)]
+
+
+def test_a_block_ends_the_waiting_of_its_own_transactions_only(tmp_path):
+    chain = Grown(tmp_path / "chain.db")
+    waiting = [(number, b"\2" + bytes([number]), USERS[0].address) for number in (1, 2, 3, 4, 6, 9)]
+    chain.store.put_waiting(waiting, ())
+    built = Execution(chain.evm, next_context(chain.head, chain.head.timestamp)).seal(
+        chain.state, chain.commitment, chain.head
+    )
+    digest = hash_struct(header_record(chain.head.hash, built.block.header))
+    chain.store.append(built.block, built.changes, built.commitment, digest, (6, 2, 3))
+    assert [arrival for arrival, _, _ in chain.store.load_waiting()] == [1, 4, 9]
+    chain.store.close()

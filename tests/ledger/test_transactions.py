@@ -1,3 +1,4 @@
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -5,6 +6,7 @@ from eth_account import Account
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deaios.ledger import transactions as rules
 from deaios.ledger.rlp import decode_rlp, encode_integer, encode_rlp
 from deaios.ledger.transactions import (
     ACCESS_ITEMS_MAX,
@@ -92,6 +94,33 @@ def test_any_bytes_are_a_transaction_or_refused(data):
         except (InvalidTransaction, RefusedTransactionType):
             continue
         assert encode_transaction(transaction) == raw
+
+
+@pytest.mark.parametrize("to", [None, Address(b"\2" * 20)])
+@pytest.mark.parametrize("data", [b"", b"\1", b"\x80", b"\xab" * 55, b"\xab" * 56, b"\0" * 200])
+def test_usual_transactions_are_read_the_short_way_and_as_the_long_one_reads_them(to, data):
+    raw = signed(to=to, data=data).raw
+    assert vars(rules._decode_usual(raw)) == vars(rules._decode_any(DYNAMIC_FEE, raw))
+
+
+@given(
+    st.sampled_from([b"", b"\1", b"\xab" * 40, b"\xab" * 68]),
+    st.integers(min_value=1, max_value=300),
+    st.sampled_from([0, 1, 2]),
+    st.binary(max_size=2),
+)
+@settings(max_examples=200)
+def test_the_short_way_takes_nothing_that_the_long_one_refuses(data, position, cut, put):
+    raw = bytearray(signed(data=data).raw)
+    before, position = len(raw), position % len(raw)
+    raw[position : position + cut] = put
+    if position > 2:  # the list's size still fits, so that what is in it is looked at
+        raw[2 if raw[1] == 0xF8 else 1] = (raw[2 if raw[1] == 0xF8 else 1] + len(raw) - before) % 256
+    found = rules._decode_usual(bytes(raw))
+    expected = None
+    with suppress(InvalidTransaction):
+        expected = rules._decode_any(DYNAMIC_FEE, bytes(raw))
+    assert found is None or vars(found) == vars(expected)
 
 
 @given(st.integers(min_value=0, max_value=2000), st.integers(min_value=1, max_value=255))

@@ -26,6 +26,7 @@ from deaios.chain.tables import (
     is_hash_of,
     log_marks,
     mark_of,
+    merge_runs,
     place_marks,
     place_of,
     read_block,
@@ -137,7 +138,7 @@ class ChainStore:
         with self._durable():
             self._put_block(block, changes, commitment)
             self._promise(block.header.number, header_digest, signature)
-            self._writer.executemany("DELETE FROM waiting WHERE arrival = ?", [(item,) for item in finished])
+            self._writer.executemany("DELETE FROM waiting WHERE arrival BETWEEN ? AND ?", merge_runs(finished))
             self._writer.executemany(
                 "DELETE FROM gone WHERE mark = ? AND hash = ?", [(mark_of(item), item) for item in returned]
             )

@@ -6,7 +6,7 @@ looks at the whole: transaction hash to place, and log address or first topic to
 and a position in it as one integer. Knows no connection.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -91,6 +91,17 @@ class StoredLog(msgspec.Struct, frozen=True, array_like=True, gc=False):
 _encode = msgspec.msgpack.Encoder().encode
 _decode_transactions = msgspec.msgpack.Decoder(list[StoredTransaction]).decode
 _decode_logs = msgspec.msgpack.Decoder(list[StoredLog]).decode
+
+
+def merge_runs(numbers: Iterable[int]) -> list[tuple[int, int]]:
+    """Numbers as (first, last) of each unbroken run; what arrived one after another mostly leaves together."""
+    runs: list[tuple[int, int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1] = runs[-1][0], number
+        else:
+            runs.append((number, number))
+    return runs
 
 
 def place_of(number: int, position: int) -> int:

@@ -42,6 +42,10 @@ _FIELD_BYTES = (
 )
 """By type, the most bytes of each field that is an integer; 0 for recipient, data and access list."""
 
+_DATA_PLACE = 7
+_USUAL_FIELDS = 11
+"""Of type 2: where the data stands, and how many fields there are beside the access list."""
+
 AccessList = tuple[tuple[Address, tuple[int, ...]], ...]
 
 
@@ -194,14 +198,85 @@ def decode_transaction(raw: bytes) -> Transaction:
         )
     if kind > DYNAMIC_FEE:
         raise InvalidTransaction(f"transaction type not supported: type {kind}; this ledger takes types 0, 1 and 2")
+    raw = bytes(raw)
+    usual = _decode_usual(raw) if kind == DYNAMIC_FEE else None
+    return usual if usual is not None else _decode_any(kind, raw)
+
+
+def _decode_any(kind: int, raw: bytes) -> Transaction:
+    """Every form that a transaction of a known type may have, and the words for what is none."""
     try:
-        fields = decode_rlp(raw if kind == LEGACY else raw[1:])
-        transaction = _from_fields(kind, fields)
+        transaction = _from_fields(kind, decode_rlp(raw if kind == LEGACY else raw[1:]))
     except InvalidRlp as error:
         raise InvalidTransaction(f"rlp: {error}") from error
     # Fills cached properties: decoding is strict, so these are the bytes, and what was signed is a part of them.
-    transaction.__dict__["raw"] = raw = bytes(raw)
+    transaction.__dict__["raw"] = raw
     transaction.__dict__["signing_hash"] = _cut_signing_hash(transaction, raw)
+    return transaction
+
+
+def _decode_usual(raw: bytes) -> Transaction | None:
+    """Type 2 without access list and with less than 256 bytes of data: nearly all there are, in half the time.
+
+    None for whatever is not plainly that; `_decode_any` reads or refuses it. So this one never takes what that refuses,
+    and may leave to it what is valid (an address that begins with a zero byte).
+    """
+    size = len(raw)
+    start = 3 if raw[1:2] == b"\xf8" else 4
+    if size <= start or raw[1] not in (0xF8, 0xF9) or not 55 < int.from_bytes(raw[2:start]) == size - start:
+        return None
+    if start == 4 and not raw[2]:
+        return None
+    fields: list[bytes] = []
+    position, signed = start, 0
+    while position < size:  # bounded: each field moves on
+        first = raw[position]
+        if first == 0x80:
+            fields.append(b"")
+            position += 1
+        elif 0 < first < 0x80:
+            fields.append(raw[position : position + 1])
+            position += 1
+        elif 0x80 < first < 0xB8:
+            field = raw[position + 1 : position + first - 0x7F]
+            if field < (b"\x80" if first == 0x81 else b"\x01"):  # its own encoding, or a leading zero byte
+                return None
+            fields.append(field)
+            position += first - 0x7F
+        elif first == 0xB8 and len(fields) == _DATA_PLACE and position + 1 < size and raw[position + 1] > 55:
+            follows = position + 2 + raw[position + 1]
+            fields.append(raw[position + 2 : follows])
+            position = follows
+        elif first == 0xC0 and len(fields) == _DATA_PLACE + 1 and not signed:
+            position = signed = position + 1
+        else:
+            return None
+    if position != size or len(fields) != _USUAL_FIELDS or not signed:
+        return None
+    to, data = fields[_DATA_PLACE - 2], fields[_DATA_PLACE]
+    del fields[_DATA_PLACE], fields[_DATA_PLACE - 2]
+    chain_id, nonce, tip, max_fee, gas, value, parity, r, s = map(int.from_bytes, fields)
+    is_in_range = chain_id <= CHAIN_ID_MAX and nonce <= NONCE_MAX and tip <= max_fee and parity <= 1
+    if not is_in_range or gas >> 64 or (max_fee | value | r | s) >> 256 or len(to) not in (0, ADDRESS_SIZE):
+        return None
+    transaction = Transaction.__new__(Transaction)
+    transaction.__dict__.update(
+        kind=DYNAMIC_FEE,
+        chain_id=chain_id,
+        nonce=nonce,
+        max_fee=max_fee,
+        tip=tip,
+        gas=gas,
+        to=Address(to) if to else None,
+        value=value,
+        data=data,
+        access_list=(),
+        parity=parity,
+        r=r,
+        s=s,
+        raw=raw,
+        signing_hash=keccak256(b"\x02" + wrap_list((raw[start:signed],))),
+    )
     return transaction
 
 

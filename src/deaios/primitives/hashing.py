@@ -12,7 +12,8 @@ try:
 
     def keccak256(data: bytes) -> bytes:
         """Keccak-256 as Ethereum uses it (not NIST SHA3-256)."""
-        return bytes(_sha3.keccak_256(data).digest())
+        digest: bytes = _sha3.keccak_256(data).digest()
+        return digest
 
 except ImportError:  # no safe-pysha3 wheel on this platform
     from Crypto.Hash import keccak as _keccak

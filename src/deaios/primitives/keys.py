@@ -23,6 +23,10 @@ ZERO_ADDRESS = Address(bytes(ADDRESS_SIZE))
 _POINT_BYTES = 65
 """An uncompressed point (SEC 1)."""
 _CURVE_ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
+_LOW_S_MAX = _CURVE_ORDER // 2
+_SIGNATURE_TYPE, _KEY_TYPE, _POINT_TYPE, _SIZE_TYPE = map(
+    ffi.typeof, ("secp256k1_ecdsa_recoverable_signature *", "secp256k1_pubkey *", "unsigned char[]", "size_t *")
+)
 
 
 class InvalidSignature(Invalid):
@@ -89,21 +93,21 @@ def recover_address(digest: bytes, signature: bytes) -> Address:
         raise InvalidSignature(f"signature has {len(signature)} bytes, {SIGNATURE_SIZE} expected")
     if signature[64] not in (27, 28):
         raise InvalidSignature(f"signature v is {signature[64]}, 27 or 28 expected")
-    if int.from_bytes(signature[32:64]) > _CURVE_ORDER // 2:
+    if int.from_bytes(signature[32:64]) > _LOW_S_MAX:
         raise InvalidSignature("signature s is in the upper half of the curve order (EIP-2)")
     assert len(digest) == HASH_BYTES, "the library reads so many bytes whatever is there"
     # The C functions themselves: coincurve's objects around them cost a fifth of the recovery. The interpreter lock is
     # free while they run, and nothing is kept between calls, so that threads recover at the same time.
-    parsed = ffi.new("secp256k1_ecdsa_recoverable_signature *")
-    key = ffi.new("secp256k1_pubkey *")
+    parsed = ffi.new(_SIGNATURE_TYPE)
+    key = ffi.new(_KEY_TYPE)
     context = GLOBAL_CONTEXT.ctx
     if not lib.secp256k1_ecdsa_recoverable_signature_parse_compact(
         context, parsed, signature, signature[64] - 27
     ) or not lib.secp256k1_ecdsa_recover(context, key, parsed, digest):
         raise InvalidSignature("signature recovers to no key")
-    point = ffi.new("unsigned char[]", _POINT_BYTES)
+    point = ffi.new(_POINT_TYPE, _POINT_BYTES)
     lib.secp256k1_ec_pubkey_serialize(
-        context, point, ffi.new("size_t *", _POINT_BYTES), key, lib.SECP256K1_EC_UNCOMPRESSED
+        context, point, ffi.new(_SIZE_TYPE, _POINT_BYTES), key, lib.SECP256K1_EC_UNCOMPRESSED
     )
     return Address(keccak256(ffi.buffer(point)[1:])[-ADDRESS_SIZE:])
 

@@ -93,7 +93,9 @@ class Admission:
         """
         results: list[bytes | DeaiosError] = []
         is_flushing = False
-        for item in await self.decode(raws):
+        decoded = await self.decode(raws)
+        base_fee = next_base_fee(head())
+        for item in decoded:
             if isinstance(item, DeaiosError):
                 results.append(item)
                 continue
@@ -101,7 +103,8 @@ class Admission:
             try:
                 if transaction.to is None:
                     await _refuse_inexact(transaction, sender, call)
-                self._admit(transaction, sender, state, next_base_fee(head()))
+                    base_fee = next_base_fee(head())  # a block may have come meanwhile
+                self._admit(transaction, sender, state, base_fee)
             except DeaiosError as error:
                 results.append(error)
             else:
