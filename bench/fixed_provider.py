@@ -22,6 +22,7 @@ from deaios.node.network import open_default_model, open_storage, terms_of
 from deaios.node.ports import HOST, keep_port
 from deaios.node.session import open_keystore
 from deaios.runtime.clock import SystemClock
+from deaios.runtime.garbage import spare_collector
 from deaios.runtime.http import serve
 from deaios.runtime.logs import configure_logs
 
@@ -79,6 +80,7 @@ async def serve_provider(root: str, delay_ms: str) -> AsyncIterator[str]:
         )
         async with seller, serve(seller.application, HOST, port) as url:
             await member.contracts.identities.ensure_registered(member.sender, url, "provider")
+            spare_collector()
             watching = asyncio.create_task(seller.watch())
             try:
                 yield url

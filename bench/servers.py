@@ -18,9 +18,10 @@ import aiohttp
 from aiohttp import web
 
 from bench.chain_load import GENESIS, OPERATOR
-from deaios.chain.service import ChainService, build_application, spare_collector
+from deaios.chain.service import ChainService, build_application
 from deaios.rows.store import RowStore
 from deaios.runtime.clock import SystemClock
+from deaios.runtime.garbage import spare_collector
 from deaios.runtime.http import serve
 from deaios.storage.service import build_storage_application
 

@@ -151,6 +151,22 @@ def test_messages_that_the_template_refuses(tokenizer):
         render_text("{{ raise_exception('only two roles') }}", tokenizer)
 
 
+def test_a_marker_is_found_beside_escapes_of_others(tokenizer):
+    taken = "".join(f"\\u{code:04x}" for code in range(0xE000, 0xF900)) + "\ue000 \\udb80\\udc00"
+    assert ChatTemplate(ECHO).render_ids([{"role": "user", "content": taken}], tokenizer) == tokenizer.encode_plain(
+        taken
+    )
+
+
+def test_only_the_words_of_the_template_are_remembered(template, tokenizer):
+    said = ["what the tide brings", "hello", "a"]
+    first = [template.render_ids([{"role": "user", "content": f" {words} "}], tokenizer) for words in said]
+    assert tokenizer._known
+    assert not [text for text in tokenizer._known if any(words in text for words in said[:2])]
+    assert first == [template.render_ids([{"role": "user", "content": f" {words} "}], tokenizer) for words in said]
+    assert all(ids == tokenizer.encode_plain(text) for text, ids in tokenizer._known.items())
+
+
 def test_every_private_use_character_taken(tokenizer):
     everything = "".join(map(chr, [*range(0xE000, 0xF900), *range(0xF0000, 0xFFFFE)]))
     with pytest.raises(InvalidMessages, match="private-use"):

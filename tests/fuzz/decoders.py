@@ -548,15 +548,17 @@ class _NoSpecials:
 
     named_specials = MappingProxyType({"bos_token": "<|a|>"})
     special_ids = MappingProxyType({"<|a|>": 0})
-    special_starts, special_ends = "<", ">"
+    special_starts, special_ends, special_characters_max = "<", ">", 5
 
     def __init__(self) -> None:
         import re
 
         self.special_pattern = re.compile(re.escape("<|a|>"))
 
-    def encode_rendered(self, pieces):
-        return tuple(pieces)
+    def encode_plain(self, text):
+        return tuple(text.encode())
+
+    encode_often = encode_plain
 
 
 def _render(source: str) -> object:

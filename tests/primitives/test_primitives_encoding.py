@@ -82,6 +82,31 @@ def test_canonical_json_is_frozen():
     )
 
 
+def spell(value):
+    """Canonical JSON by the standard library."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+@given(JSON)
+def test_canonical_json_equals_the_standard_library(value):
+    assert encode_canonical_json(value) == spell(value)
+
+
+def test_every_character_is_spelled_as_by_the_standard_library():
+    points = [*range(0xD800), *range(0xE000, 0x110000)]
+    assert encode_canonical_json(list(map(chr, points))) == spell(list(map(chr, points)))
+    keys = {chr(point): 0 for point in points[:: 0x110000 // 4096]} | {"": 1, "aa": 2, "a\U0010ffff": 3}
+    assert encode_canonical_json(keys) == spell(keys)
+    with pytest.raises(UnicodeEncodeError):
+        encode_canonical_json(["\ud800"])
+
+
+@pytest.mark.parametrize("value", [b"bytes", {"a": {1}}, [object()]])
+def test_what_is_no_json_is_not_spelled_somehow(value):
+    with pytest.raises(TypeError, match="is not JSON"):
+        encode_canonical_json(value)
+
+
 @pytest.mark.parametrize("value", [1.0, [0.5], {"a": {"b": (1, 2.0)}}, float("nan"), {1: 2}, {None: 1}])
 def test_floats_and_odd_keys_are_refused(value):
     with pytest.raises(InvalidEncoding):

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -49,6 +50,9 @@ _TEMPLATE_FAULTS: Final = (
     ValueError,
 )
 """What a stranger's template may raise while it compiles or runs; anything else is our own fault."""
+
+_ESCAPE: Final = re.compile(r"\\u(?:d[89ab][0-9a-f]{2}\\ud[c-f][0-9a-f]{2}|[0-9a-f]{4})")
+"""A character as JSON in ASCII escapes it; above the basic plane as two halves (RFC 8259, 7)."""
 
 _KEYS: Final = frozenset({"role", "content", "name", "toolCalls", "toolCallId"})
 
@@ -124,13 +128,16 @@ class ChatTemplate:
         marker = _choose_marker([self.source, now, *_texts_of(turns), *_texts_of(shown)])
         guarded = [_guard_message(turn, tokenizer, marker) for turn in turns]
         text = self._render(guarded, [_guard_value(item, tokenizer, marker) for item in shown], tokenizer, now)
-        pieces: list[str | int] = []
+        said = [value for turn in turns for key, value in turn.items() if key != "role"]
+        own = frozenset(filter(None, map(str.strip, _texts_of([said, shown]))))
+        ids: list[int] = []
         end = 0
         for match in tokenizer.special_pattern.finditer(text):
-            pieces += [_unguard(text[end : match.start()], marker), tokenizer.special_ids[match[0]]]
+            ids += _encode(_unguard(text[end : match.start()], marker), own, tokenizer)
+            ids.append(tokenizer.special_ids[match[0]])
             end = match.end()
-        pieces.append(_unguard(text[end:], marker))
-        return tokenizer.encode_rendered(pieces)
+        ids += _encode(_unguard(text[end:], marker), own, tokenizer)
+        return tuple(ids)
 
     def _render(
         self, messages: Sequence[dict[str, object]], tools: Sequence[object], tokenizer: Tokenizer, now: str
@@ -226,16 +233,33 @@ def _texts_of(value: object) -> list[str]:
 
 
 def _choose_marker(texts: Sequence[str]) -> str:
+    """A private-use character that no text holds, neither as it is nor as JSON escapes it; found in one pass."""
+    first = chr(_MARKERS[0])
+    if not any(first in text or _escaped(first) in text for text in texts):
+        return first
     used = set().union(*texts)
+    escapes = {escape for text in texts for escape in _ESCAPE.findall(text)}
     for code in _MARKERS:
-        if chr(code) not in used and not any(_escaped(chr(code)) in text for text in texts):
+        if chr(code) not in used and _escaped(chr(code)) not in escapes:
             return chr(code)
     raise InvalidMessages("messages hold every private-use character; one must be left for the template")
 
 
+@lru_cache(maxsize=16)
 def _escaped(marker: str) -> str:
     """How a template writes it that asks for JSON in ASCII."""
     return json.dumps(marker)[1:-1]
+
+
+def _encode(text: str, own: frozenset[str], tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Ids of a piece between special tokens.
+
+    What holds none of the conversation's words is the template's own, the same in every prompt, and remembered; words
+    of people are not, so that nobody can tell from timing what others wrote.
+    """
+    if any(words in text for words in own):
+        return tokenizer.encode_plain(text)
+    return tokenizer.encode_often(text)
 
 
 def _unguard(text: str, marker: str) -> str:
@@ -271,7 +295,8 @@ def _guard(text: str, tokenizer: Tokenizer, marker: str) -> str:
     for character in tokenizer.special_ends:
         text = text.replace(character, marker + character)
     core = text.strip()
-    if core and marker not in core and any(core in special for special in tokenizer.special_ids):
+    is_short = 0 < len(core) <= tokenizer.special_characters_max
+    if is_short and marker not in core and any(core in special for special in tokenizer.special_ids):
         text = text.replace(core[0], core[0] + marker, 1)
     return text
 

@@ -26,6 +26,11 @@ TOKENIZER_TAG = "deaios/tokenizer/1"
 TEXT_BYTES_MAX = 4 << 20
 """Longest text encoded in one call; four times the longest chat body."""
 
+KNOWN_MAX = 256
+"""Texts whose ids are remembered: what templates write around messages."""
+KNOWN_CHARACTERS_MAX = 4096
+"""Of one of them."""
+
 BPE, SPM = "gpt2", "llama"
 """Kinds of tokenizers, as `tokenizer.ggml.model` names them."""
 _REFUSED_KINDS: Final[Mapping[str, str]] = {
@@ -101,6 +106,7 @@ class Tokenizer:
         special_pattern: finds special tokens in rendered text, longest first.
         special_starts: every first character of a special token.
         special_ends: every last character.
+        special_characters_max: of the longest special token.
     """
 
     def __init__(self, model: ModelFile) -> None:
@@ -126,6 +132,8 @@ class Tokenizer:
         self.special_pattern: re.Pattern[str] = re.compile("|".join(map(re.escape, longest_first)))
         self.special_starts = "".join(sorted({text[0] for text in self.special_ids}))
         self.special_ends = "".join(sorted({text[-1] for text in self.special_ids}))
+        self.special_characters_max = max(map(len, self.special_ids), default=0)
+        self._known: dict[str, tuple[int, ...]] = {}
         # Whole words that text may hold, such as <tool_call>: looked for before anything is split, the longest first.
         self._whole_words = {
             text: index for index, (text, kind) in enumerate(zip(tokens, types, strict=True)) if kind == _USER_DEFINED
@@ -172,6 +180,21 @@ class Tokenizer:
         except InvalidWord as error:
             raise InvalidText(str(error)) from error
         return tuple(ids)
+
+    def encode_often(self, text: str) -> tuple[int, ...]:
+        """The same of a text that comes again and again; a bounded number of short ones are remembered.
+
+        Raises:
+            InvalidText: as in `encode_plain`.
+        """
+        known = self._known.get(text)
+        if known is None:
+            known = self.encode_plain(text)
+            if len(text) <= KNOWN_CHARACTERS_MAX:
+                if len(self._known) >= KNOWN_MAX:
+                    self._known = {}  # rather than to evict by age: threads share it, and it is full again at once
+                self._known[text] = known
+        return known
 
     def encode_prompt(self, text: str) -> tuple[int, ...]:
         """Ids of a prompt that is plain text: with the model's own beginning, where it has one.

@@ -8,6 +8,7 @@ for the disk on a thread; those that come meanwhile share the next transaction.
 import asyncio
 import sqlite3
 from dataclasses import dataclass
+from functools import partial
 
 from deaios.gateway.errors import InternalFault, RefusedBudget
 from deaios.gateway.store import Charge, KeyStore
@@ -16,6 +17,8 @@ from deaios.primitives.units import format_credit
 from deaios.runtime.logs import get_logger
 
 log = get_logger("gateway")
+
+_Group = list[tuple[Charge, "asyncio.Future[bool]"]]
 
 
 class UnavailableLedger(Unavailable):
@@ -36,8 +39,8 @@ class Budgets:
     def __init__(self, store: KeyStore) -> None:
         self._store = store
         self._reserved: dict[str, int] = {}
-        self._waiting: list[tuple[Charge, asyncio.Future[bool]]] = []
-        self._writer: asyncio.Task[None] | None = None
+        self._waiting: _Group = []
+        self._is_writing = False
 
     def reserved(self, key_id: str) -> int:
         """What is set aside for a key's running answers."""
@@ -77,33 +80,44 @@ class Budgets:
         """
         assert charge.key_id == reservation.key_id
         assert 0 <= charge.amount <= reservation.amount
-        written: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        written: asyncio.Future[bool] = loop.create_future()
         self._waiting.append((charge, written))
-        if self._writer is None:
-            self._writer = asyncio.create_task(self._write(), name="charges")
+        if not self._is_writing:
+            self._is_writing = True
+            loop.call_soon(self._write)  # not now, so that charges of one step share a transaction
         try:
             return await written
         finally:
             self.release(reservation)
 
-    async def _write(self) -> None:
-        """Write what waits, all of it in one transaction, until nothing waits."""
-        while self._waiting:
-            group, self._waiting = self._waiting, []
+    def _write(self) -> None:
+        """Write what waits, all of it in one transaction. Callbacks, not a task: every answer passes here."""
+        group, self._waiting = self._waiting, []
+        self._is_writing = bool(group)
+        if group:
+            charges = [charge for charge, _ in group]
             try:
-                results = await asyncio.to_thread(self._store.charge, [charge for charge, _ in group])
-            except sqlite3.Error as error:
+                work = asyncio.get_running_loop().run_in_executor(None, self._store.charge, charges)
+            except RuntimeError as error:  # the threads were shut down
+                self._is_writing = False
                 _fail(group, UnavailableLedger(f"the charge could not be written: {error}"))
-            except (
-                Exception
-            ):  # the edge of a task that nobody awaits: log, tell those who wait, write what came meanwhile
-                log.exception("internal fault", charges=len(group))
-                _fail(group, InternalFault("the charge failed"))
-            else:
-                for (_, written), result in zip(group, results, strict=True):
-                    if not written.done():
-                        written.set_result(result)
-        self._writer = None
+                return
+            work.add_done_callback(partial(self._note_written, group))
+
+    def _note_written(self, group: _Group, work: "asyncio.Future[list[bool]]") -> None:
+        """Tell those who wait, and write what came meanwhile."""
+        fault = asyncio.CancelledError() if work.cancelled() else work.exception()
+        if isinstance(fault, sqlite3.Error):
+            _fail(group, UnavailableLedger(f"the charge could not be written: {fault}"))
+        elif fault is not None:
+            log.error("internal fault", charges=len(group), exc_info=fault)
+            _fail(group, InternalFault("the charge failed"))
+        else:
+            for (_, written), result in zip(group, work.result(), strict=True):
+                if not written.done():
+                    written.set_result(result)
+        self._write()
 
     def release(self, reservation: Reservation) -> None:
         """Give a reservation back uncharged."""
@@ -115,7 +129,7 @@ class Budgets:
             del self._reserved[reservation.key_id]
 
 
-def _fail(group: list[tuple[Charge, asyncio.Future[bool]]], error: DeaiosError) -> None:
+def _fail(group: _Group, error: DeaiosError) -> None:
     for _, written in group:
         if not written.done():
             written.set_exception(error)

@@ -9,10 +9,12 @@ import sqlite3
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from deaios.ledger.eip712 import encode_json
+from deaios.primitives.encoding import encode_canonical_json
 from deaios.primitives.errors import Unavailable
 from deaios.runtime.journal import open_journal, transaction
 
@@ -20,9 +22,17 @@ QUEUE_MAX = 4096
 """Changes waiting; more means that the disk does not keep up."""
 GROUP_MAX = 256
 """Changes under one fsync, so that one commit stays short."""
+TEXTS_MAX = 256
+"""Texts of structs that are remembered."""
 
 T = TypeVar("T")
 Change = Callable[[sqlite3.Connection], T]
+
+
+@lru_cache(maxsize=TEXTS_MAX)
+def spell(struct: object) -> str:
+    """A struct's canonical text, as journals keep it: an offer or a channel is written with every purchase."""
+    return encode_canonical_json(encode_json(struct)).decode()
 
 
 class UnavailableJournal(Unavailable):

@@ -6,13 +6,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 from deaios.chain.genesis import ETHER, Allocation, Genesis
-from deaios.chain.service import ChainService, Limits, spare_collector
+from deaios.chain.service import ChainService, Limits
 from deaios.chain.service.pace import Deadline
 from deaios.chain.store import holds_chain
 from deaios.ledger.x402 import list_predeploys
 from deaios.node.context import RoleContext
 from deaios.primitives.keys import PrivateKey
 from deaios.runtime.clock import Clock
+from deaios.runtime.garbage import spare_collector
 
 OPERATOR_ETHER = 1_000_000_000
 THREADS = 4

@@ -114,7 +114,7 @@ async def read_body(request: web.Request, timeout_s: float | None = None, *, byt
     limit_s = connection.limits.body_s if timeout_s is None else timeout_s
     pieces, size = [], 0
     try:
-        async with asyncio.timeout(limit_s):
+        async with asyncio.timeout(None if request.content.is_eof() else limit_s):  # most bodies came with their head
             while piece := await request.content.readany():
                 size += len(piece)
                 if size > size_max:

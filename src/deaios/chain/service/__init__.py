@@ -2,6 +2,6 @@
 
 from deaios.chain.service.chain import ChainService
 from deaios.chain.service.http import build_application
-from deaios.chain.service.pace import Limits, Sealing, spare_collector
+from deaios.chain.service.pace import Limits, Sealing
 
-__all__ = ["ChainService", "Limits", "Sealing", "build_application", "spare_collector"]
+__all__ = ["ChainService", "Limits", "Sealing", "build_application"]

@@ -5,7 +5,6 @@ An idle chain makes no blocks. It beats, with empty blocks, until the latest tim
 
 import asyncio
 import contextlib
-import gc
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from enum import Enum
@@ -21,22 +20,9 @@ Deadline = Callable[[], Awaitable[int]]
 
 DEADLINE_RETRY_S = 1.0
 """How soon an unanswered deadline is asked for again while nothing else happens."""
-GARBAGE_YOUNG = 50_000
-"""New containers after which Python looks for cycles; by itself it does after 700."""
 KEEP_BLOCKS_MIN = 256
 """As many as are kept in memory; fewer on disk would leave a start with less than it shows."""
 _log = get_logger("chain")
-
-
-def spare_collector() -> None:
-    """Make Python look for cycles less often, in a process that does nothing but run a chain whose state is loaded.
-
-    The state holds no cycles and outlives everything: unless told so, each full collection walks all of it, and the
-    young ones come after every few transactions. Together they took a tenth of the time.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(GARBAGE_YOUNG)
 
 
 class Sealing(Enum):

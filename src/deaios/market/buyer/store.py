@@ -10,13 +10,13 @@ import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
 
-from deaios.ledger.eip712 import decode_json, encode_json
+from deaios.ledger.eip712 import decode_json
 from deaios.ledger.structs import ChannelConfig, Offer
 from deaios.market.channel import BuyerChannel
 from deaios.market.offers import SignedOffer
 from deaios.market.opening import Opening
 from deaios.market.receipts import COUNTER_MAX
-from deaios.market.store import Journal
+from deaios.market.store import Journal, spell
 from deaios.primitives.encoding import encode_canonical_json
 from deaios.primitives.keys import Address
 
@@ -83,10 +83,6 @@ class BuyerState:
     excluded: dict[Address, str]
 
 
-def _text(struct: object) -> str:
-    return encode_canonical_json(encode_json(struct)).decode()
-
-
 class BuyerStore:
     """Typed reads and writes over the journal."""
 
@@ -122,7 +118,7 @@ class BuyerStore:
                     purchase.request_digest,
                     purchase.provider,
                     purchase.papers,
-                    _text(purchase.offer.offer),
+                    spell(purchase.offer.offer),
                     purchase.offer.signature,
                     purchase.offer.digest,
                     str(purchase.quote),
@@ -303,7 +299,7 @@ def _save_account(connection: sqlite3.Connection, account: AccountRow) -> None:
         (
             account.channel_id,
             account.provider,
-            _text(account.config),
+            spell(account.config),
             account.salt_index,
             str(state.balance),
             str(state.signed),

@@ -15,14 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
-from deaios.ledger.eip712 import decode_json, encode_json, hash_struct
+from deaios.ledger.eip712 import decode_json, hash_struct
 from deaios.ledger.structs import Batch, ChannelConfig, Offer, Receipt
 from deaios.market.channel import SellerChannel
 from deaios.market.offers import SignedOffer
 from deaios.market.receipts import FIRST_LINK, Link
 from deaios.market.seller.sales import Sales
-from deaios.market.store import Journal, UnavailableJournal
-from deaios.primitives.encoding import encode_canonical_json
+from deaios.market.store import Journal, UnavailableJournal, spell
 from deaios.primitives.keys import Address
 
 SELLER_MIGRATIONS = (
@@ -101,10 +100,6 @@ def _decode_ids(data: bytes | None) -> tuple[int, ...]:
     return () if data is None else tuple(np.frombuffer(data, "<u4").tolist())
 
 
-def _text(struct: object) -> str:
-    return encode_canonical_json(encode_json(struct)).decode()
-
-
 class SellerStore:
     """Typed reads and writes over the journal."""
 
@@ -130,7 +125,7 @@ class SellerStore:
         def change(connection: sqlite3.Connection) -> None:
             connection.execute(
                 "INSERT OR IGNORE INTO offers VALUES (?, ?, ?, ?)",
-                (offer.digest, _text(offer.offer), offer.signature, offer.offer.valid_until),
+                (offer.digest, spell(offer.offer), offer.signature, offer.offer.valid_until),
             )
 
         return self._journal.write(change)
@@ -195,7 +190,7 @@ class SellerStore:
         def change(connection: sqlite3.Connection) -> None:
             connection.execute(
                 "INSERT INTO receipts VALUES (?, ?, ?, ?)",
-                (receipt.counter, hash_struct(receipt), _text(receipt), receipt.batch_deadline_block),
+                (receipt.counter, hash_struct(receipt), spell(receipt), receipt.batch_deadline_block),
             )
             connection.execute(
                 "UPDATE purchases SET counter = ?, output_ids = ?, cancel_tokens = ?, cancel_signature = ?"
@@ -266,7 +261,7 @@ class SellerStore:
         def change(connection: sqlite3.Connection) -> None:
             connection.execute(
                 "INSERT INTO batches (first_counter, last_counter, batch) VALUES (?, ?, ?)",
-                (batch.first_counter, batch.last_counter, _text(batch)),
+                (batch.first_counter, batch.last_counter, spell(batch)),
             )
 
         return self._journal.write(change)
@@ -359,7 +354,7 @@ def _save_channel(connection: sqlite3.Connection, channel_id: bytes, row: Channe
     connection.execute(
         "INSERT INTO channels VALUES (?, ?, ?, ?, ?) ON CONFLICT (channel_id) DO UPDATE SET"
         " signed = excluded.signed, voucher_signature = excluded.voucher_signature, charged = excluded.charged",
-        (channel_id, _text(row.config), str(row.state.signed), row.voucher_signature, str(row.state.charged)),
+        (channel_id, spell(row.config), str(row.state.signed), row.voucher_signature, str(row.state.charged)),
     )
 
 

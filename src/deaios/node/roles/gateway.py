@@ -29,6 +29,7 @@ from deaios.node.status import API_KEY_NAME
 from deaios.node.stock import Stock
 from deaios.primitives.keys import Address
 from deaios.primitives.units import CREDIT
+from deaios.runtime.garbage import spare_collector
 from deaios.runtime.http import METRICS_KEY, serve
 from deaios.runtime.logs import get_logger
 from deaios.runtime.relay.server import Relay
@@ -141,6 +142,7 @@ async def _serve(
     host = context.config.gateway.host
     async with serve(application, host, keep_port(context.data, context.spec.port, host)) as url:
         await member.contracts.identities.ensure_registered(member.sender, url, "gateway")
+        spare_collector()
         context.report_ready(url)
         await context.work_until_stopped(trade.buyer.watch(), stock.watch(), trade.slasher.run())
 

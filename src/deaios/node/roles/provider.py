@@ -38,6 +38,7 @@ from deaios.node.relaying import find_place, reached_at
 from deaios.node.sponsoring import be_sponsored
 from deaios.node.upstream import FetchFiles, sell, serving_upstream
 from deaios.runtime.client import RefusedByPeer
+from deaios.runtime.garbage import spare_collector
 from deaios.runtime.http import serve
 from deaios.runtime.logs import get_logger
 
@@ -112,6 +113,7 @@ async def run(context: RoleContext) -> None:
                 if not has_joined:
                     await be_sponsored(member, COMPUTE, descriptor.windows.compute_stake_min, place.url)
                 await member.contracts.identities.ensure_registered(member.sender, place.url, "provider")
+                spare_collector()
                 context.report_ready(place.url)
                 work = [seller.watch(), defender.run()]
                 await context.work_until_stopped(*work, *(() if relay is None else (relay.watch(),)))

@@ -107,7 +107,7 @@ class Buyer:
         self.router = Router(settings, directory, self._clock, self._dice, journal)
         self._hedges: set[asyncio.Task[None]] = set()
         self._live: dict[bytes, Purchase] = {}
-        self._watchers: set[asyncio.Task[None]] = set()
+        self._exclusions: set[asyncio.Task[None]] = set()
         self._novelty = Novelty(SEEN_MAX)
         self._resolver = Resolver(self._desk, self._view, self.router, self._exclude)
         self._resolving: asyncio.Task[None] | None = None
@@ -130,13 +130,16 @@ class Buyer:
         if resolving is not None:
             resolving.cancel()
             await asyncio.wait({resolving})
-        for purchase in list(self._live.values()):
+        live = list(self._live.values())
+        for purchase in live:
             # A journal that failed does not take it; the purchase is then resolved as if nothing had been handed out.
             with contextlib.suppress(UnavailableJournal):
                 await self._store.acknowledge(purchase.request_digest, purchase.handed_out)
             purchase.abandon(None)
-        if self._watchers or self._hedges:
-            await asyncio.wait(self._watchers | self._hedges)
+        for purchase in live:
+            await purchase.wait_ended()
+        if self._exclusions or self._hedges:
+            await asyncio.wait(self._exclusions | self._hedges)
         await self.router.close()
         await self._store.close()
 
@@ -311,12 +314,9 @@ class Buyer:
             constraint=order.constraint,
             prefix=prefix,
         )
-        purchase = Purchase(self._desk, account, offer, request, papers)
+        purchase = Purchase(self._desk, account, offer, request, papers, when_ended=self._conclude)
         self._live[purchase.request_digest] = purchase
         self.router.note(candidate.provider, self.router.stat(candidate.provider).begin())
-        watcher = asyncio.create_task(self._watch(purchase), name="watch purchase")
-        self._watchers.add(watcher)
-        watcher.add_done_callback(self._watchers.discard)
         try:
             await self._wait_begun(purchase)
         except UnavailableProvider as error:
@@ -367,16 +367,19 @@ class Buyer:
         except TimeoutError as error:
             raise UnavailableProvider(f"no token within {self._settings.first_token_s} s") from error
 
-    async def _watch(self, purchase: Purchase) -> None:
-        """Draw the conclusions when a purchase ends, whoever followed it."""
-        await purchase.wait_ended()
+    def _conclude(self, purchase: Purchase) -> None:
+        """Draw the conclusions when a purchase has ended, whoever followed it."""
         self._live.pop(purchase.request_digest, None)
         if purchase.is_reserved:
             self._resolver.add(purchase.open_row())
         error = purchase.error
         self._observe(purchase, error)
         if isinstance(error, LIES) and self._is_proven(purchase.provider, error, purchase.evidence):
-            await self._exclude(purchase.provider, error, purchase.evidence)
+            excluding = asyncio.create_task(
+                self._exclude(purchase.provider, error, purchase.evidence), name="exclude provider"
+            )
+            self._exclusions.add(excluding)
+            excluding.add_done_callback(self._exclusions.discard)
 
     def _observe(self, purchase: Purchase, error: DeaiosError | None) -> None:
         """What the end of a purchase says about its provider."""

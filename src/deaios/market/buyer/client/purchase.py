@@ -6,7 +6,7 @@ up again; a purchase ends settled, released, or on disk as open, to be resolved 
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
@@ -103,7 +103,20 @@ class Purchase:
         papers: Papers,
         *,
         resumes_max: int | None = None,
+        when_ended: "Callable[[Purchase], None] | None" = None,
     ) -> None:
+        """Begin.
+
+        Args:
+            desk: what it shares with others.
+            account: whose channel pays.
+            offer: under which it is bought.
+            request: as signed.
+            papers: without the voucher, which is signed when there is room for it.
+            resumes_max: how often a broken stream is taken up again, if not as the settings have it.
+            when_ended: called once its task is done with it, whoever followed it.
+        """
+        self._when_ended = when_ended
         self.provider: Address = request.provider
         self.request_digest = hash_struct(request)
         self.offer = offer
@@ -302,6 +315,8 @@ class Purchase:
             self._end(error=UnavailableProvider(f"purchase broke off by our own fault: {error!r}"))
         else:
             self._end(error=UnavailableProvider("purchase was given up"))
+        if self._when_ended is not None:
+            self._when_ended(self)
 
     async def _run(self) -> None:
         desk = self._desk

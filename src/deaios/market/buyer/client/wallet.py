@@ -128,14 +128,20 @@ class Wallet:
             Refused…, Unavailable…: the deposit failed.
         """
         try:
+            account.step(account.state.reserve(digest, quote))
+        except (RefusedWindow, RefusedDeposit):
+            await self._wait_for_room(account, digest, quote)
+        body = build(*self._sign(account, account.state.signed))
+        await self._store.send(account.row, OpenRow(digest, account.row.provider, body, offer, quote, None))
+
+    async def _wait_for_room(self, account: Account, digest: bytes, quote: int) -> None:
+        try:
             async with asyncio.timeout(self._settings.window_wait_s):
                 await self._take_room(account, digest, quote)
         except TimeoutError as error:
             raise RefusedWindow(
                 f"no room for {quote} in the window of {account.state.window} within {self._settings.window_wait_s} s"
             ) from error
-        body = build(*self._sign(account, account.state.signed))
-        await self._store.send(account.row, OpenRow(digest, account.row.provider, body, offer, quote, None))
 
     async def _take_room(self, account: Account, digest: bytes, quote: int) -> None:
         deposits = 0

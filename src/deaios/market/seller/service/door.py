@@ -92,8 +92,7 @@ class Door:
             line = build_tokens(portion.ids, portion.logprobs) if portion.ids else Admitted(began)
             await response.write(answer.seal(encode_line(line)))
         outcome = await run.wait_outcome()
-        await response.write(answer.seal(encode_line(build_finished(outcome.entry, outcome.violation))))
-        await response.write_eof()
+        await response.write_eof(answer.seal(encode_line(build_finished(outcome.entry, outcome.violation))))
         return response
 
     async def cancel(self, request: web.Request) -> web.Response:
