@@ -5,7 +5,8 @@ The evidence is taken as validated; whatever it holds, the outcome is a report, 
 
 import math
 
-from deaios.alignment.evidence import Evidence, finish_of
+from deaios.alignment.evidence import Evidence, finish_of, prints_of
+from deaios.compute.fingerprints import owes_fingerprints
 from deaios.compute.generation import check_finish
 from deaios.compute.masks.service import MaskService
 from deaios.compute.records import ModelRecord
@@ -25,7 +26,7 @@ class EngineRecheck:
         self._masks = MaskService(tokenizer)
 
     async def check(self, evidence: Evidence) -> Report:
-        """One prefill over prompt and output; the margin of every token, and the finish."""
+        """One prefill over prompt and output; margin and fingerprint of every token, and the finish."""
         opening = evidence.opening
         finish = finish_of(opening.receipt)
         if finish is None:
@@ -43,12 +44,14 @@ class EngineRecheck:
             self._record.thresholds,
             self._tokenizer,
             mask,
+            prints_of(opening, self._record.noise_class),
         )
 
     async def replay(self, evidence: Evidence) -> bool | None:
         """Exact replay where this engine's profile is on the record's list; None elsewhere.
 
-        The end belongs to what is replayed: it follows from the ids by rules without arithmetic, on every machine.
+        Fingerprints, where there are any, have to be the replay's own, within the class's distance. The end belongs to
+        what is replayed: it follows from the ids by rules without arithmetic, on every machine.
         """
         opening = evidence.opening
         params, finish = opening.ask.params, finish_of(opening.receipt)
@@ -61,5 +64,13 @@ class EngineRecheck:
             return None
         mask = await self._masks.open(opening.constraint, params.mask_hash)
         seed = seed_of(opening.ask)
-        replay = await self._service.replay(evidence.prompt_ids, opening.output_ids, params, seed, mask)
+        replay = await self._service.replay(
+            evidence.prompt_ids,
+            opening.output_ids,
+            params,
+            seed,
+            mask,
+            prints_of(opening, self._record.noise_class),
+            is_printed=owes_fingerprints(opening.ask),
+        )
         return replay.equal

@@ -23,6 +23,7 @@ from deaios.compute.verification import Report
 from deaios.ledger.client.contracts import Contracts
 from deaios.ledger.client.sender import Sender
 from deaios.ledger.eip712 import Domain, hash_struct
+from deaios.ledger.structs import Level
 from deaios.market.chat import read_chat_body
 from deaios.market.orders import Order
 from deaios.primitives.encoding import encode_hex
@@ -168,7 +169,8 @@ class Auditor:
         if provider is None:
             return None
         try:
-            evidence = await self._shop.buy(self._build_order(model, provider))
+            level = await self._draw_level(model, provider)
+            evidence = await self._shop.buy(self._build_order(model, provider, level))
         except (Unavailable, Refused, Invalid):
             self._failures.append((provider, self._clock.now_ms()))
             raise
@@ -205,7 +207,13 @@ class Auditor:
         failed = Counter(provider for provider, at_ms in self._failures if at_ms >= since)
         return min(rotated, key=lambda it: self._store.tokens_audited(it, since) + FAILED_TOKENS * failed[it])
 
-    def _build_order(self, model: AuditedModel, provider: Address) -> Order:
+    async def _draw_level(self, model: AuditedModel, provider: Address) -> int:
+        """What to order: every level that is sold and can be audited, equally often; what is owed follows from it."""
+        highest = await self._shop.fetch_level(model.record_id, provider)
+        levels = range(Level.SEEDED, max(highest, Level.SEEDED) + 1)
+        return levels[int.from_bytes(self._dice.token_bytes(4)) % len(levels)]
+
+    def _build_order(self, model: AuditedModel, provider: Address, level: int) -> Order:
         question = draw_question(model.name, self._dice.token_bytes(32))
         chat = read_chat_body(question.body)
         prompt_ids, context = model.render(question.body)
@@ -218,5 +226,6 @@ class Auditor:
             client_nonce=self._dice.token_bytes(32),
             nonce=self._dice.token_bytes(32),
             salt=self._dice.token_bytes(32),
+            min_level=level,
             provider=provider,
         )
