@@ -8,15 +8,16 @@ from dataclasses import dataclass, field, replace
 
 from deaios.alignment.answer import Answer
 from deaios.alignment.check import BatchView, ChainView, NetworkTerms
-from deaios.alignment.evidence import Evidence
+from deaios.alignment.evidence import Evidence, prints_of
 from deaios.alignment.examination import examine
 from deaios.compute.constraint import hash_constraint
-from deaios.compute.engine import Step, split_evenly
+from deaios.compute.engine import Step
+from deaios.compute.fingerprints import encode_fingerprints, owes_fingerprints, owes_replay
 from deaios.compute.generation import Generation, read_output
 from deaios.compute.masking import compile_mask
 from deaios.compute.records import encode_record, record_id
 from deaios.compute.sampling import seed_of
-from deaios.compute.verification import PREFILL_TOKENS, verify_output
+from deaios.compute.verification import cut_prompt, replay_output, verify_output
 from deaios.ledger.eip712 import hash_struct, sign_struct
 from deaios.ledger.structs import FinishReason, Level, Offer, Request, State, protocol_domain
 from deaios.market.batches import RECEIPTS_TAG
@@ -76,18 +77,22 @@ class Bench:
 
         return read_part(part, body).prompt_ids(render, self.tokenizer)
 
-    def generate(self, prompt_ids, params, seed, engine=None, constraint=None):
-        """What a provider does: prompt in even pieces, then id by id."""
+    def generate(self, prompt_ids, params, seed, engine=None, constraint=None, leaves=None):
+        """What a provider does: prompt in pieces, then id by id; with leaves where there is a list for them."""
         engine = engine or self.engine
         mask = compile_mask(constraint, params.mask_hash, self.tokenizer)
         generation = Generation(len(prompt_ids), params, seed, self.tokenizer, mask=mask)
         engine.forget(0)
-        *silent, (first, last) = split_evenly(len(prompt_ids), PREFILL_TOKENS)
+        *silent, (first, last) = cut_prompt(prompt_ids, is_printed=leaves is not None)
         for start, end in silent:
             engine.decode([Step(0, start, tuple(prompt_ids[start:end]), 0)])
         step = Step(0, first, tuple(prompt_ids[first:last]), 1)
         while generation.finish is None:
-            ((row,),) = engine.decode([step])
+            if leaves is None:
+                ((row,),) = engine.decode([step])
+            else:
+                (((row,), hidden),) = engine.decode_hidden([step])
+                leaves.append(encode_fingerprints(hidden))
             position = generation.position
             step = Step(0, position, (generation.offer(row).token,), 1)
         engine.forget(0)
@@ -143,6 +148,7 @@ class Sale:
             receipt_signature=sign_struct(self.provider, DOMAIN, receipt),
             constraint=self.order.constraint,
             conduct=self.conduct,
+            fingerprints=self.delivery.fingerprints,
         )
 
     @property
@@ -214,9 +220,17 @@ def sell(
     if served_constraint is not None:  # bytes; empty for a provider that masks nothing
         constraint = served_constraint or None
         params = replace(params, mask_hash=hash_constraint(constraint))
-    generation = bench.generate(served_prompt or prompt_ids, params, seed_of(ask), engine, constraint)
+    leaves = [] if owes_fingerprints(ask) else None
+    generation = bench.generate(served_prompt or prompt_ids, params, seed_of(ask), engine, constraint, leaves)
     delivery = Delivery(
-        State.SERVED, generation.finish, generation.stop_index, generation.output_ids, 1_000_000, 1_000_050, FINISHED_MS
+        State.SERVED,
+        generation.finish,
+        generation.stop_index,
+        generation.output_ids,
+        1_000_000,
+        1_000_050,
+        FINISHED_MS,
+        fingerprints=b"".join(leaves or ()),
     )
     return Sale(bench, order, offer, delivery, link, buyer, provider, ask_changes)
 
@@ -283,18 +297,26 @@ class PaperChain:
     async def recompute(self, answer, record, prompt_ids):
         self.recomputed += 1
         opening = answer.opening
-        return verify_output(
-            self.bench.engine,
+        engine, params, seed = self.bench.engine, opening.ask.params, seed_of(opening.ask)
+        prints = prints_of(opening, record.noise_class)
+        report = verify_output(
+            engine,
             prompt_ids,
             opening.output_ids,
-            opening.ask.params,
-            seed_of(opening.ask),
+            params,
+            seed,
             FinishReason(opening.receipt.finish_reason),
             opening.receipt.stop_index,
             record.thresholds,
             self.bench.tokenizer,
-            mask=compile_mask(opening.constraint, opening.ask.params.mask_hash, self.bench.tokenizer),
+            mask=compile_mask(opening.constraint, params.mask_hash, self.bench.tokenizer),
+            prints=prints,
         )
+        if not owes_replay(opening.ask) or engine.profile.digest() != opening.receipt.engine_profile:
+            return report
+        mask = compile_mask(opening.constraint, params.mask_hash, self.bench.tokenizer)
+        replay = replay_output(engine, prompt_ids, opening.output_ids, params, seed, mask=mask, prints=prints)
+        return replace(report, replay=replay)
 
     async def examine(self, answer, user_nonce=None, terms=None):
         return await examine(answer, terms or self.bench.terms, self, user_nonce)

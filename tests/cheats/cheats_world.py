@@ -225,6 +225,10 @@ class Shop:
     async def list_providers(self, model_record_id):
         return [item.provider for item in await self.market.fetch_candidates() if not item.paused]
 
+    async def fetch_level(self, model_record_id, provider):
+        offers = [item.signed_offer.offer for item in await self.market.fetch_candidates()]
+        return max(item.level for item in offers if item.provider == provider)
+
     async def buy(self, order):
         purchase = await self.customer.buy(order)
         return Evidence(purchase.opening, order.prompt_ids)

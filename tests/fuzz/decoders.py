@@ -4,6 +4,7 @@
 accepts is the one spelling. The decoders that are covered are named, so that a new one cannot be forgotten.
 """
 
+import base64
 import functools
 import json
 import tempfile
@@ -12,6 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 import msgspec
+import numpy as np
 from decoders_chain import replica_targets
 from decoders_gateway import gateway_targets
 from decoders_rows import da_targets, rows_targets
@@ -19,7 +21,7 @@ from fuzz_target import Skipped, Target, as_json, as_text, as_typed
 
 from deaios.alignment import answer, documents, evidence
 from deaios.chain import blocks, genesis, journal_text, overrides, rpc
-from deaios.compute import commitments, constraint, gguf_file, records, schema, template, tokenizer, tools
+from deaios.compute import commitments, constraint, fingerprints, gguf_file, records, schema, template, tokenizer, tools
 from deaios.ledger import (
     abi,
     artifacts,
@@ -567,14 +569,19 @@ def _render(source: str) -> object:
     return made.render_ids(messages, _NoSpecials(), "2026-01-01T00:00:00")
 
 
+_LEAF = bytes([127, *range(1, 16)]) + b"\x00\x2c"
+"""A fingerprint as an encoder makes it: the largest number, and a normal float16."""
+
+
 def _market_targets() -> list[Target]:
     proof = {"index": 0, "firstCounter": 1, "lastCounter": 3, "path": [HASH]}
     proof |= {"previousRoot": HASH, "root": HASH, "daCommitment": HASH}
     found = json.loads(_opening_json())
     signature = "0x" + "00" * 65
     offer = _camel({"version": wire.WIRE_VERSION, "offer": found["offer"], "signature": signature})
-    outcome = _camel({"ids": [1], "receipt": found["receipt"], "signature": signature})
-    finished = _camel({"kind": "finished", "receipt": found["receipt"], "signature": signature})
+    leaf = base64.b64encode(_LEAF).decode()
+    outcome = _camel({"ids": [1], "receipt": found["receipt"], "signature": signature, "fingerprints": leaf})
+    finished = _camel({"kind": "finished", "receipt": found["receipt"], "signature": signature, "fingerprints": leaf})
     batch = {"provider": ADDRESS, "firstCounter": "1", "lastCounter": "2", "previousRoot": HASH, "root": HASH}
     batch |= {"daCommitment": HASH}
     stored = _camel({"index": 0, "batch": batch, "signature": signature, "transaction": HASH})
@@ -592,6 +599,12 @@ def _market_targets() -> list[Target]:
             _read_line,
             ("market.wire.decode_line", "market.wire.read_receipt", "market.buyer.client.purchase.read_rankings"),
             (_market("tokensLine"), _market("tokensLineWithLogprobs"), b'{"kind":"admitted"}', finished),
+        ),
+        Target(
+            "fingerprints",
+            lambda data: fingerprints.measure_distances(data, np.ones((len(data) // 18, 32), np.float32)),
+            ("compute.fingerprints.split_leaves", "compute.fingerprints.measure_distances"),
+            (_LEAF, _LEAF * 3),
         ),
         Target("needed", wire.read_needed, ("market.wire.read_needed",), (b'{"title":"a","needed":"12"}',)),
         Target(
@@ -614,7 +627,12 @@ def _market_targets() -> list[Target]:
             ("market.wire.read_offer",),
             (offer,),
         ),
-        Target("outcome", as_typed(wire.OutcomeAnswer, wire.read_outcome), ("market.wire.read_outcome",), (outcome,)),
+        Target(
+            "outcome",
+            as_typed(wire.OutcomeAnswer, lambda value: (wire.read_outcome(value), wire.read_fingerprints(value))),
+            ("market.wire.read_outcome", "market.wire.read_fingerprints"),
+            (outcome,),
+        ),
         Target("stored batch", as_typed(wire.BatchAnswer, wire.read_batch), ("market.wire.read_batch",), (stored,)),
         Target(
             "proof answer",

@@ -15,8 +15,10 @@ from deaios.alignment.facts import Fact, Head, check_signer, compare, state
 from deaios.compute.commitments import commit_prompt, hash_context
 from deaios.compute.constraint import decode_constraint, hash_constraint
 from deaios.compute.embedding import InvalidVector, decode_vector, is_embedding
+from deaios.compute.fingerprints import DISTANCES_MAX, owes_fingerprints
 from deaios.compute.generation import check_finish, read_output
-from deaios.compute.records import ModelRecord, Thresholds, encode_record, record_id
+from deaios.compute.records import ModelRecord, encode_record, record_id
+from deaios.compute.sampling import Rule
 from deaios.compute.template import ChatTemplate
 from deaios.compute.tokenizer import Tokenizer
 from deaios.compute.verification import Report
@@ -25,12 +27,11 @@ from deaios.ledger.structs import FinishReason, Level, State
 from deaios.market.batches import RECEIPTS_TAG
 from deaios.market.parts import read_part
 from deaios.market.question import Question, hash_request
-from deaios.market.receipts import commit_result, compute_fee_due, count_billed
+from deaios.market.receipts import commit_fingerprints, commit_result, compute_fee_due, count_billed
 from deaios.market.tool_text import read_calls
 from deaios.market.tools import may_call
 from deaios.primitives.encoding import encode_hex
 from deaios.primitives.errors import Invalid
-from deaios.primitives.hashing import ZERO32
 from deaios.primitives.keys import checksum_address
 from deaios.primitives.merkle import verify_leaf
 from deaios.primitives.units import format_credit
@@ -42,9 +43,10 @@ _LEVELS = {
     Level.SIGNED: "signed: it says who answered, not what computed it",
     Level.GREEDY: "greedy: it can be recomputed where the temperature is 0, and only there",
     Level.SEEDED: "seeded: every token can be recomputed from the buyer's seed",
-    Level.REPLAYABLE: "replayable: every token can be recomputed, and replayed on a listed engine",
+    Level.FINGERPRINTED: "fingerprinted: as seeded; where fingerprints are ordered, one token shows other weights",
+    Level.REPLAYABLE: "replayable: as fingerprinted, and replayed exactly on a listed engine where that was ordered",
 }
-"""What this version can hold a receipt to; fingerprints (level 3) it cannot."""
+"""What a receipt can be held to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,12 +139,16 @@ def _check_claims(answer: Answer) -> Iterator[Fact]:
         "level",
         known and ask.min_level <= receipt.level == offer.level,
         f"level {receipt.level} claimed, {offer.level} offered, at least {ask.min_level} ordered"
-        + (f"; {_LEVELS[Level(receipt.level)]}" if known else "; this version knows levels 0, 1, 2 and 4"),
+        + (f"; {_LEVELS[Level(receipt.level)]}" if known else "; this version knows levels 0 to 4"),
     )
     yield compare(
         "engine profile", "the receipt names the engine that was offered", receipt.engine_profile, offer.engine_profile
     )
-    yield compare("fingerprint", "no fingerprint is claimed", receipt.fingerprint_root, ZERO32)
+    root = commit_fingerprints(ask, answer.opening.fingerprints, len(answer.opening.output_ids))
+    says = "no fingerprint was ordered or is claimed"
+    if owes_fingerprints(ask):
+        says = f"the receipt covers these {len(answer.opening.output_ids)} fingerprints, one for each output id"
+    yield compare("fingerprint", says, receipt.fingerprint_root, root)
     yield state("counter", receipt.counter >= 1, f"receipt number {receipt.counter}, the first is 1")
 
 
@@ -356,23 +362,37 @@ def _check_batch(answer: Answer, batch: BatchView | None) -> Fact:
     return _by_chain("batch", False, f"receipt {receipt.counter} is not in {where}, root {encode_hex(batch.root)}")
 
 
-def check_tokens(answer: Answer, report: Report, thresholds: Thresholds) -> Iterator[Fact]:
-    """Every token is the one that this model, prompt and seed give, as far as a float can tell."""
+def check_tokens(answer: Answer, report: Report, record: ModelRecord) -> Iterator[Fact]:
+    """Every token is the one that this model, prompt and seed give, as far as a float can tell; fingerprints too."""
     if is_embedding(answer.opening.ask.params):
         yield _check_distance(report)
         return
-    count = len(answer.opening.output_ids)
+    count, thresholds = len(answer.opening.output_ids), record.thresholds
     if report.ok and report.tokens_checked == count:
         says = (
             f"all {count} tokens are what this model gives under the buyer's seed: {report.exact_count} exactly, "
             f"the largest margin is {report.margin_max:.4f} logit, {thresholds.margin:.4f} is allowed"
         )
         yield state("tokens", True, says)
+        if owes_fingerprints(answer.opening.ask):
+            yield _check_prints(report, count, DISTANCES_MAX[record.noise_class])
+        if report.replay is not None and report.replay.equal:
+            says = f"exact replay on the engine that the receipt names gives all {count} tokens"
+            yield state("replay", True, says)
         return
     for found in report.violations[:VIOLATIONS_SHOWN_MAX]:
-        yield state("tokens", False, f"token {found.position}, rule {found.rule}: {found.detail}")
+        rule = "fingerprints" if found.rule is Rule.FINGERPRINT else "tokens"
+        yield state(rule, False, f"token {found.position}, rule {found.rule}: {found.detail}")
     if not report.violations:
         yield state("tokens", False, f"{report.tokens_checked} of {count} tokens were checked")
+
+
+def _check_prints(report: Report, count: int, distance_max: float) -> Fact:
+    """The fingerprints of an answer without a violation."""
+    if len(report.distances) != count:
+        return state("fingerprints", False, f"{len(report.distances)} of {count} fingerprints were checked")
+    says = f"all {count} fingerprints are this model's: the largest distance is {report.distance_max:.4f}"
+    return state("fingerprints", True, f"{says}, {distance_max:g} is allowed")
 
 
 def _check_distance(report: Report) -> Fact:

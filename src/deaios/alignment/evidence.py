@@ -10,6 +10,9 @@ from dataclasses import dataclass, replace
 from deaios.alignment.documents import cut, read_document
 from deaios.compute.commitments import commit_prompt, leaf_salt
 from deaios.compute.constraint import hash_constraint
+from deaios.compute.fingerprints import DISTANCES_MAX, build_fingerprint_root
+from deaios.compute.records import NoiseClass
+from deaios.compute.verification import Prints
 from deaios.ledger.eip712 import Domain, hash_struct, recover_signer
 from deaios.ledger.structs import GREEDY, MAX_TOKENS_LIMIT, FinishReason, Judgement, Level, Receipt
 from deaios.market.opening import Opening, read_ids
@@ -74,6 +77,7 @@ def validate_evidence(
 
     Raises:
         InvalidEvidence: the rule and both values; a juror then acquits, because nothing was proven.
+        InvalidFingerprints: likewise; who was not handed what the root names leaves it out, and ids alone are judged.
         InvalidSignature: a signature is malformed; likewise.
     """
     opening = evidence.opening
@@ -92,7 +96,10 @@ def validate_evidence(
         ("mask hash", ask.params.mask_hash, hash_constraint(opening.constraint)),
         ("prompt commitment", ask.prompt_commitment, commit_prompt(evidence.prompt_ids, opening.salt)),
     )
-    for name, found, expected in pairs:
+    root = receipt.fingerprint_root
+    if opening.fingerprints:
+        root = build_fingerprint_root(opening.fingerprints, len(opening.output_ids))
+    for name, found, expected in (*pairs, ("fingerprint root", receipt.fingerprint_root, root)):
         if found != expected:
             raise InvalidEvidence(f"{name} is 0x{found.hex()}, expected 0x{expected.hex()}")
     if ask.prompt_count != len(evidence.prompt_ids):
@@ -102,6 +109,11 @@ def validate_evidence(
 def finish_of(receipt: Receipt) -> FinishReason | None:
     """The finish reason that a receipt claims; None for a number that no reason has."""
     return FinishReason(receipt.finish_reason) if receipt.finish_reason in set(FinishReason) else None
+
+
+def prints_of(opening: Opening, noise_class: NoiseClass) -> Prints | None:
+    """The fingerprints that a check holds to, where the opening has any."""
+    return Prints(opening.fingerprints, DISTANCES_MAX[noise_class]) if opening.fingerprints else None
 
 
 def is_promised(opening: Opening) -> bool:

@@ -24,10 +24,12 @@ from deaios.alignment.evidence import is_promised
 from deaios.alignment.facts import Fact, Outcome, Verification, collect, find_broken
 from deaios.alignment.privacy import check_conduct, list_answer_privacy, tell_privacy
 from deaios.compute.embedding import is_embedding
+from deaios.compute.fingerprints import owes_replay
 from deaios.compute.records import UNAUDITABLE, ModelRecord
 from deaios.compute.template import ChatTemplate
 from deaios.compute.tokenizer import Tokenizer
-from deaios.compute.verification import Report
+from deaios.compute.verification import Replay, Report
+from deaios.ledger.structs import Level
 from deaios.market.parts import read_part
 
 
@@ -44,7 +46,10 @@ class World(Protocol):
         """What the chain says."""
 
     async def recompute(self, answer: Answer, record: ModelRecord, prompt_ids: Sequence[int]) -> Report:
-        """One prefill over prompt and output on an engine whose known answers are right."""
+        """One prefill over prompt and output on an engine whose known answers are right.
+
+        Where the ask is owed exact replay, and the engine is the one that the receipt names, the report has it too.
+        """
 
 
 async def examine(answer: Answer, terms: NetworkTerms, world: World, user_nonce: bytes | None) -> Verification:
@@ -91,20 +96,50 @@ async def _examine_tokens(
     report = await world.recompute(answer, record, prompt_ids)
     if not report.ok and not is_promised(answer.opening):
         return _end_unpromised(answer, facts, report)
-    facts += collect(check_tokens(answer, report, record.thresholds), list_trusts(user_nonce))
+    facts += collect(check_tokens(answer, report, record), list_trusts(user_nonce))
     if is_embedding(answer.opening.ask.params) and not find_broken(facts):
         says = f"verified: the input's vector, 1 - cosine {report.margin_max:.2g}"
         return Verification(Outcome.VERIFIED, tuple(facts), says, report)
+    if owes_replay(answer.opening.ask) and not find_broken(facts):
+        return _end_replayed(facts, report)
     return _end(facts, report)
 
 
 def _end(facts: list[Fact], report: Report | None = None) -> Verification:
     broken = find_broken(facts)
     if broken is not None:
-        return Verification(Outcome.VIOLATED, tuple(facts), f"violation: {broken.rule}: {broken.says}", report)
+        says = f"violation: {broken.rule}: {broken.says}"
+        if report is not None and report.replay is not None:
+            says += "; exact replay gives " + ("the answer" if report.replay.equal else _name_difference(report.replay))
+        return Verification(Outcome.VIOLATED, tuple(facts), says, report)
     assert report is not None, "only a recomputed answer is verified"
-    says = f"verified: {report.tokens_checked} tokens, largest margin {report.margin_max:.4f} logit"
+    says = f"verified: {_describe(report)}"
     return Verification(Outcome.VERIFIED, tuple(facts), says, report)
+
+
+def _end_replayed(facts: list[Fact], report: Report) -> Verification:
+    """Level 4 was ordered and every token holds: what replay adds, or why it adds nothing."""
+    if report.replay is None:
+        says = f"verified: {_describe(report)}; not replayed: the receipt names another engine than this machine's"
+        return Verification(Outcome.VERIFIED, tuple(facts), says, report)
+    if report.replay.equal:
+        says = f"verified: {_describe(report)}, replayed exactly"
+        return Verification(Outcome.VERIFIED, tuple(facts), says, report)
+    says = (
+        f"not replayable: exact replay on the engine that the receipt names gives {_name_difference(report.replay)}, "
+        f"and level 4 was ordered; what holds is level {Level.FINGERPRINTED}: {_describe(report)}. The same build on "
+        "another kind of processor can round so, and a provider can have chosen so"
+    )
+    return Verification(Outcome.UNCHECKED, tuple(facts), says, report)
+
+
+def _name_difference(replay: Replay) -> str:
+    return f"something else at token {replay.first_difference}"
+
+
+def _describe(report: Report) -> str:
+    says = f"{report.tokens_checked} tokens, largest margin {report.margin_max:.4f} logit"
+    return says + (f", largest fingerprint distance {report.distance_max:.4f}" if report.distances else "")
 
 
 def _end_unpromised(answer: Answer, facts: list[Fact], report: Report) -> Verification:

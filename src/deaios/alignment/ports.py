@@ -32,6 +32,9 @@ class Shop(Protocol):
     async def list_providers(self, model_record_id: bytes) -> Sequence[Address]:
         """Providers of a model that sell now."""
 
+    async def fetch_level(self, model_record_id: bytes, provider: Address) -> int:
+        """The highest level that one of them sells."""
+
     async def buy(self, order: Order) -> Evidence:
         """Buy one answer to its end."""
 

@@ -156,6 +156,23 @@ class EmbeddingEngine(Engine, Protocol):
         """
 
 
+@runtime_checkable
+class HiddenEngine(Engine, Protocol):
+    """An engine that shows, beside logits, what its last layer made of the ids that they follow."""
+
+    def decode_hidden(self, steps: Sequence[Step]) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+        """As `decode`, with the hidden states after the final norm that the logits were made of.
+
+        Long prompts may be cut otherwise than by `decode`, and then round otherwise; single ids give the same bits.
+
+        Returns:
+            `(outputs, vocabulary)` and `(outputs, width)`, float32, for each step in the order of the steps.
+
+        Raises:
+            InvalidStep, UnavailableEngine: as `decode`.
+        """
+
+
 def validate_steps(engine: Engine, held: Sequence[int], steps: Sequence[Step]) -> None:
     """Check steps against what the sequences hold.
 

@@ -39,6 +39,7 @@ class Sampled:
         finish: why the answer ends here, or None while it goes on.
         stop_index: which stop string ended it; 0 otherwise.
         logprobs: how probable the model found it and others, where that was asked for.
+        leaf: fingerprint of the position that it was sampled from, where that was asked for.
     """
 
     token: int
@@ -46,6 +47,7 @@ class Sampled:
     finish: FinishReason | None
     stop_index: int
     logprobs: Ranking | None = None
+    leaf: bytes = b""
 
 
 class Generation:

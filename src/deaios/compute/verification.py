@@ -1,4 +1,4 @@
-"""The check of an answer: finish, one prefill, the margin of every token; and exact replay.
+"""The check of an answer: finish, one prefill, the margin and fingerprint of every token; and exact replay.
 
 Invariant: the verdict is a function of ids, params, seed, thresholds and the checker's own logits; nothing a provider
 says about itself enters it. One violation is a reason to replay, not yet guilt (docs/spec/protocol.md §4). Knows
@@ -9,7 +9,8 @@ from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
-from deaios.compute.engine import Engine, Step, split_evenly
+from deaios.compute.engine import Engine, HiddenEngine, Step, UnavailableEngine, split_evenly
+from deaios.compute.fingerprints import LEAF_BYTES, Hidden, measure_distances, split_leaves
 from deaios.compute.generation import check_finish
 from deaios.compute.masking import MaskState
 from deaios.compute.records import Thresholds
@@ -34,6 +35,19 @@ class UnavailableCheck(Unavailable):
 
 
 @dataclass(frozen=True, slots=True)
+class Prints:
+    """The fingerprints of an answer, and how far from the checker's own an honest one may be.
+
+    Attributes:
+        data: leaves, one after another.
+        distance_max: of the model's class.
+    """
+
+    data: bytes
+    distance_max: float
+
+
+@dataclass(frozen=True, slots=True)
 class Violation:
     """One token or fact that an honest provider could not have produced.
 
@@ -52,11 +66,21 @@ class Violation:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a check found. `ok` means that the whole answer was checked and nothing was broken."""
+    """What a check found. `ok` means that the whole answer was checked and nothing was broken.
+
+    Attributes:
+        tokens_checked: output ids.
+        margins: one for each of them, in logits.
+        violations: in the order of the output.
+        distances: of the fingerprints, one for each of them, where there were any.
+        replay: what exact replay gave, where it was run beside; the violations know nothing of it.
+    """
 
     tokens_checked: int
     margins: tuple[float, ...]
     violations: tuple[Violation, ...]
+    distances: tuple[float, ...] = ()
+    replay: "Replay | None" = None
 
     @property
     def ok(self) -> bool:
@@ -69,6 +93,11 @@ class Report:
         return max(self.margins, default=0.0)
 
     @property
+    def distance_max(self) -> float:
+        """The largest distance of a fingerprint; 0.0 when there was none."""
+        return max(self.distances, default=0.0)
+
+    @property
     def exact_count(self) -> int:
         """Tokens that are the checker's own pick."""
         return sum(margin == 0.0 for margin in self.margins)
@@ -76,7 +105,7 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """Whether sampling again gave the same ids; `first_difference` indexes the output, None when all are equal."""
+    """Whether sampling again gave the same; `first_difference` indexes the output, None when all are equal."""
 
     equal: bool
     first_difference: int | None
@@ -94,8 +123,9 @@ def verify_output(
     tokenizer: Tokenizer,
     sequence: int = 0,
     mask: MaskState | None = None,
+    prints: Prints | None = None,
 ) -> Report:
-    """Check an answer with one prefill. The engine's sequence is emptied before and after.
+    """Check an answer with one prefill, its fingerprints too. The engine's sequence is emptied before and after.
 
     Where there are masks, tokens after one that its mask forbids are not checked: no mask is defined for them.
 
@@ -111,18 +141,22 @@ def verify_output(
         tokenizer: of the model.
         sequence: of the engine, which is used.
         mask: a new one, where the params name one.
+        prints: what the receipt's fingerprint root names, where it names anything.
 
     Raises:
         InvalidParams: the params are outside the protocol's bounds, or name another mask.
+        InvalidFingerprints: leaves that are no fingerprints of so many ids.
         InvalidConstraint: the constraint has no mask at some place; nothing the provider did.
         InvalidPrompt: nothing the provider did; the prompt itself cannot be run.
         UnavailableCheck: the answer does not fit the checker's engine.
         InvalidLogits: the checker's engine gave numbers that are not finite.
-        UnavailableEngine: the checker's engine failed.
+        UnavailableEngine: the checker's engine failed, or shows no hidden states where there are fingerprints.
     """
     validate_params(params)
     validate_mask_hash(params, None if mask is None else mask.mask_hash)
     _validate_fit(engine, prompt_ids, min(len(output_ids), params.max_tokens))
+    if prints is not None:
+        split_leaves(prints.data, len(output_ids))
     broken = _find_broken_shape(engine, output_ids, params)
     wrong_finish = check_finish(output_ids, params, tokenizer, finish_reason, stop_index)
     if wrong_finish is not None:
@@ -130,8 +164,14 @@ def verify_output(
     if any(item.rule in (Rule.VOCABULARY, Rule.LENGTH) for item in broken):
         return Report(0, (), tuple(broken))
     margins: list[float] = []
-    with closing(_prefill(engine, prompt_ids, output_ids, sequence)) as rows:
-        for place, row in enumerate(rows):
+    distances: list[float] = []
+    with closing(_prefill(engine, prompt_ids, output_ids, sequence, with_hidden=prints is not None)) as rows:
+        for place, (row, hidden) in enumerate(rows):
+            if prints is not None and hidden is not None:
+                distances.append(_measure(prints, place, hidden))
+                if not distances[-1] <= prints.distance_max:  # a distance that is no number exceeds everything
+                    detail = f"distance {distances[-1]:.6f} exceeds {prints.distance_max:.6f} ({Rule.FINGERPRINT})"
+                    broken.append(Violation(place, distances[-1], Rule.FINGERPRINT, detail))
             token, allowed = output_ids[place], None if mask is None else mask.mask()
             found = score(row, params, seed, len(prompt_ids) + place, token, thresholds.epsilon, allowed)
             margins.append(found.margin)
@@ -142,7 +182,34 @@ def verify_output(
             if mask is not None:
                 mask.accept(token)
     broken.sort(key=lambda item: item.position)
-    return Report(len(margins), tuple(margins), tuple(broken))
+    return Report(len(margins), tuple(margins), tuple(broken), tuple(distances))
+
+
+def _measure(prints: Prints, place: int, hidden: Hidden) -> float:
+    leaf = prints.data[place * LEAF_BYTES : (place + 1) * LEAF_BYTES]
+    return float(measure_distances(leaf, hidden[None])[0])
+
+
+def require_hidden(engine: Engine) -> HiddenEngine:
+    """The engine as one that fingerprints can be made on.
+
+    Raises:
+        UnavailableEngine: it shows no hidden states.
+    """
+    if not isinstance(engine, HiddenEngine):
+        raise UnavailableEngine(f"the {engine.profile.name} engine shows no hidden states; choose llama or numpy")
+    return engine
+
+
+def cut_prompt(prompt_ids: Sequence[int], *, is_printed: bool) -> list[tuple[int, int]]:
+    """The steps in which an answer's prompt is read, as (first, last): the last one gives the first id.
+
+    Where there are fingerprints, the last id is read alone: engines then make logits of every id in its step.
+    """
+    if not is_printed:
+        return split_evenly(len(prompt_ids), PREFILL_TOKENS)
+    silent = split_evenly(len(prompt_ids) - 1, PREFILL_TOKENS) if len(prompt_ids) > 1 else []
+    return [*silent, (len(prompt_ids) - 1, len(prompt_ids))]
 
 
 def _describe(found: Margin, token: int, thresholds: Thresholds) -> str:
@@ -159,31 +226,41 @@ def replay_output(
     seed: bytes,
     sequence: int = 0,
     mask: MaskState | None = None,
+    prints: Prints | None = None,
+    *,
+    is_printed: bool = False,
 ) -> Replay:
     """Sample the answer again on a provider's schedule, prompt in even pieces and then id by id, and compare.
+
+    Where there are fingerprints, these have to be the replay's own too, within the class's distance. `is_printed` is
+    whether the provider owed any: it reads prompts in other steps then (`cut_prompt`).
 
     Equal ids acquit. A difference convicts only on an engine profile that the model record allow-lists.
 
     Raises:
-        InvalidParams, InvalidConstraint, InvalidPrompt, UnavailableCheck, InvalidLogits, UnavailableEngine: as in
-            `verify_output`.
+        InvalidParams, InvalidConstraint, InvalidPrompt, UnavailableCheck, InvalidLogits, InvalidFingerprints,
+            UnavailableEngine: as in `verify_output`.
     """
     validate_params(params)
     validate_mask_hash(params, None if mask is None else mask.mask_hash)
     _validate_fit(engine, prompt_ids, min(len(output_ids), params.max_tokens))
     broken = _find_broken_shape(engine, output_ids, params)
+    if prints is not None:
+        split_leaves(prints.data, len(output_ids))
     if broken:
         return Replay(False, min(item.position for item in broken))
     engine.forget(sequence)
     try:
-        *silent, (first, last) = split_evenly(len(prompt_ids), PREFILL_TOKENS)
+        *silent, (first, last) = cut_prompt(prompt_ids, is_printed=is_printed or prints is not None)
         for start, end in silent:
             engine.decode([Step(sequence, start, tuple(prompt_ids[start:end]), 0)])
         step = Step(sequence, first, tuple(prompt_ids[first:last]), 1)
         for place, token in enumerate(output_ids):
-            (logits,) = engine.decode([step])
+            row, hidden = _decode_one(engine, step, with_hidden=prints is not None)
             allowed = None if mask is None else mask.mask()
-            if sample(logits[0], params, seed, len(prompt_ids) + place, allowed) != token:
+            if sample(row, params, seed, len(prompt_ids) + place, allowed) != token:
+                return Replay(False, place)
+            if prints is not None and hidden is not None and not _measure(prints, place, hidden) <= prints.distance_max:
                 return Replay(False, place)
             if mask is not None:
                 mask.accept(token)
@@ -191,6 +268,13 @@ def replay_output(
     finally:
         engine.forget(sequence)
     return Replay(True, None)
+
+
+def _decode_one(engine: Engine, step: Step, *, with_hidden: bool) -> tuple[Row, Hidden | None]:
+    if not with_hidden:
+        return engine.decode([step])[0][0], None
+    ((rows, states),) = require_hidden(engine).decode_hidden([step])
+    return rows[0], states[0]
 
 
 def _validate_fit(engine: Engine, prompt_ids: Sequence[int], output_count: int) -> None:
@@ -220,18 +304,26 @@ def _find_broken_shape(engine: Engine, output_ids: Sequence[int], params: Params
 
 
 def _prefill(
-    engine: Engine, prompt_ids: Sequence[int], output_ids: Sequence[int], sequence: int
-) -> Generator[Row, None, None]:
-    """The logits row before each output id, from one pass over prompt and output in bounded pieces."""
+    engine: Engine, prompt_ids: Sequence[int], output_ids: Sequence[int], sequence: int, *, with_hidden: bool
+) -> Generator[tuple[Row, Hidden | None], None, None]:
+    """Logits and hidden state before each output id, from one pass over prompt and output in bounded pieces."""
     read = (*prompt_ids, *output_ids[:-1])
     done, position = 0, 0
     engine.forget(sequence)
     try:
+        if with_hidden and output_ids and len(prompt_ids) > 1:
+            position = len(prompt_ids) - 1
+            engine.decode([Step(sequence, 0, read[:position], 0)])
         while done < len(output_ids):
             outputs = min(OUTPUTS_PER_STEP, len(output_ids) - done)
             end = len(prompt_ids) - 1 + done + outputs
-            (rows,) = engine.decode([Step(sequence, position, read[position:end], outputs)])
-            yield from rows
+            step = Step(sequence, position, read[position:end], outputs)
+            if with_hidden:
+                ((rows, states),) = require_hidden(engine).decode_hidden([step])
+                yield from zip(rows, states, strict=True)
+            else:
+                (rows,) = engine.decode([step])
+                yield from ((row, None) for row in rows)
             done, position = done + outputs, end
     finally:
         engine.forget(sequence)

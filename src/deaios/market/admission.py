@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from deaios.compute.commitments import commit_prompt
 from deaios.compute.constraint import MASKER, decode_constraint, validate_constraint_hash
 from deaios.compute.embedding import is_embedding
+from deaios.compute.fingerprints import LEAVES_MAX, owes_fingerprints
 from deaios.compute.sampling import validate_params
 from deaios.ledger.eip712 import hash_struct, recover_signer
 from deaios.ledger.structs import AuditPolicy, Offer
@@ -90,6 +91,8 @@ def validate_ask(papers: Papers, offer: Offer, shelf: Shelf) -> None:
         )
     if ask.min_level > offer.level:
         raise RefusedPurchase(f"level {ask.min_level} is asked for, {offer.level} is served")
+    if owes_fingerprints(ask) and ask.params.max_tokens > LEAVES_MAX:
+        raise RefusedPurchase(f"{ask.params.max_tokens} ids are asked for with fingerprints, {LEAVES_MAX} at most")
     if ask.audit_policy not in set(AuditPolicy):
         raise InvalidPurchase(f"unknown audit policy {ask.audit_policy}")
     if not is_embedding(ask.params):

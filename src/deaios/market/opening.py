@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from deaios.compute.constraint import CONSTRAINT_BYTES_MAX
+from deaios.compute.fingerprints import LEAF_BYTES, split_leaves
 from deaios.ledger.eip712 import decode_json, encode_json, hash_struct
 from deaios.ledger.structs import MAX_TOKENS_LIMIT, Ask, Offer, Receipt, Request
 from deaios.market.conduct import ConductBody, encode_conduct, read_conduct
@@ -29,8 +30,8 @@ _KEYS = frozenset(
         "receiptSignature",
     }
 )
-_CONSTRAINT, _CONDUCT = "constraint", "conduct"
-_OPTIONAL = frozenset({_CONSTRAINT, _CONDUCT})
+_CONSTRAINT, _CONDUCT, _FINGERPRINTS = "constraint", "conduct", "fingerprints"
+_OPTIONAL = frozenset({_CONSTRAINT, _CONDUCT, _FINGERPRINTS})
 """Keys that are left out where there is nothing to say."""
 
 
@@ -46,6 +47,7 @@ class Opening:
         constraint: what the ask's mask hash stands for.
         conduct: what the provider stated about prompts when this was bought; bound by its signature alone, so who holds
             an opening can put in another statement of the same provider, and no statement of anybody else.
+        fingerprints: what the receipt's fingerprint root stands for, one leaf for each output id.
     """
 
     ask: Ask
@@ -59,6 +61,7 @@ class Opening:
     receipt_signature: bytes
     constraint: bytes | None = None
     conduct: ConductBody | None = None
+    fingerprints: bytes = b""
 
     @property
     def receipt_digest(self) -> bytes:
@@ -82,6 +85,8 @@ class Opening:
             value[_CONSTRAINT] = self.constraint.decode()
         if self.conduct is not None:
             value[_CONDUCT] = encode_conduct(self.conduct)
+        if self.fingerprints:
+            value[_FINGERPRINTS] = encode_hex(self.fingerprints)
         return value
 
     @classmethod
@@ -90,11 +95,13 @@ class Opening:
 
         Raises:
             InvalidOpening: missing or unknown keys, or ids that are not a bounded list of 32-bit integers.
+            InvalidFingerprints: fingerprints that are not one for each id.
             InvalidStruct, InvalidConduct: a part is not well formed.
         """
         if not isinstance(value, Mapping) or value.keys() - _OPTIONAL != _KEYS:
             found = sorted(str(key) for key in value) if isinstance(value, Mapping) else type(value).__name__
             raise InvalidOpening(f"opening has keys {found}, expected {sorted(_KEYS)}")
+        output_ids = read_ids(value["outputIds"], MAX_TOKENS_LIMIT)
         return cls(
             ask=decode_json(Ask, value["ask"]),
             salt=_read_hex(value, "salt", SALT_SIZE),
@@ -102,12 +109,22 @@ class Opening:
             offer_signature=_read_hex(value, "offerSignature", SIGNATURE_SIZE),
             request=decode_json(Request, value["request"]),
             request_signature=_read_hex(value, "requestSignature", SIGNATURE_SIZE),
-            output_ids=read_ids(value["outputIds"], MAX_TOKENS_LIMIT),
+            output_ids=output_ids,
             receipt=decode_json(Receipt, value["receipt"]),
             receipt_signature=_read_hex(value, "receiptSignature", SIGNATURE_SIZE),
             constraint=read_constraint(value[_CONSTRAINT]) if _CONSTRAINT in value else None,
             conduct=read_conduct(value[_CONDUCT]) if _CONDUCT in value else None,
+            fingerprints=_read_fingerprints(value, len(output_ids)) if _FINGERPRINTS in value else b"",
         )
+
+
+def _read_fingerprints(value: Mapping[str, object], count: int) -> bytes:
+    """The leaves of so many ids: no more text is read than they take, and an empty text is no second spelling."""
+    if not count:
+        raise InvalidOpening("fingerprints: none go with an output without ids")
+    data = _read_hex(value, _FINGERPRINTS, count * LEAF_BYTES)
+    split_leaves(data, count)
+    return data
 
 
 def _read_hex(value: Mapping[str, object], name: str, size_bytes: int) -> bytes:

@@ -112,7 +112,8 @@ class BuyerChain(ChainPort, Protocol):
 class Piece:
     """One sampled token; the last one says why it is the last. `logprobs` is there where it was asked for.
 
-    `cached_tokens` is how many ids of the prompt the generator had read before, the same with every token.
+    `cached_tokens` is how many ids of the prompt the generator had read before, the same with every token. `leaf` is
+    its fingerprint, where that was asked for.
     """
 
     token: int
@@ -120,6 +121,7 @@ class Piece:
     stop_index: int = 0
     logprobs: Ranking | None = None
     cached_tokens: int = 0
+    leaf: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +136,8 @@ class Assignment:
         constraint: canonical bytes of what the answer is held to, which the params bind; None for nothing.
         prefix: how another provider began this answer. The pieces then begin with these ids, each as soon as it has
             been checked against the model; who samples the whole answer anew may leave the prefix unread.
+        is_printed: whether each piece has to come with its fingerprint.
+        is_exact: whether exact replay on this engine has to give the answer.
         owner: who pays; what was read for one payer may be used again for the same one, and for nobody else.
     """
 
@@ -144,6 +148,8 @@ class Assignment:
     constraint: bytes | None = None
     prefix: tuple[int, ...] = ()
     owner: bytes | None = None
+    is_printed: bool = False
+    is_exact: bool = False
 
 
 class Generate(Protocol):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from deaios.compute.commitments import commit_embedding, commit_output
 from deaios.compute.constraint import validate_constraint_hash
 from deaios.compute.embedding import InvalidVector, decode_vector, is_embedding
+from deaios.compute.fingerprints import InvalidFingerprints, build_fingerprint_root, owes_fingerprints
 from deaios.ledger.eip712 import Domain, hash_struct, recover_signer
 from deaios.ledger.structs import Ask, FinishReason, Offer, Params, Receipt, Request, State
 from deaios.market.opening import Opening
@@ -46,6 +47,7 @@ class Delivery:
         first_token_at_ms: 0 without a token.
         finished_at_ms: the end.
         cached_tokens: ids of the prompt that were read for an earlier purchase of the same payer.
+        fingerprints: one leaf for each of the ids, where the ask is owed them.
     """
 
     state: State
@@ -56,6 +58,7 @@ class Delivery:
     first_token_at_ms: int
     finished_at_ms: int
     cached_tokens: int = 0
+    fingerprints: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,19 @@ FIRST_LINK = Link(counter=0, digest=ZERO32, charged=0)
 def commit_result(params: Params, ids: Sequence[int], salt: bytes) -> bytes:
     """What a receipt says of a result: sampled ids, or the words of a vector where the parameters ask for one."""
     return commit_embedding(ids, salt) if is_embedding(params) else commit_output(ids, salt)
+
+
+def commit_fingerprints(ask: Ask, data: bytes, count: int) -> bytes:
+    """The fingerprint root that a receipt of so many ids has to name: zero where the ask is owed none.
+
+    Raises:
+        InvalidFingerprints: not one leaf for each id, or leaves that nobody is owed.
+    """
+    if owes_fingerprints(ask):
+        return build_fingerprint_root(data, count)
+    if data:
+        raise InvalidFingerprints(f"{len(data)} bytes of fingerprints for an ask of level {ask.min_level}")
+    return ZERO32
 
 
 def count_billed(params: Params, ids: Sequence[int]) -> int:
@@ -106,7 +122,7 @@ def build_receipt(
         state=delivery.state,
         level=offer.level,
         engine_profile=offer.engine_profile,
-        fingerprint_root=ZERO32,
+        fingerprint_root=commit_fingerprints(ask, delivery.fingerprints, len(delivery.output_ids)),
         fee=fee,
         channel_id=request.channel_id,
         charged_cumulative=link.charged + fee,
@@ -164,6 +180,11 @@ def validate_receipt(domain: Domain, opening: Opening, acknowledged: int | None 
         receipt.output_commitment,
         commit_result(opening.ask.params, opening.output_ids, opening.salt),
     )
+    try:
+        root = commit_fingerprints(opening.ask, opening.fingerprints, len(opening.output_ids))
+    except InvalidFingerprints as error:
+        raise InvalidReceipt(str(error)) from error
+    _expect("fingerprint root", receipt.fingerprint_root, root)
     _expect("prompt tokens", receipt.prompt_tokens, opening.ask.prompt_count)
     billed = count_billed(opening.ask.params, opening.output_ids)
     _expect("completion tokens", receipt.completion_tokens, billed)

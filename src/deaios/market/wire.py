@@ -17,6 +17,7 @@ from typing import Annotated
 import msgspec
 
 from deaios.compute.constraint import CONSTRAINT_BYTES_MAX
+from deaios.compute.fingerprints import LEAF_BYTES, LEAVES_MAX
 from deaios.compute.logprobs import LOGPROBS_MAX, Ranking
 from deaios.ledger.eip712 import decode_json, encode_json
 from deaios.ledger.structs import (
@@ -43,6 +44,8 @@ PROMPT_IDS_MAX = 1 << 18
 PURCHASE_BYTES_MAX = 3 << 20
 """So many ids of at most ten digits, and the papers."""
 AMOUNT_BITS = 128
+Fingerprints = Annotated[bytes, msgspec.Meta(min_length=1, max_length=LEAVES_MAX * LEAF_BYTES)]
+"""Leaves, one after another, as base64."""
 
 
 class InvalidMessage(Invalid):
@@ -92,11 +95,13 @@ class Finished(msgspec.Struct, tag_field="kind", tag="finished", forbid_unknown_
 
     Attributes:
         violation: index of the first id of the prefix that this provider's model could not have sampled; a claim.
+        fingerprints: of the ids that it covers, the prefix included, where the ask is owed them; base64.
     """
 
     receipt: dict[str, object]
     signature: str
     violation: Annotated[int, msgspec.Meta(ge=0, lt=MAX_TOKENS_LIMIT)] | msgspec.UnsetType = msgspec.UNSET
+    fingerprints: Fingerprints | msgspec.UnsetType = msgspec.UNSET
 
 
 Line = Admitted | Tokens | Finished
@@ -115,6 +120,7 @@ class OutcomeAnswer(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     ids: list[int]
     receipt: dict[str, object]
     signature: str
+    fingerprints: Fingerprints | msgspec.UnsetType = msgspec.UNSET
 
 
 class OfferAnswer(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -236,12 +242,13 @@ def decode_line(data: bytes) -> Line:
 _LINE: msgspec.json.Decoder[Line] = msgspec.json.Decoder(Line)
 
 
-def build_finished(entry: SignedReceipt, violation: int | None = None) -> Finished:
+def build_finished(entry: SignedReceipt, violation: int | None = None, fingerprints: bytes = b"") -> Finished:
     """The last line."""
     return Finished(
         receipt=dict(encode_json(entry.receipt)),
         signature=encode_hex(entry.signature),
         violation=msgspec.UNSET if violation is None else violation,
+        fingerprints=fingerprints or msgspec.UNSET,
     )
 
 
@@ -250,14 +257,24 @@ def read_receipt(receipt: Mapping[str, object], signature: str) -> SignedReceipt
     return SignedReceipt(decode_json(Receipt, receipt), decode_hex(signature, SIGNATURE_SIZE))
 
 
-def build_outcome(ids: tuple[int, ...], entry: SignedReceipt) -> OutcomeAnswer:
+def build_outcome(ids: tuple[int, ...], entry: SignedReceipt, fingerprints: bytes = b"") -> OutcomeAnswer:
     """The answer to a cancel."""
-    return OutcomeAnswer(ids=list(ids), receipt=dict(encode_json(entry.receipt)), signature=encode_hex(entry.signature))
+    return OutcomeAnswer(
+        ids=list(ids),
+        receipt=dict(encode_json(entry.receipt)),
+        signature=encode_hex(entry.signature),
+        fingerprints=fingerprints or msgspec.UNSET,
+    )
 
 
 def read_outcome(answer: OutcomeAnswer) -> tuple[tuple[int, ...], SignedReceipt]:
     """Ids and receipt of a cancelled purchase."""
     return read_ids(answer.ids, MAX_TOKENS_LIMIT), read_receipt(answer.receipt, answer.signature)
+
+
+def read_fingerprints(answer: Finished | OutcomeAnswer) -> bytes:
+    """The leaves that come with a receipt; empty where none do."""
+    return b"" if answer.fingerprints is msgspec.UNSET else answer.fingerprints
 
 
 def read_offer(answer: OfferAnswer) -> tuple[Offer, bytes]:

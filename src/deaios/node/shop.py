@@ -26,6 +26,12 @@ class Shop:
             and candidate.signed_offer.offer.level >= Level.SEEDED
         ]
 
+    async def fetch_level(self, model_record_id: bytes, provider: Address) -> int:
+        """The highest level that one of them sells; what ordinary questions ask for where its offer has gone."""
+        offers = [item.signed_offer.offer for item in await self._trade.directory.fetch_candidates()]
+        found = [item.level for item in offers if (item.provider, item.model_record_id) == (provider, model_record_id)]
+        return max(found, default=int(Level.SEEDED))
+
     async def buy(self, order: Order) -> Evidence:
         """Buy one answer to its end."""
         purchase = await self._trade.buyer.purchase(order)

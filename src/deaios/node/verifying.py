@@ -3,12 +3,13 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deaios.alignment.answer import ANSWER_BYTES_MAX, Answer, decode_answer
 from deaios.alignment.attested import add_quote
 from deaios.alignment.check import BatchView, ChainView, NetworkTerms
+from deaios.alignment.evidence import prints_of
 from deaios.alignment.examination import examine
 from deaios.alignment.facts import Fact, Head, Outcome, Verification
 from deaios.compute.attestation import Finding, Standing
@@ -16,12 +17,13 @@ from deaios.compute.embedding import RefusedEmbedding, is_embedding
 from deaios.compute.embedding_check import verify_vector
 from deaios.compute.engine import EmbeddingEngine
 from deaios.compute.engines import EngineKind
+from deaios.compute.fingerprints import owes_replay
 from deaios.compute.masking import compile_mask
 from deaios.compute.records import UNAUDITABLE, ModelRecord
 from deaios.compute.sampling import seed_of
 from deaios.compute.template import ChatTemplate
 from deaios.compute.tokenizer import Tokenizer
-from deaios.compute.verification import Report, verify_output
+from deaios.compute.verification import Report, replay_output, verify_output
 from deaios.ledger.client.contracts import Contracts
 from deaios.ledger.client.rpc import Rpc
 from deaios.ledger.descriptor import NetworkDescriptor, decode_descriptor
@@ -213,17 +215,27 @@ class _World:
                 if not isinstance(engine, EmbeddingEngine):
                     raise RefusedEmbedding(f"the {engine.profile.name} engine makes no embeddings; choose another")
                 return verify_vector(engine, prompt_ids, opening.output_ids, files.record.noise_class)
-            return verify_output(
+            seed, prints = seed_of(opening.ask), prints_of(opening, files.record.noise_class)
+            report = verify_output(
                 engine,
                 prompt_ids,
                 opening.output_ids,
                 opening.ask.params,
-                seed_of(opening.ask),
+                seed,
                 FinishReason(opening.receipt.finish_reason),
                 opening.receipt.stop_index,
                 files.record.thresholds,
                 tokenizer,
                 mask=mask,
+                prints=prints,
             )
+            if not owes_replay(opening.ask) or engine.profile.digest() != opening.receipt.engine_profile:
+                return report
+            self.report("replaying token by token")
+            mask = compile_mask(opening.constraint, opening.ask.params.mask_hash, tokenizer)
+            replay = replay_output(
+                engine, prompt_ids, opening.output_ids, opening.ask.params, seed, mask=mask, prints=prints
+            )
+            return replace(report, replay=replay)
         finally:
             engine.close()

@@ -6,9 +6,10 @@ The evidence is taken as validated; whatever it holds, the outcome is a report, 
 import math
 from dataclasses import replace
 
-from deaios.alignment.evidence import Evidence, finish_of
+from deaios.alignment.evidence import Evidence, finish_of, prints_of
 from deaios.compute.embedding import encode_vector, is_embedding
 from deaios.compute.embedding_check import compare_vector
+from deaios.compute.fingerprints import owes_fingerprints
 from deaios.compute.generation import check_finish
 from deaios.compute.masks.service import MaskService
 from deaios.compute.records import ModelRecord, NoiseClass
@@ -29,7 +30,7 @@ class EngineRecheck:
         self._masks = MaskService(tokenizer)
 
     async def check(self, evidence: Evidence) -> Report:
-        """One prefill over prompt and output; the margin of every token, and the finish."""
+        """One prefill over prompt and output; margin and fingerprint of every token, and the finish."""
         opening = evidence.opening
         if is_embedding(opening.ask.params):
             return await self._check_vector(evidence)
@@ -49,6 +50,7 @@ class EngineRecheck:
             self._record.thresholds,
             self._tokenizer,
             mask,
+            prints_of(opening, self._record.noise_class),
         )
 
     async def _check_vector(self, evidence: Evidence) -> Report:
@@ -76,7 +78,8 @@ class EngineRecheck:
     async def replay(self, evidence: Evidence) -> bool | None:
         """Exact replay where this engine's profile is on the record's list; None elsewhere.
 
-        The end belongs to what is replayed: it follows from the ids by rules without arithmetic, on every machine.
+        Fingerprints, where there are any, have to be the replay's own, within the class's distance. The end belongs to
+        what is replayed: it follows from the ids by rules without arithmetic, on every machine.
         """
         opening = evidence.opening
         if is_embedding(opening.ask.params):
@@ -91,7 +94,15 @@ class EngineRecheck:
             return None
         mask = await self._masks.open(opening.constraint, params.mask_hash)
         seed = seed_of(opening.ask)
-        replay = await self._service.replay(evidence.prompt_ids, opening.output_ids, params, seed, mask)
+        replay = await self._service.replay(
+            evidence.prompt_ids,
+            opening.output_ids,
+            params,
+            seed,
+            mask,
+            prints_of(opening, self._record.noise_class),
+            is_printed=owes_fingerprints(opening.ask),
+        )
         return replay.equal
 
 

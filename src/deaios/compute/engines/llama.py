@@ -305,6 +305,7 @@ class LlamaEngine:
         self._held = [0] * sequences_max
         self._slots = list(range(sequences_max)) if self._is_pool else [-1] * sequences_max
         self._kernels = kernels
+        self._shows_hidden = False
         self._model: Any = self._load_model(path)
         self._context: Any = self._open_context(threads)
         self._batch: Any = library.api.llama_batch_init(CALL_TOKENS, 0, 1)
@@ -367,54 +368,70 @@ class LlamaEngine:
 
     def decode(self, steps: Sequence[Step]) -> list[NDArray[np.float32]]:
         """Run steps of different sequences together; see `Engine.decode`."""
+        return [logits for logits, _ in self._decode(steps, CALL_TOKENS, with_hidden=False)]
+
+    def decode_hidden(self, steps: Sequence[Step]) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+        """Run steps with their hidden states; see `HiddenEngine.decode_hidden`.
+
+        The library then makes logits of all ids of a call, and aborts the process where these are more than its bound.
+        """
+        return self._decode(steps, OUTPUTS_MAX, with_hidden=True)
+
+    def _show_hidden(self, shows: bool) -> None:
+        """Tell the library whether hidden states are wanted; only a change is told, because it costs a new graph."""
         if self._context is None:
             raise UnavailableEngine("the engine is closed")
+        if shows != self._shows_hidden:
+            self._library.api.llama_set_embeddings(self._context, shows)
+            self._shows_hidden = shows
+
+    def _decode(
+        self, steps: Sequence[Step], call_tokens: int, *, with_hidden: bool
+    ) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+        self._show_hidden(with_hidden)
         validate_steps(self, self._held, steps)
         self._assign_slots(steps)
+        width = self.width if with_hidden else 0
         rows = [np.empty((step.outputs, self.vocabulary_size), np.float32) for step in steps]
+        states = [np.empty((step.outputs, width), np.float32) for step in steps]
         written = [0] * len(steps)
         order = sorted(range(len(steps)), key=lambda index: self._slots[steps[index].sequence])
-        for parts in plan_batches(steps, CALL_TOKENS, OUTPUTS_MAX, part_max=BATCH_TOKENS, order=order):
+        part_max = min(BATCH_TOKENS, call_tokens)
+        for parts in plan_batches(steps, call_tokens, OUTPUTS_MAX, part_max=part_max, order=order):
             wanted = self._fill_batch(steps, parts)
-            code = self._library.api.llama_decode(self._context, self._batch)
-            if code != 0:
-                self._forget_all()
-                raise UnavailableEngine(f"llama.cpp failed with code {code}: {self._library.explain()}")
+            self._run_batch()
             for place, index in wanted:
                 rows[index][written[index]] = self._read_logits(place)
+                if with_hidden:
+                    states[index][written[index]] = self._read_hidden(place)
                 written[index] += 1
         for step in steps:
             self._held[step.sequence] += len(step.ids)
-        return rows
+        return list(zip(rows, states, strict=True))
+
+    def _run_batch(self) -> None:
+        code = self._library.api.llama_decode(self._context, self._batch)
+        if code != 0:
+            self._forget_all()
+            raise UnavailableEngine(f"llama.cpp failed with code {code}: {self._library.explain()}")
 
     def hidden(self, step: Step) -> NDArray[np.float32]:
         """Run one step and give the hidden states of all its ids; see `EmbeddingEngine.hidden`.
 
         The library pools within one batch only, so it is told not to pool.
         """
-        if self._context is None:
-            raise UnavailableEngine("the engine is closed")
+        self._show_hidden(True)
         whole = replace(step, outputs=len(step.ids))
         validate_steps(self, self._held, [whole])
         self._assign_slots([whole])
         rows = np.empty((len(step.ids), self.width), np.float32)
-        done, api, ffi = 0, self._library.api, self._library.ffi
-        api.llama_set_embeddings(self._context, True)
-        try:
-            for parts in plan_batches([whole], CALL_TOKENS, OUTPUTS_MAX):
-                wanted = self._fill_batch([whole], parts)
-                code = api.llama_decode(self._context, self._batch)
-                if code != 0:
-                    self._forget_all()
-                    raise UnavailableEngine(f"llama.cpp failed with code {code}: {self._library.explain()}")
-                for place, _ in wanted:
-                    pointer = api.llama_get_embeddings_ith(self._context, place)
-                    if pointer == ffi.NULL:
-                        raise UnavailableEngine(f"llama.cpp gives no hidden states for place {place} of the batch")
-                    rows[done] = np.frombuffer(ffi.buffer(pointer, self.width * 4), np.float32)
-                    done += 1
-        finally:
-            api.llama_set_embeddings(self._context, False)
+        done = 0
+        for parts in plan_batches([whole], CALL_TOKENS, OUTPUTS_MAX):
+            wanted = self._fill_batch([whole], parts)
+            self._run_batch()
+            for place, _ in wanted:
+                rows[done] = self._read_hidden(place)
+                done += 1
         self._held[step.sequence] += len(step.ids)
         return rows
 
@@ -465,6 +482,12 @@ class LlamaEngine:
         if pointer == self._library.ffi.NULL:
             raise UnavailableEngine(f"llama.cpp gives no logits for place {place} of the batch")
         return np.frombuffer(self._library.ffi.buffer(pointer, self.vocabulary_size * 4), np.float32)
+
+    def _read_hidden(self, place: int) -> NDArray[np.float32]:
+        pointer = self._library.api.llama_get_embeddings_ith(self._context, place)
+        if pointer == self._library.ffi.NULL:
+            raise UnavailableEngine(f"llama.cpp gives no hidden state for place {place} of the batch")
+        return np.frombuffer(self._library.ffi.buffer(pointer, self.width * 4), np.float32)
 
     def forget(self, sequence: int) -> None:
         """Empty a sequence."""

@@ -148,14 +148,20 @@ class NumpyEngine:
 
     def decode(self, steps: Sequence[Step]) -> list[Floats]:
         """Run steps of different sequences together; see `Engine.decode`."""
+        return [logits for logits, _ in self.decode_hidden(steps)]
+
+    def decode_hidden(self, steps: Sequence[Step]) -> list[tuple[Floats, Floats]]:
+        """Run steps with their hidden states; see `HiddenEngine.decode_hidden`. Always the bits of `decode`."""
         if self._closed:
             raise UnavailableEngine("the engine is closed")
         validate_steps(self, [cache.tokens for cache in self._caches], steps)
         rows: list[list[Floats]] = [[] for _ in steps]
+        states: list[list[Floats]] = [[] for _ in steps]
         for parts in plan_batches(steps, BATCH_TOKENS, OUTPUTS_MAX):
-            for part, logits in zip(parts, self._run(steps, parts), strict=True):
+            for part, (logits, hidden) in zip(parts, self._run(steps, parts), strict=True):
                 rows[part.index].append(logits)
-        return [np.concatenate(found) for found in rows]
+                states[part.index].append(hidden)
+        return [(np.concatenate(found), np.concatenate(seen)) for found, seen in zip(rows, states, strict=True)]
 
     def forget(self, sequence: int) -> None:
         """Empty a sequence and give its memory back."""
@@ -187,8 +193,8 @@ class NumpyEngine:
         self._kept = None
         self._caches = []
 
-    def _run(self, steps: Sequence[Step], parts: Sequence[Part]) -> list[Floats]:
-        """One pass over all parts, to the logits that are wanted."""
+    def _run(self, steps: Sequence[Step], parts: Sequence[Part]) -> list[tuple[Floats, Floats]]:
+        """One pass over all parts, to the logits and hidden states that are wanted."""
         hidden, spans = self._pass(steps, parts)
         return self._project(hidden, parts, spans)
 
@@ -238,17 +244,19 @@ class NumpyEngine:
 
     def _project(
         self, hidden: Floats, parts: Sequence[Part], spans: Sequence[tuple[_Cache, int, int, int]]
-    ) -> list[Floats]:
-        """Logits of the wanted rows, one array per part."""
+    ) -> list[tuple[Floats, Floats]]:
+        """Logits of the wanted rows and the hidden states they are made of, two arrays per part."""
         wanted = np.concatenate(
             [hidden[last - part.outputs : last] for part, (_, _, _, last) in zip(parts, spans, strict=True)]
         )
         if not len(wanted):
-            return [np.empty((0, self.vocabulary_size), np.float32) for _ in parts]
+            nothing = np.empty((0, self.vocabulary_size), np.float32), np.empty((0, self.width), np.float32)
+            return [nothing for _ in parts]
         head = "output.weight" if "output.weight" in self._file.tensors else "token_embd.weight"
-        logits = self._multiply(self._normalise(wanted, "output_norm.weight"), head)
+        states = self._normalise(wanted, "output_norm.weight")
+        logits = self._multiply(states, head)
         edges = np.cumsum([part.outputs for part in parts])[:-1]
-        return np.split(logits, edges)
+        return list(zip(np.split(logits, edges), np.split(states, edges), strict=True))
 
     def _embed(self, ids: Sequence[int]) -> Floats:
         tensor = self._file.get_tensor("token_embd.weight")

@@ -3,7 +3,8 @@
 Invariant: only the engine's thread touches the engine; every accepted job ends exactly once, with its result, a typed
 error, or its caller's cancellation, and gives back its sequence. Every turn gives each running answer an id and reads
 at most PREFILL_TOKENS ids of prompts, the oldest first, so that neither waits for the other for longer than that.
-Replay runs alone and from nothing, because bits depend on company. Knows nothing of receipts or prices.
+Replay runs alone and from nothing, because bits depend on company; an answer that has to be replayed exactly shares no
+step with others and no cache. Knows nothing of receipts or prices.
 """
 
 import asyncio
@@ -12,7 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -28,6 +29,7 @@ from deaios.compute.engine import (
     Step,
     UnavailableEngine,
 )
+from deaios.compute.fingerprints import Hidden, encode_fingerprints
 from deaios.compute.generation import Generation, InvalidPrefix
 from deaios.compute.masking import MaskState
 from deaios.compute.pacing import Pace
@@ -37,9 +39,11 @@ from deaios.compute.service.jobs import AnswerJob, AnyCheck, CheckJob, Job, Stre
 from deaios.compute.tokenizer import Tokenizer
 from deaios.compute.verification import (
     PREFILL_TOKENS,
+    Prints,
     Replay,
     Report,
     replay_output,
+    require_hidden,
     verify_output,
 )
 from deaios.ledger.structs import FinishReason, Params
@@ -133,6 +137,8 @@ class EngineService:
         owner: bytes | None = None,
         prefix_ids: Sequence[int] = (),
         thresholds: Thresholds | None = None,
+        is_printed: bool = False,
+        is_exact: bool = False,
     ) -> Stream:
         """Start an answer; it runs beside others as soon as a sequence is free.
 
@@ -148,15 +154,19 @@ class EngineService:
             owner: whose earlier prompts may be gone on from, and who may go on from this one; None for nobody.
             prefix_ids: how another provider began this answer; nothing is believed of it.
             thresholds: of the model record; needed with a prefix.
+            is_printed: have each id come with its fingerprint.
+            is_exact: compute so that replay on the same engine gives the same bits, whatever runs beside it.
 
         Raises:
             InvalidParams, InvalidStep: the request cannot be run by any engine of this model.
             InvalidPrefix: the prefix is longer than an answer may be; where an id is wrong, the stream raises it.
             RefusedLength: it does not fit the context.
             RefusedBusy: too many jobs wait.
-            UnavailableEngine: the engine failed, drains or is closed.
+            UnavailableEngine: the engine failed, drains or is closed, or shows no hidden states to print.
         """
         self._validate_prompt(prompt_ids)
+        if is_printed:
+            require_hidden(self.engine)
         tokens = len(prompt_ids) + params.max_tokens - 1  # the last sampled id is never read back
         room = min(self.engine.context_tokens, self.engine.tokens_max)
         if tokens > room:
@@ -172,9 +182,11 @@ class EngineService:
             generation=Generation(len(prompt_ids), params, seed, tokenizer, logprobs, mask),
             prompt_ids=tuple(prompt_ids),
             allowed=params.max_tokens,
-            owner=owner if self._cache is not None else None,
+            owner=owner if self._cache is not None and not is_exact else None,
             prefix=deque(prefix_ids),
             thresholds=thresholds,
+            is_printed=is_printed,
+            is_exact=is_exact,
         )
         self._enqueue(job)
         return Stream(job, self._cancel)
@@ -190,12 +202,14 @@ class EngineService:
         thresholds: Thresholds,
         tokenizer: Tokenizer,
         mask: MaskState | None = None,
+        prints: Prints | None = None,
     ) -> Report:
         """`verification.verify_output` on this engine, between the turns of running answers.
 
         Raises:
             RefusedBusy, UnavailableEngine: as `generate`.
-            InvalidPrompt, UnavailableCheck, InvalidParams, InvalidConstraint, InvalidLogits: as `verify_output`.
+            InvalidPrompt, UnavailableCheck, InvalidParams, InvalidConstraint, InvalidLogits, InvalidFingerprints: as
+                `verify_output`.
         """
 
         def run(engine: Engine, sequence: int) -> Report:
@@ -211,6 +225,7 @@ class EngineService:
                 tokenizer,
                 sequence,
                 mask,
+                prints,
             )
 
         return await self._check(run, len(prompt_ids) + len(output_ids), alone=False)
@@ -243,16 +258,22 @@ class EngineService:
         params: Params,
         seed: bytes,
         mask: MaskState | None = None,
+        prints: Prints | None = None,
+        *,
+        is_printed: bool = False,
     ) -> Replay:
         """`verification.replay_output` on this engine, alone: answers that came later wait until it is done.
 
         Raises:
             RefusedBusy, UnavailableEngine: as `generate`.
-            InvalidPrompt, UnavailableCheck, InvalidParams, InvalidConstraint, InvalidLogits: as `replay_output`.
+            InvalidPrompt, UnavailableCheck, InvalidParams, InvalidConstraint, InvalidLogits, InvalidFingerprints: as
+                `replay_output`.
         """
 
         def run(engine: Engine, sequence: int) -> Replay:
-            return replay_output(engine, prompt_ids, output_ids, params, seed, sequence, mask)
+            return replay_output(
+                engine, prompt_ids, output_ids, params, seed, sequence, mask, prints, is_printed=is_printed
+            )
 
         return await self._check(run, len(prompt_ids) + len(output_ids), alone=True)
 
@@ -390,22 +411,48 @@ class EngineService:
             job.position += len(ids)
         if steps:
             start = self._read_time_s()
-            found = self.engine.decode(steps)
-            for job, logits in zip(jobs, found, strict=True):
-                for row in logits:
+            for job, logits, states in self._decode_apart(jobs, steps):
+                for row, hidden in zip(logits, states, strict=True):
                     if job.sequence is not None:
-                        self._sample(job, row)
+                        self._sample(job, row, hidden)
             self._pace.observe_turn(self._read_time_s() - start, sum(len(step.ids) for step in steps))
 
-    def _sample(self, job: AnswerJob, logits: NDArray[np.float32]) -> None:
+    def _decode_apart(
+        self, jobs: Sequence[AnswerJob], steps: Sequence[Step]
+    ) -> list[tuple[AnswerJob, NDArray[np.float32], Sequence[Hidden | None]]]:
+        """Logits and states of each step: those with fingerprints together, the rest together, exact ones alone.
+
+        Everything is decoded before anything is sampled, because sampling may empty a sequence.
+        """
+        groups: dict[tuple[bool, int], tuple[list[AnswerJob], list[Step]]] = {}
+        for number, (job, step) in enumerate(zip(jobs, steps, strict=True), 1):
+            is_shown = job.is_printed and step.outputs > 0
+            some, theirs = groups.setdefault((is_shown, number if job.is_exact else 0), ([], []))
+            some.append(job)
+            theirs.append(step)
+        found: list[tuple[AnswerJob, NDArray[np.float32], Sequence[Hidden | None]]] = []
+        for (is_shown, _), (some, theirs) in groups.items():
+            if is_shown:
+                shown = require_hidden(self.engine).decode_hidden(theirs)
+                found += [(job, logits, list(states)) for job, (logits, states) in zip(some, shown, strict=True)]
+            else:
+                rows = self.engine.decode(theirs)
+                found += [(job, logits, [None] * len(logits)) for job, logits in zip(some, rows, strict=True)]
+        return found
+
+    def _sample(self, job: AnswerJob, logits: NDArray[np.float32], hidden: Hidden | None) -> None:
         try:
             if job.prefix:
                 assert job.thresholds is not None
-                sampled = job.generation.take_over(logits, job.prefix.popleft(), job.thresholds)
+                # Nothing but the replay's own pick will do where exact replay is owed.
+                thresholds = Thresholds(0, 0) if job.is_exact else job.thresholds
+                sampled = job.generation.take_over(logits, job.prefix.popleft(), thresholds)
                 if sampled.finish is not None and job.prefix:
                     raise InvalidPrefix(len(job.generation.output_ids), "the answer had ended before it")
             else:
                 sampled = job.generation.offer(logits)
+            if job.is_printed and hidden is not None:
+                sampled = replace(sampled, leaf=encode_fingerprints(hidden[None]))
         except DeaiosError as error:
             job.fail(error)
             job.owner = None  # nothing goes on from a sequence that gives such numbers
@@ -507,6 +554,12 @@ class EngineService:
         hidden = self.engine.hidden
         return self._run_for(job, lambda: hidden(step))
 
+    def _decode_hidden_for(
+        self, job: AnyCheck, steps: Sequence[Step]
+    ) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+        engine = require_hidden(self.engine)
+        return self._run_for(job, lambda: engine.decode_hidden(steps))
+
     def _decode_for(self, job: AnyCheck, steps: Sequence[Step]) -> list[NDArray[np.float32]]:
         return self._run_for(job, lambda: self.engine.decode(steps))
 
@@ -551,6 +604,9 @@ class _Guest:
 
     def decode(self, steps: Sequence[Step]) -> list[NDArray[np.float32]]:
         return self._service._decode_for(self._job, steps)  # one object in two faces
+
+    def decode_hidden(self, steps: Sequence[Step]) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+        return self._service._decode_hidden_for(self._job, steps)  # likewise
 
     def hidden(self, step: Step) -> NDArray[np.float32]:
         return self._service._hidden_for(self._job, step)  # likewise

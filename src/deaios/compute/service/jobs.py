@@ -12,11 +12,11 @@ from typing import Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from deaios.compute.engine import Engine, split_evenly
+from deaios.compute.engine import Engine
 from deaios.compute.generation import Generation, Sampled
 from deaios.compute.pacing import Outstanding
 from deaios.compute.records import Thresholds
-from deaios.compute.verification import OUTPUTS_PER_STEP, PREFILL_TOKENS, Replay, Report
+from deaios.compute.verification import OUTPUTS_PER_STEP, Replay, Report, cut_prompt
 
 _Result = TypeVar("_Result")
 
@@ -48,6 +48,8 @@ class AnswerJob(Job):
         pieces: the parts of prompt and prefix that are still to be read, each with how many rows it must give.
         prefix: ids of another provider's answer that are still to be checked.
         thresholds: by which they are.
+        is_printed: whether each id comes with its fingerprint.
+        is_exact: whether exact replay has to give it: it shares no step with others and nothing is taken from a cache.
     """
 
     generation: Generation
@@ -58,6 +60,8 @@ class AnswerJob(Job):
     cached: int = 0
     prefix: deque[int] = field(default_factory=deque)
     thresholds: Thresholds | None = None
+    is_printed: bool = False
+    is_exact: bool = False
     position: int = 0
     events: asyncio.Queue[Sampled | Exception] = field(default_factory=asyncio.Queue)  # bounded by max_tokens
 
@@ -65,7 +69,8 @@ class AnswerJob(Job):
         """Cut what is left to read into pieces."""
         self.cached = self.position = cached
         # The last id that an answer can have is never read back.
-        self.pieces = _cut(self.prompt_ids[cached:], tuple(self.prefix)[: self.allowed - 1])
+        prefix = tuple(self.prefix)[: self.allowed - 1]
+        self.pieces = _cut(self.prompt_ids[cached:], prefix, is_printed=self.is_printed, is_exact=self.is_exact)
 
     def outstanding(self) -> Outstanding:
         """What is still to be done for it."""
@@ -146,15 +151,19 @@ def outstanding_of(job: Job) -> Outstanding:
     return job.outstanding() if isinstance(job, AnswerJob) else Outstanding(job.tokens, 1, job.tokens)
 
 
-def _cut(prompt_ids: Sequence[int], prefix_ids: Sequence[int]) -> deque[tuple[tuple[int, ...], int]]:
+def _cut(
+    prompt_ids: Sequence[int], prefix_ids: Sequence[int], *, is_printed: bool, is_exact: bool
+) -> deque[tuple[tuple[int, ...], int]]:
     """Prompt and prefix in the steps in which they are read: one row after the prompt, one after each prefix id.
 
-    The prompt is cut as without a prefix; another cut would round differently.
+    The prompt is cut as without a prefix; another cut would round differently. Replay reads a prefix id by id.
     """
-    *silent, last = (tuple(prompt_ids[start:end]) for start, end in split_evenly(len(prompt_ids), PREFILL_TOKENS))
+    cuts = cut_prompt(prompt_ids, is_printed=is_printed)
+    *silent, last = (tuple(prompt_ids[start:end]) for start, end in cuts)
     pieces = deque((ids, 0) for ids in silent)
     pieces.append((last, 1))
-    for start in range(0, len(prefix_ids), OUTPUTS_PER_STEP):
-        ids = tuple(prefix_ids[start : start + OUTPUTS_PER_STEP])
+    size = 1 if is_exact else OUTPUTS_PER_STEP
+    for start in range(0, len(prefix_ids), size):
+        ids = tuple(prefix_ids[start : start + size])
         pieces.append((ids, len(ids)))
     return pieces

@@ -43,6 +43,9 @@ SELLER_MIGRATIONS = (
     CREATE TABLE voided (number INTEGER PRIMARY KEY AUTOINCREMENT, request_digest BLOB NOT NULL,
                          signer BLOB NOT NULL, UNIQUE (request_digest, signer))
     """,
+    """
+    ALTER TABLE purchases ADD COLUMN fingerprints BLOB
+    """,
 )
 VOIDED_MAX = 16_384
 """Cancels of requests that had not come, kept so that these requests are refused when they come after all."""
@@ -70,6 +73,7 @@ class PurchaseRow:
     admitted_at_ms: int
     output_ids: tuple[int, ...]
     receipt: Receipt | None
+    fingerprints: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +186,12 @@ class SellerStore:
         return self._journal.write(change)
 
     def finish(
-        self, receipt: Receipt, output_ids: tuple[int, ...], cancel: tuple[int, bytes] | None, channel: ChannelRow
+        self,
+        receipt: Receipt,
+        output_ids: tuple[int, ...],
+        cancel: tuple[int, bytes] | None,
+        channel: ChannelRow,
+        fingerprints: bytes = b"",
     ) -> "asyncio.Future[None]":
         """Number a purchase: receipt, output and charge in one write, before anything is signed."""
         tokens, signature = cancel or (None, None)
@@ -193,9 +202,16 @@ class SellerStore:
                 (receipt.counter, hash_struct(receipt), spell(receipt), receipt.batch_deadline_block),
             )
             connection.execute(
-                "UPDATE purchases SET counter = ?, output_ids = ?, cancel_tokens = ?, cancel_signature = ?"
-                " WHERE request_digest = ? AND counter IS NULL",
-                (receipt.counter, _encode_ids(output_ids), tokens, signature, receipt.request_digest),
+                "UPDATE purchases SET counter = ?, output_ids = ?, cancel_tokens = ?, cancel_signature = ?,"
+                " fingerprints = ? WHERE request_digest = ? AND counter IS NULL",
+                (
+                    receipt.counter,
+                    _encode_ids(output_ids),
+                    tokens,
+                    signature,
+                    fingerprints or None,
+                    receipt.request_digest,
+                ),
             )
             _save_channel(connection, receipt.channel_id, channel)
 
@@ -317,7 +333,7 @@ class SellerStore:
 
         def change(connection: sqlite3.Connection) -> int:
             return connection.execute(
-                "UPDATE purchases SET papers = NULL, output_ids = NULL"
+                "UPDATE purchases SET papers = NULL, output_ids = NULL, fingerprints = NULL"
                 " WHERE papers IS NOT NULL AND admitted_at_ms < ? AND counter <= ?",
                 (before_ms, last_published),
             ).rowcount
@@ -362,8 +378,8 @@ def _select_purchases(
     connection: sqlite3.Connection, condition: str, values: tuple[object, ...]
 ) -> tuple[PurchaseRow, ...]:
     rows = connection.execute(
-        "SELECT p.request_digest, p.papers, p.offer_digest, p.quote, p.admitted_at_ms, p.output_ids, r.receipt"  # noqa: S608 # conditions are literals of this module
-        f" FROM purchases p LEFT JOIN receipts r ON r.counter = p.counter {condition}",
+        "SELECT p.request_digest, p.papers, p.offer_digest, p.quote, p.admitted_at_ms, p.output_ids, r.receipt,"  # noqa: S608 # conditions are literals of this module
+        f" p.fingerprints FROM purchases p LEFT JOIN receipts r ON r.counter = p.counter {condition}",
         values,
     ).fetchall()
     return tuple(
@@ -375,6 +391,7 @@ def _select_purchases(
             admitted_at_ms=row[4],
             output_ids=_decode_ids(row[5]),
             receipt=None if row[6] is None else decode_json(Receipt, json.loads(row[6])),
+            fingerprints=row[7] or b"",
         )
         for row in rows
     )

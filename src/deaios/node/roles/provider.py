@@ -13,7 +13,7 @@ from deaios.alignment.defence.service import Defender
 from deaios.alignment.ports import Recheck
 from deaios.alignment.recheck.service import EngineRecheck
 from deaios.compute.embedding import encode_vector, is_embedding
-from deaios.compute.engine import Engine
+from deaios.compute.engine import Engine, HiddenEngine
 from deaios.compute.masks.service import MaskService
 from deaios.compute.records import ModelRecord, Thresholds
 from deaios.compute.service import EngineService, Load
@@ -193,7 +193,7 @@ async def _open_kitchen(
             yield _Kitchen(
                 generate=_generate_with(service, tokenizer, record.thresholds),
                 profile=profile,
-                level=Level.REPLAYABLE if profile in record.replay_profiles else Level.SEEDED,
+                level=find_level(service.engine, profile, record),
                 context_tokens=service.engine.context_tokens,
                 streams_max=service.engine.sequences_max,
                 recheck=EngineRecheck(service, record, tokenizer),
@@ -211,6 +211,13 @@ async def _open_kitchen(
             streams_max=config.sequences_max or UPSTREAM_STREAMS,
             recheck=recheck,
         )
+
+
+def find_level(engine: Engine, profile: bytes, record: ModelRecord) -> Level:
+    """The most that receipts of an engine of ours can promise: from level 3 on it has to show its hidden states."""
+    if not isinstance(engine, HiddenEngine):
+        return Level.SEEDED
+    return Level.REPLAYABLE if profile in record.replay_profiles else Level.FINGERPRINTED
 
 
 @contextlib.asynccontextmanager
@@ -270,9 +277,18 @@ def _generate_with(service: EngineService, tokenizer: Tokenizer, thresholds: Thr
             owner=wanted.owner,
             prefix_ids=wanted.prefix,
             thresholds=thresholds,
+            is_printed=wanted.is_printed,
+            is_exact=wanted.is_exact,
         )
         async with contextlib.aclosing(stream):
             async for sampled in stream:
-                yield Piece(sampled.token, sampled.finish, sampled.stop_index, sampled.logprobs, stream.cached_tokens)
+                yield Piece(
+                    token=sampled.token,
+                    finish=sampled.finish,
+                    stop_index=sampled.stop_index,
+                    logprobs=sampled.logprobs,
+                    cached_tokens=stream.cached_tokens,
+                    leaf=sampled.leaf,
+                )
 
     return generate

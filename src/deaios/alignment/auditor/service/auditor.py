@@ -19,11 +19,11 @@ from deaios.alignment.auditor.store import Audit, AuditorStore, Suspicion
 from deaios.alignment.evidence import Evidence, build_evidence_root, encode_evidence, is_promised
 from deaios.alignment.ports import Recheck, Shelf, Shop
 from deaios.alignment.prompts import draw_input, draw_question
-from deaios.compute.embedding import is_embedding
 from deaios.compute.verification import Report
 from deaios.ledger.client.contracts import Contracts
 from deaios.ledger.client.sender import Sender
 from deaios.ledger.eip712 import Domain, hash_struct
+from deaios.ledger.structs import Level
 from deaios.market.orders import Order
 from deaios.market.parts import read_part
 from deaios.market.question import PLAIN_CHAT, Api, Part, Question
@@ -171,11 +171,12 @@ class Auditor:
         provider = await self._choose_provider(model)
         if provider is None:
             return None
-        order = self._build_order(model, provider)
+        part, body = self._draw_body(model)
         try:
-            evidence = await self._shop.buy(order)
+            level = await self._draw_level(model, provider)
+            evidence = await self._shop.buy(self._build_order(model, provider, level, part, body))
         except (Unavailable, Refused, Invalid):
-            if not is_embedding(order.params):  # who sells answers only refuses vectors, and is due as before
+            if part.api is not Api.EMBEDDINGS:  # who sells answers only refuses vectors, and is due as before
                 self._failures.append((provider, self._clock.now_ms()))
             raise
         report = await self._recheck.check(evidence)
@@ -211,8 +212,13 @@ class Auditor:
         failed = Counter(provider for provider, at_ms in self._failures if at_ms >= since)
         return min(rotated, key=lambda it: self._store.tokens_audited(it, since) + FAILED_TOKENS * failed[it])
 
-    def _build_order(self, model: AuditedModel, provider: Address) -> Order:
-        part, body = self._draw_body(model)
+    async def _draw_level(self, model: AuditedModel, provider: Address) -> int:
+        """What to order: every level that is sold and can be audited, equally often; what is owed follows from it."""
+        highest = await self._shop.fetch_level(model.record_id, provider)
+        levels = range(Level.SEEDED, max(highest, Level.SEEDED) + 1)
+        return levels[int.from_bytes(self._dice.token_bytes(4)) % len(levels)]
+
+    def _build_order(self, model: AuditedModel, provider: Address, level: int, part: Part, body: bytes) -> Order:
         question = read_part(part, body)
         prompt_ids, context = model.render(question)
         return Order(
@@ -224,6 +230,7 @@ class Auditor:
             client_nonce=self._dice.token_bytes(32),
             nonce=self._dice.token_bytes(32),
             salt=self._dice.token_bytes(32),
+            min_level=level,
             provider=provider,
             part=part,
         )

@@ -36,6 +36,7 @@ from deaios.market.wire import (
     Tokens,
     decode_line,
     encode_papers,
+    read_fingerprints,
     read_needed,
     read_outcome,
     read_receipt,
@@ -134,6 +135,7 @@ class Purchase:
         self._opening: Opening | None = None
         self._evidence: Opening | None = None
         self._violation: int | None = None
+        self._fingerprints = b""
         self._is_abandoned = False
         self._is_forfeit = False
         self.waiting = 0
@@ -324,7 +326,7 @@ class Purchase:
         self.sent_at_s = desk.clock.monotonic_s()
         self._notify()
         entry = await self._receive()
-        opening = self._evidence = build_opening(self._papers, self.offer, tuple(self._ids), entry)
+        opening = self._evidence = build_opening(self._papers, self.offer, tuple(self._ids), entry, self._fingerprints)
         check_receipt(desk.terms, opening, self._acknowledged, complete=True, received=len(self._ids))
         desk.wallet.settle(self._account, opening)
         if opening.receipt.state in (State.SERVED, State.CANCELLED):
@@ -408,8 +410,9 @@ class Purchase:
                     case Tokens() as tokens:
                         rankings = read_rankings(tokens, self._papers.logprobs, may_lack=is_resumed)
                         position = self._take(tokens.ids, rankings, position)
-                    case Finished(receipt, signature, violation):
+                    case Finished(receipt, signature, violation) as finished:
                         self._violation = None if violation is msgspec.UNSET else violation
+                        self._fingerprints = read_fingerprints(finished)
                         return read_receipt(receipt, signature)
         return None
 
@@ -460,7 +463,9 @@ def read_rankings(tokens: Tokens, count: int | None, *, may_lack: bool) -> Seque
     return given
 
 
-def build_opening(papers: Papers, offer: SignedOffer, ids: tuple[int, ...], entry: SignedReceipt) -> Opening:
+def build_opening(
+    papers: Papers, offer: SignedOffer, ids: tuple[int, ...], entry: SignedReceipt, fingerprints: bytes
+) -> Opening:
     """The opening around a receipt; of the ids, those that the receipt counts."""
     return Opening(
         ask=papers.ask,
@@ -474,6 +479,7 @@ def build_opening(papers: Papers, offer: SignedOffer, ids: tuple[int, ...], entr
         receipt_signature=entry.signature,
         constraint=papers.constraint,
         conduct=offer.conduct,
+        fingerprints=fingerprints,
     )
 
 
@@ -510,15 +516,17 @@ def is_unknown_purchase(refusal: RefusedByPeer) -> bool:
 
 async def send_cancel(
     desk: Desk, offer: SignedOffer, request_digest: bytes, tokens: int
-) -> tuple[tuple[int, ...], SignedReceipt]:
+) -> tuple[tuple[int, ...], SignedReceipt, bytes]:
     """Tell a provider to stop, acknowledging so many tokens.
 
     Returns:
-        The ids its receipt covers, and the receipt.
+        The ids its receipt covers, the receipt, and their fingerprints.
     """
     signature = sign_struct(desk.key, desk.terms.protocol, Cancel(request_digest=request_digest, tokens=tokens))
     url = f"{offer.offer.url.rstrip('/')}/purchases/{encode_hex(request_digest)}/cancel"
     body = CancelBody(tokens=tokens, signature=encode_hex(signature))
     if offer.sealing_key is None:
-        return read_outcome(await desk.http.post_json(url, body, OutcomeAnswer))
-    return read_outcome(await post_sealed(desk.http, url, body, OutcomeAnswer, offer.sealing_key))
+        answer = await desk.http.post_json(url, body, OutcomeAnswer)
+    else:
+        answer = await post_sealed(desk.http, url, body, OutcomeAnswer, offer.sealing_key)
+    return *read_outcome(answer), read_fingerprints(answer)

@@ -121,13 +121,13 @@ class Resolver:
         acknowledged = row.acknowledged or 0
         await self._desk.store.acknowledge(row.request_digest, acknowledged)
         try:
-            ids, entry = await send_cancel(self._desk, row.offer, row.request_digest, acknowledged)
+            ids, entry, leaves = await send_cancel(self._desk, row.offer, row.request_digest, acknowledged)
         except RefusedByPeer as refusal:
             if not is_unknown_purchase(refusal):
                 raise
             await self._desk.wallet.release(account, row.request_digest)
             return
-        opening = build_opening(decode_papers(row.papers), row.offer, ids, entry)
+        opening = build_opening(decode_papers(row.papers), row.offer, ids, entry, leaves)
         try:
             check_receipt(self._desk.terms, opening, acknowledged, complete=True, received=len(ids))
             self._desk.wallet.settle(account, opening)

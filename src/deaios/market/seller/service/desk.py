@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from deaios.compute.embedding import WORDS_MAX, is_embedding
+from deaios.compute.fingerprints import LEAF_BYTES, owes_fingerprints, owes_replay
 from deaios.compute.generation import InvalidPrefix
 from deaios.compute.sampling import seed_of
 from deaios.ledger.eip712 import hash_struct, recover_signer, sign_struct
@@ -272,7 +273,7 @@ class Desk:
             raise NotFound(f"purchase ended with receipt {row.receipt.counter}; its output is no longer kept")
         offer = await self._store.fetch_offer(row.offer_digest)
         assert offer is not None, "an offer is journalled before it is posted"
-        outcome = Outcome(row.output_ids, self._sign(row.receipt))
+        outcome = Outcome(row.output_ids, self._sign(row.receipt), None, row.fingerprints)
         return self._keep(Run.ended(decode_papers(row.papers), offer, row.quote, outcome))
 
     async def _find_offer(self, digest: bytes) -> SignedOffer:
@@ -384,6 +385,8 @@ class Desk:
                 constraint=papers.constraint,
                 prefix=papers.prefix,
                 owner=papers.channel.payer,
+                is_printed=owes_fingerprints(papers.ask),
+                is_exact=owes_replay(papers.ask),
             )
             pieces = self._generate(assignment)
             try:
@@ -435,6 +438,7 @@ class Desk:
             first_token_at_ms=run.first_token_at_ms,
             finished_at_ms=self._clock.now_ms(),
             cached_tokens=run.cached_tokens if ids else 0,
+            fingerprints=bytes(run.leaves[: len(ids) * LEAF_BYTES]),
         )
 
     async def _number(self, run: Run, delivery: Delivery) -> None:
@@ -452,14 +456,14 @@ class Desk:
         )
         cancel = run.cancel if delivery.state == State.CANCELLED else None
         row = replace(row, state=row.state.settle(run.digest, receipt.fee))
-        saved = self._store.finish(receipt, delivery.output_ids, cancel, row)
+        saved = self._store.finish(receipt, delivery.output_ids, cancel, row, delivery.fingerprints)
         self._channels[channel_id] = row
         self._pace.observe_end(delivery.finished_at_ms, is_full=len(self._runs) >= self._settings.streams_max)
         self._last = Link(receipt.counter, hash_struct(receipt), 0)
         await saved
         # Only now may it be claimed: a claim without a receipt on disk could not be answered for after a crash.
         self._charged[channel_id] = max(self._charged.get(channel_id, 0), receipt.charged_cumulative)
-        outcome = Outcome(delivery.output_ids, self._sign(receipt), run.violation)
+        outcome = Outcome(delivery.output_ids, self._sign(receipt), run.violation, delivery.fingerprints)
         run.end(outcome)
         del self._runs[run.digest]
         self._keep(Run.ended(run.papers, run.offer, run.quote, outcome))

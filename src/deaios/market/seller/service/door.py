@@ -92,7 +92,8 @@ class Door:
             line = build_tokens(portion.ids, portion.logprobs) if portion.ids else Admitted(began)
             await response.write(answer.seal(encode_line(line)))
         outcome = await run.wait_outcome()
-        await response.write_eof(answer.seal(encode_line(build_finished(outcome.entry, outcome.violation))))
+        finished = build_finished(outcome.entry, outcome.violation, outcome.fingerprints)
+        await response.write_eof(answer.seal(encode_line(finished)))
         return response
 
     async def cancel(self, request: web.Request) -> web.Response:
@@ -101,7 +102,7 @@ class Door:
         data, answer = open_body(self._privacy, request.headers, await read_body(request))
         body = decode_cancel(data)
         outcome = await self._desk.cancel(digest, body.tokens, decode_hex(body.signature, 65))
-        told = answer.seal(msgspec.json.encode(build_outcome(outcome.output_ids, outcome.entry)))
+        told = answer.seal(msgspec.json.encode(build_outcome(outcome.output_ids, outcome.entry, outcome.fingerprints)))
         return web.Response(body=told, content_type=content_type_of(answer, "application/json"), headers=answer.headers)
 
     async def get_proof(self, request: web.Request) -> web.Response:

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
+from deaios.compute.fingerprints import InvalidFingerprints, owes_fingerprints, split_leaves
 from deaios.compute.generation import InvalidPrefix
 from deaios.compute.logprobs import Ranking
 from deaios.ledger.structs import FinishReason
@@ -33,13 +34,21 @@ class UnavailableLogprobs(Unavailable):
     """The generator cannot say what it was asked for."""
 
 
+class UnavailableLeaf(Unavailable):
+    """The generator gives no fingerprint where one is owed."""
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a purchase ended: the receipt and the ids it covers; and which id of a prefix was wrong, as long as known."""
+    """How a purchase ended: the receipt, the ids it covers and their fingerprints.
+
+    `violation` says which id of a prefix was wrong, as long as that is known.
+    """
 
     output_ids: tuple[int, ...]
     entry: SignedReceipt
     violation: int | None = None
+    fingerprints: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +71,8 @@ class Run:
         self.first_token_at_ms = 0
         self.ids: list[int] = []
         self.logprobs: list[Ranking] | None = None if papers.logprobs is None else []
+        self.is_printed = owes_fingerprints(papers.ask)
+        self.leaves = bytearray()
         self.finish: FinishReason | None = None
         self.stop_index = 0
         self.cached_tokens = 0
@@ -95,7 +106,7 @@ class Run:
 
         Raises:
             InvalidPrefix: it is not the one that the papers' prefix has in its place.
-            UnavailableLogprobs: it came without what was asked for.
+            UnavailableLogprobs, UnavailableLeaf: it came without what was asked for.
         """
         place, prefix = len(self.ids), self.papers.prefix
         has_ended_early = piece.finish is not None and place + 1 < len(prefix)
@@ -105,6 +116,12 @@ class Run:
             if piece.logprobs is None:
                 raise UnavailableLogprobs("the generator gives no log probabilities, this purchase asked for them")
             self.logprobs.append(piece.logprobs)
+        if self.is_printed:
+            try:
+                split_leaves(piece.leaf, 1)
+            except InvalidFingerprints as error:
+                raise UnavailableLeaf(f"the generator gives no fingerprint: {error}") from error
+            self.leaves += piece.leaf
         if not self.ids:
             self.first_token_at_ms = now_ms
         self.ids.append(piece.token)
