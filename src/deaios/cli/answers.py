@@ -40,7 +40,7 @@ async def ask(
     seed: int | None,
 ) -> None:
     """Ask QUESTION and stream the answer; with --save, keep proof of it."""
-    from deaios.node.session import ask_question  # noqa: PLC0415 - keeps `--help` quick
+    from deaios.node.asking import ask_question  # noqa: PLC0415 - keeps `--help` quick
 
     messages = ([{"role": "system", "content": system}] if system else []) + [{"role": "user", "content": question}]
     body: dict[str, object] = {"messages": messages, "max_tokens": max_tokens, "temperature": round(temperature, 3)}
