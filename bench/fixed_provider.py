@@ -17,10 +17,10 @@ from deaios.market.client import LedgerChain
 from deaios.market.ports import Assignment, Piece
 from deaios.market.seller.service import Seller, SellerSettings
 from deaios.node.folder import StateFolder
+from deaios.node.keystore import open_keystore
 from deaios.node.member import open_member
 from deaios.node.network import open_default_model, open_storage, terms_of
 from deaios.node.ports import HOST, keep_port
-from deaios.node.session import open_keystore
 from deaios.runtime.clock import SystemClock
 from deaios.runtime.garbage import spare_collector
 from deaios.runtime.http import serve

@@ -22,9 +22,10 @@ from bench.litellm_peer import MODEL, serving_litellm
 from bench.processes import AbsentServer, serving
 from bench.rows import Row, Run, alone, compare, skip
 from deaios.node.folder import RoleSpec, StateFolder
-from deaios.node.founding import Ground, found_network
+from deaios.node.founding import found_network
+from deaios.node.ground import Ground
+from deaios.node.keystore import open_keystore
 from deaios.node.model_package import MODEL_NAME
-from deaios.node.session import open_keystore
 from deaios.node.status import API_KEY_NAME
 from deaios.node.supervisor import Supervisor
 from deaios.runtime.clock import SystemClock

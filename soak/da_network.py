@@ -25,9 +25,9 @@ from deaios.ledger.settings import LOCAL
 from deaios.ledger.suite import CREDIT_NAME, CREDIT_SYMBOL, CREDIT_VERSION
 from deaios.node.config import SupervisorConfig
 from deaios.node.folder import RoleSpec, StateFolder
-from deaios.node.founding import OPERATOR, Ground, begin_first_epoch
+from deaios.node.ground import OPERATOR, Ground, begin_first_epoch
 from deaios.node.joining import USER
-from deaios.node.session import open_keystore
+from deaios.node.keystore import open_keystore
 from deaios.node.supervisor import Supervisor
 from deaios.primitives.units import CREDIT, CREDIT_DECIMALS
 from deaios.runtime.clock import SystemClock

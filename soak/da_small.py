@@ -19,8 +19,8 @@ from deaios.da.proof import Prover, decode_proof, encode_proof, verify_item
 from deaios.ledger.client.availability import Certificate
 from deaios.ledger.client.contracts import Contracts
 from deaios.node.joining import USER
+from deaios.node.keystore import open_keystore
 from deaios.node.member import Member, open_member
-from deaios.node.session import open_keystore
 from deaios.primitives.units import CREDIT
 from deaios.runtime.client import JSON_BYTES_MAX, HttpClient
 from deaios.runtime.clock import SystemClock

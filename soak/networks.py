@@ -30,9 +30,9 @@ from deaios.ledger.suite import CREDIT_NAME, CREDIT_SYMBOL, CREDIT_VERSION
 from deaios.ledger.valset import build_root_id
 from deaios.node.config import Config, SupervisorConfig
 from deaios.node.folder import RoleSpec, StateFolder
-from deaios.node.founding import OPERATOR
+from deaios.node.ground import OPERATOR
+from deaios.node.keystore import open_keystore
 from deaios.node.local import LocalNetwork
-from deaios.node.session import open_keystore
 from deaios.primitives.errors import Unavailable
 from deaios.primitives.hashing import sha256
 from deaios.primitives.keys import PrivateKey

@@ -4,13 +4,22 @@ import gc
 
 import numpy as np
 import pytest
+from soak.tiny_models import write_tiny_model
 
 from deaios.compute.engine import InvalidStep, Step, UnavailableEngine
 from deaios.compute.engines import llama, open_engine
 from deaios.compute.engines.llama import LlamaEngine
 from deaios.compute.engines.numpy_llama import NumpyEngine
 from deaios.compute.expansion import requantise_q8_0
-from deaios.compute.gguf_file import InvalidModelFile, UnavailableModelFile
+from deaios.compute.gguf_file import (
+    InvalidModelFile,
+    Metadatum,
+    UnavailableModelFile,
+    ValueType,
+    encode_header,
+    read_model_file,
+    write_tensors,
+)
 from deaios.compute.sampling import sample, score
 from deaios.ledger.structs import Params
 from deaios.primitives.hashing import ZERO32
@@ -165,6 +174,23 @@ def test_files_that_are_no_model_are_refused(kind, tmp_path):
 
 def forget_library(monkeypatch):
     monkeypatch.setattr(llama._Library, "_loaded", None)
+
+
+def test_a_vocabulary_of_another_size_than_the_tensors_is_refused(tmp_path):
+    """The library loads no vocabulary of its own, but it is told how many ids there are, and compares."""
+    whole, short = write_tiny_model(tmp_path / "whole.gguf"), tmp_path / "short.gguf"
+    model = read_model_file(whole)
+    tokens = model.get_texts("tokenizer.ggml.tokens")
+    engine = LlamaEngine(whole)
+    assert engine.vocabulary_size == len(tokens)
+    engine.close()
+    metadata = {**model.metadata, "tokenizer.ggml.tokens": Metadatum(ValueType.ARRAY, tokens[:-1], ValueType.STRING)}
+    tensors = list(model.tensors.values())
+    with short.open("wb") as file:
+        file.write(encode_header(metadata, tensors))
+        write_tensors(file, metadata, [(tensor, iter([model.map_bytes(tensor).tobytes()])) for tensor in tensors])
+    with pytest.raises(InvalidModelFile, match="refuses short"):
+        LlamaEngine(short)
 
 
 def test_a_missing_wheel_names_the_fix(monkeypatch):

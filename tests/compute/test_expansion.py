@@ -184,13 +184,31 @@ def tiny_bytes(tmp_path_factory):
     return path.read_bytes()
 
 
-def test_every_truncation_is_refused(tiny_bytes, tmp_path):
+@pytest.mark.parametrize("wants_vocabulary", [True, False])
+def test_every_truncation_is_refused(tiny_bytes, tmp_path, wants_vocabulary):
     path = tmp_path / "cut.gguf"
     end = len(tiny_bytes) - 12  # the vector's padding
     for size in range(0, end, 3):
         path.write_bytes(tiny_bytes[:size])
         with pytest.raises(InvalidModelFile):
-            read_model_file(path)
+            read_model_file(path, wants_vocabulary=wants_vocabulary)
+
+
+def test_a_vocabulary_that_is_not_wanted_is_passed_over_and_counted(tmp_path):
+    path = tmp_path / "model.gguf"
+    tokens = Metadatum(ValueType.ARRAY, ("one", "", "drei ü", "4"), ValueType.STRING)
+    write_model(path, extra={"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.model": Metadatum(ValueType.STRING, "x")})
+    whole, brief = read_model_file(path), read_model_file(path, wants_vocabulary=False)
+    assert whole.get_texts("tokenizer.ggml.tokens") == ("one", "", "drei ü", "4")
+    assert brief.get_texts("tokenizer.ggml.tokens") == ("",) * 4
+    assert {**whole.metadata, "tokenizer.ggml.tokens": None} == {**brief.metadata, "tokenizer.ggml.tokens": None}
+    assert brief.tensors == whole.tensors
+    data = path.read_bytes()
+    last = data.index(b"drei") - 8
+    for length in (1 << 20, 1 << 62):
+        path.write_bytes(data[:last] + struct.pack("<Q", length) + data[last + 8 :])
+        with pytest.raises(InvalidModelFile, match=r"tokenizer\.ggml\.tokens"):
+            read_model_file(path, wants_vocabulary=False)
 
 
 @settings(max_examples=300, deadline=None)

@@ -9,7 +9,7 @@ from deaios.gateway.store import InvalidKeyTerms, KeyStore
 from deaios.market.preferences import DataPolicy
 from deaios.node.api_keys import GATEWAY, create_key, limit_key, list_keys, revoke_key
 from deaios.node.folder import StateFolder
-from deaios.node.session import open_keystore
+from deaios.node.keystore import open_keystore
 from deaios.primitives.errors import ConfigError
 from deaios.runtime.errors import NotFound
 

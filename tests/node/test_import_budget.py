@@ -1,6 +1,7 @@
 """What a role must not load: every module costs start-up time and memory eleven times over in a local network.
 
-Each role's modules are imported in a fresh interpreter, as its process imports them, before any work.
+Each role's modules are imported in a fresh process, as its own imports them, before any work. The processes are forked
+from one interpreter that has loaded nothing, and those of roles from one that has loaded what every role begins with.
 """
 
 import json
@@ -70,7 +71,17 @@ BUDGETS = {
         "deaios.alignment.auditor": "only starts processes",
         "deaios.market.seller": "only starts processes",
     }
-    | {"pyrevm": CHAIN["pyrevm"], "deaios.chain": "only starts processes"},
+    | {"pyrevm": CHAIN["pyrevm"], "deaios.chain": "only starts processes"}
+    | MODELS
+    | TRADE
+    | CODING
+    | dict.fromkeys(("numpy", "eth_abi", "pydantic"), "only starts processes"),
+    ("deaios.node.ground",): MODELS | ENGINES | TRADE | CHAIN | CODING,
+    ("deaios.cli.network", "deaios.cli.answers", "deaios.cli.networks", "deaios.cli.wallet"): CHAIN
+    | MODELS
+    | TRADE
+    | CODING
+    | dict.fromkeys(("numpy", "aiohttp", "eth_abi", "pydantic"), "`deaios up --help` shall be quick"),
     ("deaios.cli.main",): CHAIN
     | MODELS
     | TRADE
@@ -79,23 +90,62 @@ BUDGETS = {
 }
 
 
-def list_loaded(modules):
-    """Names of all modules after importing some in a fresh interpreter."""
-    script = f"import json, sys, {', '.join(modules)}; print(json.dumps(sorted(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+OURS = tuple(sorted({name for budget in BUDGETS.values() for name in budget if name.startswith("deaios.")}))
+_SCRIPT = """
+import importlib, json, os, sys
+
+def within(modules, work):
+    # in a process of its own, so that this one stays as it is
+    pid = os.fork()
+    if pid:
+        assert os.waitpid(pid, 0)[1] == 0, modules
+        return
+    for name in modules:
+        importlib.import_module(name)
+    work()
+    sys.stdout.flush()
+    os._exit(0)
+
+def tell(modules):
+    within(modules, lambda: print(json.dumps([modules, sorted(sys.modules)]), flush=True))
+
+process, roles, others = json.loads(sys.argv[1])
+within([process], lambda: [tell(modules) for modules in roles])
+for modules in others:
+    tell(modules)
+"""
+
+
+@pytest.fixture(scope="module")
+def loaded_by():
+    """Names of all modules after importing some, by what was imported."""
+    roles = [modules for modules in BUDGETS if PROCESS in modules]
+    others = [modules for modules in (*BUDGETS, OURS) if PROCESS not in modules]
+    wanted = json.dumps([PROCESS, roles, others])
+    done = subprocess.run(
+        [sys.executable, "-c", _SCRIPT, wanted], capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 0, done.stderr
-    return set(json.loads(done.stdout))
+    found = {tuple(modules): set(loaded) for modules, loaded in map(json.loads, done.stdout.splitlines())}
+    assert found.keys() == {*BUDGETS, OURS}
+    return found
 
 
 @pytest.mark.parametrize("modules", BUDGETS, ids=lambda modules: modules[0])
-def test_a_role_loads_nothing_that_it_must_not(modules):
-    loaded = list_loaded(modules)
+def test_a_role_loads_nothing_that_it_must_not(loaded_by, modules):
+    loaded = loaded_by[modules]
     assert set(modules) <= loaded
     forbidden = FOR_TESTS | TOO_HEAVY | BUDGETS[modules]
     assert {name: forbidden[name] for name in sorted(forbidden.keys() & loaded)} == {}
 
 
-def test_what_is_forbidden_exists_or_is_known_to_be_foreign():
+def test_what_is_forbidden_exists_or_is_known_to_be_foreign(loaded_by):
     """A renamed module of ours would silently leave the budget."""
-    ours = {name for budget in BUDGETS.values() for name in budget if name.startswith("deaios.")}
-    assert ours <= list_loaded(sorted(ours))
+    assert set(OURS) <= loaded_by[OURS]
+
+
+def test_a_nursery_that_expects_nothing_loads_no_role():
+    """What a role needs is loaded when it is asked for, and not by each `deaios provide` for all."""
+    script = "import sys, deaios.node.nursery as n; n._load(n.PROCESS); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
+    assert not [name for name in done.stdout.split() if name.startswith("deaios.node.roles.")]

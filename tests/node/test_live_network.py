@@ -112,7 +112,7 @@ def saved(network: Running, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One saved answer."""
     path = tmp_path_factory.mktemp("answers") / "a.json"
     told = deaios_json(
-        "ask", "Why is the sky dark at night?", "--max-tokens", "48", "--save", str(path), home=network.home
+        "ask", "Why is the sky dark at night?", "--max-tokens", "24", "--save", str(path), home=network.home
     )
     assert told["completion_tokens"] > 0
     return path

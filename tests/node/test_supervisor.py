@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -14,7 +15,7 @@ import pytest
 from deaios.chain.store import ChainStore
 from deaios.node.config import SupervisorConfig
 from deaios.node.folder import RefusedRunning, RoleSpec, StateFolder
-from deaios.node.fork import Nursery
+from deaios.node.fork import Nursery, Role
 from deaios.node.supervisor import BACKOFF_S, Supervisor, UnavailableRole
 from deaios.runtime.clock import SystemClock
 
@@ -37,6 +38,27 @@ async def test_a_role_that_cannot_start_fails_with_its_last_words(tmp_path: Path
         assert state is not None
         assert state.state == "failed"
         assert state.reason
+    finally:
+        await supervisor.stop()
+
+
+async def test_a_role_that_is_ready_before_anybody_knows_of_it_is_ready(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a busy machine the supervisor hears of a fork after the role has said that it serves."""
+    folder, fork = StateFolder(tmp_path), Nursery.fork
+
+    async def fork_and_be_late(*arguments: Any) -> Role:
+        role = await fork(*arguments)
+        await until(lambda: (s := folder.load_run_state("chain")) and s.state == "running")
+        return role
+
+    monkeypatch.setattr(Nursery, "fork", fork_and_be_late)
+    supervisor = Supervisor(folder, SystemClock())
+    try:
+        async with asyncio.timeout(30):
+            await supervisor.start(RoleSpec("chain", "chain"))
+            assert await supervisor.wait_ready("chain")
     finally:
         await supervisor.stop()
 

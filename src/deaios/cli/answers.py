@@ -40,7 +40,7 @@ async def ask(
     seed: int | None,
 ) -> None:
     """Ask QUESTION and stream the answer; with --save, keep proof of it."""
-    from deaios.node.session import ask_question  # noqa: PLC0415 - keeps `--help` quick
+    from deaios.node.asking import ask_question  # noqa: PLC0415 - keeps `--help` quick
 
     messages = ([{"role": "system", "content": system}] if system else []) + [{"role": "user", "content": question}]
     body: dict[str, object] = {"messages": messages, "max_tokens": max_tokens, "temperature": round(temperature, 3)}
@@ -95,7 +95,7 @@ async def embed(
     model: str | None,
 ) -> None:
     """Get the vector of TEXT; with --save, keep proof of it for `deaios verify`."""
-    from deaios.node.session import embed_text  # noqa: PLC0415 - keeps `--help` quick
+    from deaios.node.asking import embed_text  # noqa: PLC0415 - keeps `--help` quick
 
     told, vector, answer = await embed_text(
         folder, text, gateway=gateway, key=key, model=model, save=save,

@@ -6,7 +6,7 @@ import click
 from rich.table import Table
 
 from deaios.cli.terminal import common, console, emit_json, run_async, say
-from deaios.ledger.descriptor import CONFIRMATIONS_MAX
+from deaios.ledger.settings import CONFIRMATIONS_MAX
 from deaios.node.folder import StateFolder
 from deaios.primitives.units import CREDIT, CREDIT_DECIMALS, format_credit
 
@@ -50,8 +50,8 @@ async def add(
     was interrupted goes on when it is repeated. On a chain at URL, the key `chain-NAME` pays: the command says which
     address wants native coin.
     """
+    from deaios.node.keystore import open_keystore  # noqa: PLC0415 - keeps `--help` quick
     from deaios.node.networks import Founder  # noqa: PLC0415 - keeps `--help` quick
-    from deaios.node.session import open_keystore  # noqa: PLC0415 - keeps `--help` quick
     from deaios.runtime.clock import SystemClock  # noqa: PLC0415 - keeps `--help` quick
 
     report = (lambda _text: None) if as_json else (lambda text: say(text, style="dim"))
@@ -114,8 +114,8 @@ async def remove(name: str, abandon: bool, folder: StateFolder, as_json: bool) -
     The chain's data and keys stay in the folder. The bond comes back with `deaios network reclaim` once its validators
     need not answer any more.
     """
+    from deaios.node.keystore import open_keystore  # noqa: PLC0415 - keeps `--help` quick
     from deaios.node.networks import Founder  # noqa: PLC0415 - keeps `--help` quick
-    from deaios.node.session import open_keystore  # noqa: PLC0415 - keeps `--help` quick
     from deaios.runtime.clock import SystemClock  # noqa: PLC0415 - keeps `--help` quick
 
     founder = Founder(folder, open_keystore(folder), SystemClock(), (lambda _text: None) if as_json else say)
@@ -131,8 +131,8 @@ async def remove(name: str, abandon: bool, folder: StateFolder, as_json: bool) -
 @run_async
 async def reclaim(folder: StateFolder, as_json: bool) -> None:
     """Take back the bonds of networks that were given up long enough ago."""
+    from deaios.node.keystore import open_keystore  # noqa: PLC0415 - keeps `--help` quick
     from deaios.node.networks import Founder  # noqa: PLC0415 - keeps `--help` quick
-    from deaios.node.session import open_keystore  # noqa: PLC0415 - keeps `--help` quick
     from deaios.runtime.clock import SystemClock  # noqa: PLC0415 - keeps `--help` quick
 
     founder = Founder(folder, open_keystore(folder), SystemClock(), (lambda _text: None) if as_json else say)

@@ -32,6 +32,8 @@ TENSORS_MAX = 1 << 16
 NAME_BYTES_MAX = 1 << 16
 """Longest key or tensor name; the format itself stops at 2**16 - 1."""
 DIMENSIONS_MAX = 4
+VOCABULARY_PREFIX = "tokenizer."
+"""Of the keys that say how text becomes ids."""
 
 Scalar = int | float | bool | str
 Value = Scalar | Sequence[Scalar]
@@ -277,9 +279,10 @@ def encode_rows(rows: NDArray[np.float32], encoding: TensorType) -> bytes:
 class _Cursor:
     """Reads forward through mapped bytes and refuses to pass their end."""
 
-    def __init__(self, data: memoryview, name: str) -> None:
+    def __init__(self, data: memoryview, name: str, *, wants_vocabulary: bool = True) -> None:
         self._data = data
         self._name = name
+        self._wants_vocabulary = wants_vocabulary
         self.position = 0
 
     def claim(self, size_bytes: int, what: str) -> int:
@@ -322,7 +325,8 @@ class _Cursor:
         if kind is ValueType.STRING:
             self.claim(8 * count, what)  # each text has at least its length; refused before anything is built
             self.position -= 8 * count
-            return self._texts(count, what)
+            is_wanted = self._wants_vocabulary or count == 1 or not what.startswith(VOCABULARY_PREFIX)
+            return self._texts(count, what) if is_wanted else self._pass_texts(count, what)
         size_bytes = struct.calcsize("<" + _SCALAR_FORMATS[kind])
         start = self.claim(size_bytes * count, what)
         return struct.unpack_from(f"<{count}{_SCALAR_FORMATS[kind]}", self._data, start)
@@ -348,6 +352,17 @@ class _Cursor:
         self.position = position
         return tuple(texts)
 
+    def _pass_texts(self, count: int, what: str) -> tuple[str, ...]:
+        """`count` empty texts in place of those that are passed over."""
+        data, position, end, length = self._data, self.position, len(self._data), struct.Struct("<Q").unpack_from
+        for _ in range(count):
+            text, position = position, position + 8
+            if position > end:
+                break
+            position += length(data, text)[0]
+        self.claim(position - self.position, what)
+        return ("",) * count
+
     def metadatum(self, key: str) -> Metadatum:
         """One typed value."""
         kind = self.value_type(key)
@@ -359,8 +374,13 @@ class _Cursor:
         return Metadatum(kind, self.scalars(element, self.number("Q", key), key), element)
 
 
-def read_model_file(path: Path) -> ModelFile:
+def read_model_file(path: Path, *, wants_vocabulary: bool = True) -> ModelFile:
     """Open a GGUF file and check its whole structure against its size.
+
+    Args:
+        path: of the file.
+        wants_vocabulary: False leaves the texts of the tokenizer's arrays empty: they take longer to read than all else
+            together, and who looks at tensors and numbers does not need them.
 
     Raises:
         UnavailableModelFile: it cannot be opened.
@@ -372,7 +392,7 @@ def read_model_file(path: Path) -> ModelFile:
         data: NDArray[np.uint8] = np.memmap(path, np.uint8, "r")
     except OSError as error:
         raise UnavailableModelFile(f"model file {path} cannot be opened: {error.strerror or error}") from error
-    cursor = _Cursor(data.data, path.name)
+    cursor = _Cursor(data.data, path.name, wants_vocabulary=wants_vocabulary)
     magic = bytes(data[cursor.claim(4, "magic") : 4])
     version = cursor.number("I", "version")
     if magic != MAGIC or version not in READ_VERSIONS:

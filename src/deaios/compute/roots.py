@@ -59,7 +59,7 @@ def compute_tensors_root(path: Path) -> bytes:
         UnavailableModelFile: the file cannot be opened.
         InvalidModelFile: it is not a supported GGUF file.
     """
-    model = read_model_file(path)
+    model = read_model_file(path, wants_vocabulary=False)
     prefix = model.get_text("general.architecture") + "."
     parameters: dict[str, Json] = {
         key: _encode_parameter(item)

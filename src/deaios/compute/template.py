@@ -93,7 +93,7 @@ class ChatTemplate:
             InvalidModelFile: it is not a GGUF file.
             InvalidTemplate: the template does not compile.
         """
-        return cls.of_model(read_model_file(path))
+        return cls.of_model(read_model_file(path, wants_vocabulary=False))
 
     @classmethod
     def of_model(cls, model: ModelFile) -> "ChatTemplate":

@@ -367,7 +367,8 @@ def _build_core(
     merges: list[tuple[str, str]] = []
     for line in model.get_texts("tokenizer.ggml.merges"):
         left, separator, right = line.partition(" ")
-        if not separator or not {left, right, left + right} <= vocabulary.keys():
+        is_known = left in vocabulary and right in vocabulary and left + right in vocabulary
+        if not separator or not is_known:
             raise InvalidTokenizer(f"merge {line[:80]!r} names a token that is not a normal one")
         merges.append((left, right))
     # Without an unknown token, bytes the vocabulary lacks are dropped, as llama.cpp and transformers do.

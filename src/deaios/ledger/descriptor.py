@@ -15,7 +15,7 @@ from typing import cast
 from urllib.parse import urlsplit
 
 from deaios.ledger.further import FurtherAddresses
-from deaios.ledger.settings import NUMBER_MAX, NetworkSettings, decode_settings, encode_settings
+from deaios.ledger.settings import CONFIRMATIONS_MAX, NUMBER_MAX, NetworkSettings, decode_settings, encode_settings
 from deaios.ledger.suite import SuiteAddresses
 from deaios.primitives.encoding import Json, decode_hex, encode_canonical_json, encode_hex
 from deaios.primitives.errors import Invalid
@@ -38,8 +38,6 @@ TEXT_CHARACTERS_MAX = 64
 CHAIN_ID_MAX = (1 << 53) - 1
 """As wallets in JavaScript allow."""
 DECIMALS_MAX = 36
-CONFIRMATIONS_MAX = 1024
-"""Deeper than any network settles, and as far back as a node without an archive need not go."""
 NETWORKS_MAX = 32
 SERVICES = ("payments", "compute", "storage", "da", "audit")
 """What can be bound to a further network; what is bound to none is on the root."""

@@ -14,6 +14,8 @@ from deaios.primitives.errors import Invalid
 from deaios.primitives.units import CREDIT
 
 AMOUNT_BITS = 128
+CONFIRMATIONS_MAX = 1024
+"""Deeper than any network settles, and as far back as a node without an archive need not go."""
 NUMBER_MAX = (1 << 48) - 1
 """Seconds, blocks and counts are JSON numbers up to here; amounts are decimal text."""
 JURORS_MAX = 64

@@ -10,7 +10,7 @@ from deaios.gateway.keys import KEYS_FILE, KeyRecord, derive_pepper
 from deaios.gateway.store import InvalidKeyTerms, KeyStore
 from deaios.market.preferences import DataPolicy
 from deaios.node.folder import StateFolder
-from deaios.node.session import open_keystore
+from deaios.node.keystore import open_keystore
 from deaios.primitives.errors import ConfigError
 from deaios.primitives.units import CREDIT_DECIMALS, format_credit
 from deaios.runtime.clock import SystemClock

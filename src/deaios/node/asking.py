@@ -7,20 +7,24 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
+from pathlib import Path
 
 import msgspec
 
-from deaios.alignment.answer import Answer, decode_part
+from deaios.alignment.answer import Answer, decode_part, encode_answer
 from deaios.compute.embedding import decode_vector
 from deaios.market.batches import BatchProof
 from deaios.market.opening import Opening
 from deaios.market.question import PLAIN_CHAT, Part
+from deaios.node.folder import StateFolder
+from deaios.node.status import read_status
 from deaios.primitives.encoding import decode_hex, encode_hex
-from deaios.primitives.errors import Unavailable
+from deaios.primitives.errors import ConfigError, Unavailable
 from deaios.primitives.keys import checksum_address
 from deaios.runtime.client import HttpClient, InvalidResponse, RefusedByPeer, UnavailablePeer
-from deaios.runtime.clock import Clock
-from deaios.runtime.dice import Dice
+from deaios.runtime.clock import Clock, SystemClock
+from deaios.runtime.dice import Dice, SystemDice
+from deaios.runtime.disk import write_atomic
 
 PROOF_TIMEOUT_S = 90.0
 PROOF_POLL_S = 0.5
@@ -200,3 +204,85 @@ async def complete_answer(http: HttpClient, gateway_url: str, api_key: str, told
                 batch.path,
                 told.part,
             )
+
+
+class _Model(msgspec.Struct):
+    id: str
+
+
+class _Models(msgspec.Struct):
+    data: list[_Model]
+
+
+async def ask_question(
+    folder: StateFolder,
+    body: dict[str, object],
+    *,
+    gateway: str | None,
+    key: str | None,
+    model: str | None,
+    save: Path | None,
+    on_text: Callable[[str], None],
+    on_wait: Callable[[str], None],
+) -> tuple[Told, Answer | None]:
+    """Ask a gateway, and save the answer with its proof when `save` is given.
+
+    Raises:
+        ConfigError: no gateway or key to be found; says where to get them.
+    """
+    url, secret = await _find_gateway(folder, gateway, key)
+    async with HttpClient() as http:
+        name = model or await _default_model(http, url, secret)
+        told = await ask_gateway(http, url, secret, {"model": name, **body}, SystemDice(), on_text)
+        if save is None:
+            return told, None
+        on_wait("\nwaiting for the receipt's batch on chain")
+        answer = await complete_answer(http, url, secret, told, SystemClock())
+    write_atomic(save, encode_answer(answer))
+    return told, answer
+
+
+async def embed_text(
+    folder: StateFolder,
+    text: str,
+    *,
+    gateway: str | None,
+    key: str | None,
+    model: str | None,
+    save: Path | None,
+    on_wait: Callable[[str], None],
+) -> tuple[Told, tuple[float, ...], Answer | None]:
+    """The vector of a text from a gateway, saved with its proof when `save` is given.
+
+    Raises:
+        ConfigError: no gateway or key to be found; says where to get them.
+    """
+    url, secret = await _find_gateway(folder, gateway, key)
+    async with HttpClient() as http:
+        name = model or await _default_model(http, url, secret)
+        told, vector = await embed_by_gateway(http, url, secret, {"model": name, "input": text}, SystemDice())
+        if save is None:
+            return told, vector, None
+        on_wait("waiting for the receipt's batch on chain")
+        answer = await complete_answer(http, url, secret, told, SystemClock())
+    write_atomic(save, encode_answer(answer))
+    return told, vector, answer
+
+
+async def _find_gateway(folder: StateFolder, gateway: str | None, key: str | None) -> tuple[str, str]:
+    """Base URL without `/v1`, and an API key for it."""
+    found = await read_status(folder)
+    url = (gateway or found.gateway.url).removesuffix("/").removesuffix("/v1")
+    secret = key or found.gateway.api_key
+    if not url:
+        raise ConfigError(f"no gateway in {folder.root}; start one with `deaios up` or name one with --gateway")
+    if not secret:
+        raise ConfigError("no API key; pass --key or set DEAIOS_API_KEY")
+    return url, secret
+
+
+async def _default_model(http: HttpClient, url: str, secret: str) -> str:
+    models = await http.get_json(f"{url}/v1/models", _Models, {"Authorization": f"Bearer {secret}"})
+    if not models.data:
+        raise InvalidResponse(f"{url} serves no model")
+    return models.data[0].id

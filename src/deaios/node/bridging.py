@@ -14,8 +14,8 @@ from deaios.ledger.valset import build_root_id
 from deaios.node.folder import StateFolder
 from deaios.node.further import ensure_gas, open_sender
 from deaios.node.joining import USER
+from deaios.node.keystore import open_keystore
 from deaios.node.member import open_member
-from deaios.node.session import open_keystore
 from deaios.primitives.encoding import encode_hex
 from deaios.primitives.errors import ConfigError, Unavailable
 from deaios.primitives.keys import Address, read_address

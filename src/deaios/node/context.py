@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from deaios.node.config import Config
-from deaios.node.folder import RoleSpec, RunState, StateFolder
+from deaios.node.folder import RoleSpec, RoleState, RunState, StateFolder
 from deaios.node.keystore import Keystore
 from deaios.primitives.keys import PrivateKey
 from deaios.runtime.clock import Clock
@@ -52,11 +52,17 @@ class RoleContext:
         """The role's own key."""
         return self.keystore.open_key(self.spec.name)
 
+    def report_starting(self) -> None:
+        """Tell every command that this process is the role's now; whoever forked it might say so too late."""
+        self._report("starting", "")
+
     def report_ready(self, url: str) -> None:
         """Tell the supervisor and every command that this role serves."""
-        self.folder.save_run_state(
-            RunState(self.spec.name, self.spec.kind, os.getpid(), "running", url, "", self.clock.now_ms())
-        )
+        self._report("running", url)
+
+    def _report(self, state: RoleState, url: str) -> None:
+        now_ms = self.clock.now_ms()
+        self.folder.save_run_state(RunState(self.spec.name, self.spec.kind, os.getpid(), state, url, "", now_ms))
 
     async def work_until_stopped(self, *work: Coroutine[Any, Any, None]) -> None:
         """Run a role's loops until it shall end.

@@ -16,14 +16,16 @@ from deaios.alignment.recheck.service import EngineRecheck
 from deaios.ledger.client.bound import ContractEvent
 from deaios.ledger.phases import Decision
 from deaios.node.accounts import MoneyCount, count_money
+from deaios.node.asking import ask_question
 from deaios.node.config import load_config
 from deaios.node.engines import open_checked_engine, serving_engine
 from deaios.node.folder import StateFolder
 from deaios.node.foreign import Wanted, load_foreign
+from deaios.node.keystore import open_keystore
 from deaios.node.local import CHEATER, LocalNetwork
 from deaios.node.member import Member
 from deaios.node.network import open_default_model, open_storage
-from deaios.node.session import ask_question, open_keystore, open_session
+from deaios.node.session import open_session
 from deaios.node.verifying import verify_file
 from deaios.primitives.encoding import Json, encode_hex
 from deaios.primitives.errors import Unavailable

@@ -51,7 +51,7 @@ def open_configured_engine(
     """Load a model file, whatever it holds; `sequences_max` 0 takes as many as the machine has room for."""
     threads = count_threads(config, sharing)
     room = plan_room(
-        token_bytes=compute_token_bytes(read_model_file(path)) if path.is_file() else 0,
+        token_bytes=compute_token_bytes(read_model_file(path, wants_vocabulary=False)) if path.is_file() else 0,
         memory_bytes=count_memory_bytes() // (CACHE_DIVISOR if sharing == 1 else SHARED_CACHE_DIVISOR * sharing),
         threads=threads,
         context_tokens=config.context_tokens,

@@ -16,17 +16,19 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 import platformdirs
 import psutil
 from filelock import FileLock, Timeout
 
-from deaios.ledger.descriptor import NetworkDescriptor, decode_descriptor
 from deaios.primitives.encoding import InvalidEncoding, decode_hex
 from deaios.primitives.errors import ConfigError, Invalid, Refused
 from deaios.runtime.disk import PRIVATE, write_atomic
+
+if TYPE_CHECKING:
+    from deaios.ledger.descriptor import NetworkDescriptor
 
 RoleKind = Literal[
     "chain", "operator", "storage", "da", "provider", "auditor", "gateway", "further", "validator", "relayer"
@@ -38,6 +40,11 @@ NETWORK = "network"
 """Name of the lock of a whole network."""
 CLOCK_SLACK_MS = 5_000
 """Between the kernel's clock and ours."""
+
+
+def module_of(kind: RoleKind) -> str:
+    """The module that runs the roles of a kind."""
+    return f"deaios.node.roles.{kind}"
 
 
 class RefusedRunning(Refused):
@@ -194,7 +201,7 @@ class StateFolder:
         """The network's descriptor."""
         return self.root / "network.json"
 
-    def load_descriptor(self) -> NetworkDescriptor:
+    def load_descriptor(self) -> "NetworkDescriptor":
         """The network this folder belongs to.
 
         Raises:
@@ -204,6 +211,8 @@ class StateFolder:
             raise ConfigError(
                 f"{self.root} belongs to no network; run `deaios up` to found one or `deaios join DESCRIPTOR`"
             )
+        from deaios.ledger.descriptor import decode_descriptor  # noqa: PLC0415 - the supervisor never reads one
+
         try:
             return decode_descriptor(self.descriptor_path.read_bytes())
         except Invalid as error:

@@ -16,8 +16,8 @@ from deaios.ledger.client.fees import GWEI
 from deaios.ledger.client.probe import GAS_PER_CREATION_BYTE, ChainTraits, probe_chain
 from deaios.ledger.client.rpc import Rpc
 from deaios.ledger.client.sender import RefusedOutOfGasMoney
-from deaios.ledger.descriptor import CONFIRMATIONS_MAX, encode_descriptor, sign_descriptor
-from deaios.ledger.settings import LOCAL, NetworkSettings
+from deaios.ledger.descriptor import encode_descriptor, sign_descriptor
+from deaios.ledger.settings import CONFIRMATIONS_MAX, LOCAL, NetworkSettings
 from deaios.node.config import ChainConfig
 from deaios.node.folder import StateFolder
 from deaios.node.keyfile import KEYFILE_BYTES_MAX, decode_keyfile

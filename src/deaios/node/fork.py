@@ -11,14 +11,14 @@ import signal
 import socket
 import sys
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import msgspec
 
 from deaios.node.folder import is_process_alive
-from deaios.node.nursery import Answer, Request
+from deaios.node.nursery import PROCESS, Answer, Request
 from deaios.primitives.errors import Unavailable
 from deaios.runtime.logs import get_logger
 
@@ -87,6 +87,7 @@ class Nursery:
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._environment = dict(environment)
+        self._expected: tuple[str, ...] = ()
         self._process: asyncio.subprocess.Process | None = None
         self._socket: socket.socket | None = None
         self._hearing: asyncio.Task[None] | None = None
@@ -95,8 +96,17 @@ class Nursery:
         self._early: dict[int, int] = {}
         self._lock = asyncio.Lock()
 
-    async def fork(self, name: str, arguments: Sequence[str]) -> Role:
+    def expect(self, modules: Iterable[str]) -> None:
+        """Say which modules the roles will need; the next nursery loads them before it is asked."""
+        self._expected = tuple(dict.fromkeys(modules))
+
+    async def fork(self, name: str, arguments: Sequence[str], module: str = PROCESS) -> Role:
         """Start a role.
+
+        Args:
+            name: of the role.
+            arguments: of its process.
+            module: that it begins with; loaded once for all that name the same.
 
         Raises:
             UnavailableNursery: it could not be forked in time, or the nursery ended.
@@ -104,7 +114,7 @@ class Nursery:
         async with self._lock:
             try:
                 async with asyncio.timeout(FORK_S):
-                    return await self._fork(Request(list(arguments), name))
+                    return await self._fork(Request(list(arguments), module, name))
             except (OSError, TimeoutError, ConnectionError) as error:
                 await self._lose()
                 raise UnavailableNursery(f"{name} could not be forked: {error!r}") from error
@@ -147,6 +157,7 @@ class Nursery:
                 sys.executable,
                 "-m",
                 "deaios.node.nursery",
+                *self._expected,
                 stdin=theirs.fileno(),
                 stdout=asyncio.subprocess.DEVNULL,
                 env=self._environment,

@@ -5,7 +5,7 @@ Every step looks first whether it was done, so it can be cut anywhere and starte
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 from deaios.compute.engines.llama import LlamaEngine
@@ -16,60 +16,22 @@ from deaios.ledger.client.deployment import (
     fetch_network_id,
     has_create2_proxy,
 )
-from deaios.ledger.client.rpc import Reverted, Rpc
+from deaios.ledger.client.rpc import Rpc
 from deaios.ledger.client.sender import Sender
 from deaios.ledger.descriptor import NetworkDescriptor, Token, encode_descriptor, sign_descriptor
 from deaios.ledger.settings import LOCAL, NetworkSettings
 from deaios.ledger.suite import CREDIT_NAME, CREDIT_SYMBOL, CREDIT_VERSION, SuiteAddresses
-from deaios.node.config import ChainConfig
 from deaios.node.folder import StateFolder, model_cache
-from deaios.node.foreign import OPERATOR as FOREIGN_OPERATOR
 from deaios.node.foreign import ForeignChain, fit_windows
+from deaios.node.ground import Ground
 from deaios.node.keystore import Keystore
-from deaios.node.member import build_fees, open_member
+from deaios.node.member import build_fees
 from deaios.node.model_package import fetch_default_model
 from deaios.node.models import Report, build_default_record, prepare_default_model
 from deaios.primitives.encoding import decode_hex
-from deaios.primitives.errors import ConfigError
 from deaios.primitives.units import CREDIT_DECIMALS
 from deaios.runtime.client import HttpClient
 from deaios.storage.client import StorageClient
-
-OPERATOR = "chain"
-"""The operator's key is the chain role's key."""
-FOUNDER = "founder"
-"""Key of what is sent at the start of a network on a foreign chain while another process sends for the operator's."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ground:
-    """What a network is founded on.
-
-    Attributes:
-        url: Ethereum JSON-RPC of the chain.
-        office_url: where the operator serves descriptor and faucet.
-        foreign: what is noted of a chain that is not ours; None for the embedded one.
-        config: what is paid for gas.
-        has_sponsor: whether the office lends newcomers their first stake.
-    """
-
-    url: str
-    office_url: str
-    foreign: ForeignChain | None = None
-    config: ChainConfig = field(default_factory=ChainConfig)
-    has_sponsor: bool = False
-
-    @property
-    def operator(self) -> str:
-        """Name of the operator's key."""
-        return OPERATOR if self.foreign is None else FOREIGN_OPERATOR
-
-    def open_rpc(self) -> Rpc:
-        """A client of the chain."""
-        foreign = self.foreign
-        if foreign is None:
-            return Rpc(self.url)
-        return Rpc(self.url, confirmations=foreign.confirmations, first_block=foreign.first_block)
 
 
 async def found_network(
@@ -83,24 +45,16 @@ async def found_network(
     """Deploy the contracts, store and publish the default model, sign the descriptor.
 
     Args:
-        folder: of the network.
+        folder: of the network; has no descriptor yet, for to have one is to be founded.
         keystore: the operator's key is in it.
         ground: the chain.
         storage_urls: of its storage nodes, by name.
         da_members: how many members share the seats of data availability evenly at first.
         report: told each step.
-
-    Raises:
-        ConfigError: the folder's descriptor is of another chain than the one that runs.
     """
     key = keystore.open_key(ground.operator)
     async with ground.open_rpc() as rpc, HttpClient() as http:
         network_id = await fetch_network_id(rpc)
-        if folder.descriptor_path.exists():
-            descriptor = folder.load_descriptor()
-            if descriptor.network_id != network_id:
-                raise ConfigError(f"{folder.descriptor_path} is of another chain than the one in {folder.root}")
-            return
         package = asyncio.create_task(asyncio.to_thread(_prepare_model, folder, report))
         chain_id = await rpc.chain_id()
         sender = Sender(rpc, key, chain_id, fees=build_fees(ground.config))
@@ -144,20 +98,6 @@ async def _deploy(sender: Sender, rpc: Rpc, settings: NetworkSettings, foreign: 
     if await has_create2_proxy(rpc):
         return await deploy_suite_by_workshop(sender, rpc, settings, decode_hex(foreign.salt, 32))
     return await deploy_suite(sender, rpc, settings, first_nonce=foreign.first_nonce)
-
-
-async def begin_first_epoch(folder: StateFolder, keystore: Keystore, ground: Ground) -> None:
-    """Seat the first committee, now that its members have staked; later epochs are the members' own to begin."""
-    descriptor = folder.load_descriptor()
-    key = keystore.open_key(OPERATOR if ground.foreign is None else FOUNDER)
-    async with open_member(descriptor, key, ground.url, build_fees(ground.config)) as founder:
-        if await founder.contracts.availability.current_epoch() == 0:
-            await founder.ensure_funded(0)
-            try:
-                await founder.contracts.availability.begin_epoch(founder.sender)
-            except Reverted:  # a member was first
-                if await founder.contracts.availability.current_epoch() == 0:
-                    raise
 
 
 def _count_seats(members: int) -> int:

@@ -4,15 +4,19 @@ The password of a state folder is random, in `keys/password` (mode 0600), unless
 protects copies and backups of single keys, not a folder that is taken whole.
 """
 
+import os
 from pathlib import Path
 
 from filelock import FileLock
 
+from deaios.node.folder import StateFolder
 from deaios.node.keyfile import IV_BYTES, KEYFILE_BYTES_MAX, SALT_BYTES, UUID_BYTES, decode_keyfile, encode_keyfile
 from deaios.primitives.errors import ConfigError, Invalid
 from deaios.primitives.keys import PrivateKey
-from deaios.runtime.dice import Dice
+from deaios.runtime.dice import Dice, SystemDice
 from deaios.runtime.disk import PRIVATE, write_atomic
+
+PASSWORD_VARIABLE = "DEAIOS_PASSWORD"  # noqa: S105 - the name of a variable
 
 
 class Keystore:
@@ -82,3 +86,8 @@ class Keystore:
                 raise ConfigError(f"{path} is missing; set DEAIOS_PASSWORD or restore the file")
             write_atomic(path, self._dice.token_bytes(32).hex().encode(), PRIVATE)
         return path.read_bytes().strip()
+
+
+def open_keystore(folder: StateFolder) -> Keystore:
+    """The folder's keys, with the password from the environment where one is set."""
+    return Keystore(folder.keys, SystemDice(), os.environ.get(PASSWORD_VARIABLE))

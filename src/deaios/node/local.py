@@ -18,8 +18,7 @@ import msgspec
 
 from deaios.node.config import Config, load_config
 from deaios.node.folder import RoleSpec, StateFolder
-from deaios.node.keystore import Keystore
-from deaios.node.session import open_keystore
+from deaios.node.keystore import Keystore, open_keystore
 from deaios.node.status import Status, read_status
 from deaios.node.supervisor import Supervisor, UnavailableRole
 from deaios.primitives.errors import ConfigError, Unavailable
@@ -199,18 +198,27 @@ class LocalNetwork:
         kinds = ("storage", "da", "provider", "auditor")
         by_kind = {kind: [role for role in roles if role.kind == kind] for kind in kinds}
         self._report(f"starting the {roles[0].name} and the storage nodes")
+        is_founded = self.folder.descriptor_path.exists()
         # A second of modules, loaded while the roles' nursery loads its own on another core.
-        loading = asyncio.create_task(asyncio.to_thread(importlib.import_module, "deaios.node.founding"))
+        module = "deaios.node.ground" if is_founded else "deaios.node.founding"
+        loading = asyncio.create_task(asyncio.to_thread(importlib.import_module, module))
+        self.supervisor.expect(*roles)
         for role in (roles[0], *by_kind["storage"]):
             await self.supervisor.start(role)
         urls = await self.supervisor.wait_ready(roles[0].name, *(role.name for role in by_kind["storage"]))
         office_url, members = urls.pop(roles[0].name), by_kind["da"]
         self.chain_url = office_url if foreign is None else foreign.url
         await loading
-        from deaios.node.founding import Ground, begin_first_epoch, found_network  # noqa: PLC0415 - loaded just above
+        from deaios.node.ground import Ground, begin_first_epoch, validate_chain  # noqa: PLC0415 - loaded just above
 
         ground = Ground(self.chain_url, office_url, foreign, self.config.chain, self.config.sponsor.enabled)
-        await found_network(self.folder, keystore, ground, urls, len(members), self._report)
+        if is_founded:
+            async with ground.open_rpc() as rpc:
+                await validate_chain(self.folder, rpc)
+        else:
+            from deaios.node.founding import found_network  # noqa: PLC0415 - loaded just above
+
+            await found_network(self.folder, keystore, ground, urls, len(members), self._report)
         self._report("starting data availability, providers, auditors and the gateway")
         rest = (*members, *by_kind["provider"], *by_kind["auditor"], roles[-1], *further)
         for role in rest:

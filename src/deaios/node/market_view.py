@@ -18,11 +18,12 @@ from deaios.market.routing import Candidate, Wish, refuse_reason
 from deaios.market.seller.sales import Sales, forecast_day
 from deaios.market.seller.store import read_sales
 from deaios.node.folder import RoleSpec, StateFolder
+from deaios.node.keystore import open_keystore
 from deaios.node.member import Member
 from deaios.node.models import sort_files
 from deaios.node.names import Names
 from deaios.node.network import terms_of
-from deaios.node.session import open_keystore, open_session
+from deaios.node.session import open_session
 from deaios.primitives.encoding import encode_hex
 from deaios.primitives.errors import Unavailable
 from deaios.primitives.keys import Address, checksum_address

@@ -31,7 +31,6 @@ from deaios.ledger.descriptor import (
     sign_descriptor,
 )
 from deaios.node.folder import NETWORK, RoleSpec, StateFolder
-from deaios.node.founding import OPERATOR
 from deaios.node.further import (
     fetch_epochs,
     join_as_validator,
@@ -40,6 +39,7 @@ from deaios.node.further import (
     open_sender,
     root_of,
 )
+from deaios.node.ground import OPERATOR
 from deaios.node.keystore import Keystore
 from deaios.node.member import Member, open_member
 from deaios.primitives.encoding import encode_hex

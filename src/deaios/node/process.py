@@ -19,7 +19,7 @@ import msgspec
 
 from deaios.node.config import load_config
 from deaios.node.context import RoleContext
-from deaios.node.folder import RoleSpec, StateFolder
+from deaios.node.folder import RoleSpec, StateFolder, module_of
 from deaios.node.keystore import Keystore
 from deaios.primitives.errors import ConfigError, DeaiosError, Unavailable
 from deaios.runtime.clock import SystemClock
@@ -66,11 +66,12 @@ async def _run(folder: StateFolder, spec: RoleSpec) -> None:
     clock, dice = SystemClock(), SystemDice()
     keystore = Keystore(folder.keys, dice, os.environ.get("DEAIOS_PASSWORD"))
     context = RoleContext(spec, folder, load_config(folder.root), keystore, clock, dice, Metrics(spec.name))
+    context.report_starting()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, context.stopping.set)
     parent = asyncio.create_task(_watch_parent(context.stopping), name="watch parent")
-    run = cast("RunRole", importlib.import_module(f"deaios.node.roles.{spec.kind}").run)  # every role module has one
+    run = cast("RunRole", importlib.import_module(module_of(spec.kind)).run)  # every role module has one
     try:
         await run(context)
     finally:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from deaios.node.config import SupervisorConfig
-from deaios.node.folder import RoleSpec, RoleState, RunState, StateFolder
+from deaios.node.folder import RoleSpec, RoleState, RunState, StateFolder, module_of
 from deaios.node.fork import Nursery, Role
 from deaios.primitives.errors import Unavailable
 from deaios.runtime.clock import Clock
@@ -78,6 +78,10 @@ class Supervisor:
         """Kinds of all roles that were started and not stopped, by name."""
         return {name: child.spec.kind for name, child in self._children.items()}
 
+    def expect(self, *specs: RoleSpec) -> None:
+        """Say which roles will be started, so that what they load is loaded while others begin."""
+        self._nursery.expect(module_of(spec.kind) for spec in specs)
+
     async def start(self, spec: RoleSpec) -> None:
         """Start a role and go on watching it; does not wait until it is ready."""
         child = _Child(spec)
@@ -134,9 +138,7 @@ class Supervisor:
         spec = child.spec
         child.starts.append(self._clock.monotonic_s())
         arguments = [str(self._folder.root), msgspec.json.encode(spec).decode()]
-        child.process = await self._nursery.fork(spec.name, arguments)
-        now_ms = self._clock.now_ms()
-        self._save(RunState(spec.name, spec.kind, child.process.pid, "starting", "", "", now_ms))
+        child.process = await self._nursery.fork(spec.name, arguments, module_of(spec.kind))
 
     async def _watch(self, child: _Child) -> None:
         while True:

@@ -5,7 +5,8 @@ from decimal import Decimal
 import msgspec
 
 from deaios.node.folder import StateFolder
-from deaios.node.session import open_keystore, open_session
+from deaios.node.keystore import open_keystore
+from deaios.node.session import open_session
 from deaios.primitives.encoding import encode_hex
 from deaios.primitives.errors import Refused
 from deaios.primitives.keys import checksum_address, read_address

@@ -31,7 +31,7 @@ from deaios.compute.engine import (
     plan_batches,
     validate_steps,
 )
-from deaios.compute.gguf_file import InvalidModelFile, TensorType, read_model_file
+from deaios.compute.gguf_file import InvalidModelFile, ModelFile, TensorType, read_model_file
 
 WHEEL = "xllamacpp"
 WHEEL_VERSION = "2026.10.11549"
@@ -77,6 +77,17 @@ struct llama_model_params {
     bool no_host;
     bool no_alloc;
     bool load_mtp;
+};
+
+struct llama_model_kv_override {
+    int tag;
+    char key[128];
+    union {
+        int64_t val_i64;
+        double val_f64;
+        bool val_bool;
+        char val_str[128];
+    };
 };
 
 struct llama_context_params {
@@ -176,6 +187,9 @@ _CONTEXT_DEFAULTS: Mapping[str, int | float] = {
 }
 _MODEL_DEFAULTS: Mapping[str, int] = {"main_gpu": 0, "vocab_only": False, "use_extra_bufts": True}
 _LOAD_BY_MMAP = 1
+_OVERRIDE_INT, _OVERRIDE_TEXT = 0, 3
+"""Kinds of values that stand in for a file's (enum llama_model_kv_override_type)."""
+_TOKENS_KEY = "tokenizer.ggml.tokens"
 _FLASH_ATTENTION_OFF = 0
 _FLASH_ATTENTION_ON = 1
 _LOG_LEVEL_WARN = 3
@@ -295,7 +309,7 @@ class LlamaEngine:
             InvalidModelFile: not a model that llama.cpp takes.
             UnavailableEngine: the library cannot be loaded, or memory is short.
         """
-        model = read_model_file(path)
+        model = read_model_file(path, wants_vocabulary=False)
         library = _Library.load()
         self._library = library
         self.context_tokens = context_tokens
@@ -306,7 +320,7 @@ class LlamaEngine:
         self._slots = list(range(sequences_max)) if self._is_pool else [-1] * sequences_max
         self._kernels = kernels
         self._shows_hidden = False
-        self._model: Any = self._load_model(path)
+        self._model: Any = self._load_model(model)
         self._context: Any = self._open_context(threads)
         self._batch: Any = library.api.llama_batch_init(CALL_TOKENS, 0, 1)
         self._memory: Any = library.api.llama_get_memory(self._context)
@@ -328,18 +342,41 @@ class LlamaEngine:
             },
         )
 
-    def _load_model(self, path: Path) -> Any:  # Any: cffi pointer
-        api = self._library.api
+    def _load_model(self, file: ModelFile) -> Any:  # Any: cffi pointer
+        api, path = self._library.api, file.path
         params = api.llama_model_default_params()
         params.n_gpu_layers = 0
         params.load_mode = _LOAD_BY_MMAP
         if self._kernels != "served":
             params.use_extra_bufts = False
+        overrides = self._build_overrides(file)  # the library reads it while it loads
+        params.kv_overrides = self._library.ffi.cast("void *", overrides)
         self._library.log.clear()
         model = api.llama_model_load_from_file(str(path).encode(), params)
         if model == self._library.ffi.NULL:
             raise InvalidModelFile(f"llama.cpp refuses {path.name}: {self._library.explain()}")
         return model
+
+    def _build_overrides(self, file: ModelFile) -> Any:  # Any: cffi pointer
+        """Load no vocabulary: ids go in and scores of ids come out here, and building one is half of the loading.
+
+        The library then has to be told how many ids there are, which it compares with the tensors as ever.
+        """
+        overrides = self._library.ffi.new("struct llama_model_kv_override[3]")
+        if _TOKENS_KEY in file.metadata:
+            values: tuple[tuple[str, int, str, bytes | int], ...] = (
+                ("tokenizer.ggml.model", _OVERRIDE_TEXT, "val_str", b"no_vocab"),
+                (
+                    f"{file.get_text('general.architecture')}.vocab_size",
+                    _OVERRIDE_INT,
+                    "val_i64",
+                    len(file.get_texts(_TOKENS_KEY)),
+                ),
+            )
+            for override, (key, tag, field, value) in zip(overrides, values, strict=False):
+                override.tag, override.key = tag, key.encode()
+                setattr(override, field, value)
+        return overrides
 
     def _open_context(self, threads: int) -> Any:  # Any: cffi pointer
         api = self._library.api
