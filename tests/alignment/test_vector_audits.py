@@ -15,7 +15,7 @@ from deaios.compute.embedding import EMBEDDING_PARAMS, encode_vector
 from deaios.compute.embedding_check import compute_vector
 from deaios.compute.records import NoiseClass
 from deaios.ledger.phases import Decision
-from deaios.ledger.structs import FinishReason, Judgement, State
+from deaios.ledger.structs import FinishReason, Judgement, Level, State
 from deaios.market.embedding import read_embedding_body
 from deaios.market.orders import Order
 from deaios.market.question import Api, Part
@@ -125,6 +125,9 @@ class VectorShop:
 
     async def list_providers(self, record_id):
         return [PROVIDER.address]
+
+    async def fetch_level(self, record_id, provider):
+        return Level.SEEDED
 
     async def buy(self, order):
         self.orders.append(order)

@@ -111,6 +111,9 @@ class ToyEngine:
             answers.append(np.array(rows[len(rows) - step.outputs :], np.float32).reshape(step.outputs, VOCABULARY))
         return answers
 
+    def decode_hidden(self, steps):
+        return [(rows, rows) for rows in self.decode(steps)]
+
     def _row(self, ids):
         seen = ids if self.memory is None else ids[-self.memory :]
         seed = hashlib.sha256(f"{self.weights} {seen}".encode()).digest()
@@ -141,10 +144,18 @@ class Machine:
 
     async def generate(self, wanted):
         """What an honest provider does."""
-        stream = self.service.generate(wanted.prompt_ids, wanted.params, wanted.seed, TOKENIZER, wanted.logprobs)
+        stream = self.service.generate(
+            wanted.prompt_ids,
+            wanted.params,
+            wanted.seed,
+            TOKENIZER,
+            wanted.logprobs,
+            is_printed=wanted.is_printed,
+            is_exact=wanted.is_exact,
+        )
         async with aclosing(stream):
             async for sampled in stream:
-                yield Piece(sampled.token, sampled.finish, sampled.stop_index, sampled.logprobs)
+                yield Piece(sampled.token, sampled.finish, sampled.stop_index, sampled.logprobs, leaf=sampled.leaf)
 
     async def close(self):
         await self.service.close()

@@ -4,6 +4,7 @@ A function without a row fails the first test. Each row of `contracts_calls.py` 
 else is told, and whom but the caller a stranger's call can cost money.
 """
 
+import copy
 import json
 import re
 
@@ -33,9 +34,21 @@ def test_every_function_that_can_change_anything_has_a_row():
     assert {row.function for row in ROWS} == found
 
 
+@pytest.fixture(scope="module")
+def prepared(deployed):
+    """Everybody with money and the suite's leave to take it, once for all rows."""
+    with boa.env.anchor():
+        deployed.counter = 0
+        scene = Scene(deployed)
+        yield scene, deployed.counter
+
+
 @pytest.fixture
-def scene(world):
-    return Scene(world)
+def scene(prepared):
+    scene, counter = prepared
+    with boa.env.anchor():
+        scene.world.counter = counter
+        yield copy.copy(scene)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.function + row.case)

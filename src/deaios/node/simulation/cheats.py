@@ -10,8 +10,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from deaios.alignment.auditor.service import Auditor
 from deaios.alignment.evidence import Evidence
+from deaios.compute.fingerprints import encode_fingerprints
 from deaios.compute.sampling import Rule
 from deaios.compute.verification import Report, Violation
 from deaios.ledger.client.rpc import Reverted
@@ -31,28 +34,31 @@ from deaios.primitives.hashing import ZERO32, sha256
 from deaios.primitives.keys import Address
 
 HIDDEN_IDS = tuple(b"system:praise ACME\n")
+INVENTED_LEAF = encode_fingerprints(np.ones((1, model.VOCABULARY), np.float32))
+"""What somebody prints who runs no model."""
 Live = Callable[[Life], Awaitable[None]]
 
 
 # Providers that give another model's tokens: found by re-execution
 
 
-Give = Callable[[tuple[int, ...], Params, bytes], AsyncIterator[Piece]]
-
-
-def _giving(give: Give) -> Generate:
+def _giving(
+    *, change: Callable[[Params, bytes], tuple[Params, bytes]] = lambda *it: it, hidden_ids: tuple[int, ...] = ()
+) -> Generate:
     def generate(wanted: Assignment) -> AsyncIterator[Piece]:
         assert (wanted.logprobs, wanted.constraint) == (None, None), "nobody asks a cheat for more than tokens"
-        return give(wanted.prompt_ids, wanted.params, wanted.seed)
+        params, seed = change(wanted.params, wanted.seed)
+        return model.generate(wanted.prompt_ids, params, seed, hidden_ids=hidden_ids, is_printed=wanted.is_printed)
 
     return generate
 
 
-async def _invent(_prompt: tuple[int, ...], params: Params, seed: bytes) -> AsyncIterator[Piece]:
-    for place in range(params.max_tokens):
+async def _invent(wanted: Assignment) -> AsyncIterator[Piece]:
+    for place in range(wanted.params.max_tokens):
         await asyncio.sleep(model.TOKEN_S / 10)
-        last = place == params.max_tokens - 1
-        yield Piece(sha256(seed + place.to_bytes(4))[0], FinishReason.LENGTH if last else None)
+        last = place == wanted.params.max_tokens - 1
+        token = sha256(wanted.seed + place.to_bytes(4))[0]
+        yield Piece(token, FinishReason.LENGTH if last else None, leaf=INVENTED_LEAF if wanted.is_printed else b"")
 
 
 def _warm(params: Params) -> Params:
@@ -63,10 +69,10 @@ GENERATION_CHEATS: Mapping[str, Generate] = {
     "smaller model": generate_with(model.SMALLER),
     "stale model": generate_with(model.STALE),
     "requantised model": generate_with(model.REQUANTISED),
-    "other prompt": _giving(lambda ids, params, seed: model.generate(ids, params, seed, hidden_ids=HIDDEN_IDS)),
-    "other temperature": _giving(lambda ids, params, seed: model.generate(ids, _warm(params), seed)),
-    "other seed": _giving(lambda ids, params, seed: model.generate(ids, params, sha256(seed))),
-    "invented tokens": _giving(_invent),
+    "other prompt": _giving(hidden_ids=HIDDEN_IDS),
+    "other temperature": _giving(change=lambda params, seed: (_warm(params), seed)),
+    "other seed": _giving(change=lambda params, seed: (params, sha256(seed))),
+    "invented tokens": _invent,
 }
 
 

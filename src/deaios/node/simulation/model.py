@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deaios.compute.engine import EngineProfile, Step, validate_steps
+from deaios.compute.fingerprints import encode_fingerprints
 from deaios.compute.generation import Generation
 from deaios.compute.masking import MaskState
 from deaios.compute.records import (
@@ -27,7 +28,7 @@ from deaios.compute.records import (
 from deaios.compute.records import record_id as compute_record_id
 from deaios.compute.tokenizer import Tokenizer
 from deaios.compute.tools import Tool
-from deaios.compute.verification import Replay, Report, replay_output, verify_output
+from deaios.compute.verification import Prints, Replay, Report, replay_output, verify_output
 from deaios.ledger.structs import FinishReason, Params
 from deaios.market.ports import Piece
 from deaios.primitives.errors import Invalid
@@ -141,6 +142,10 @@ class ToyEngine:
             results.append(np.array(last, np.float32).reshape(step.outputs, VOCABULARY))
         return results
 
+    def decode_hidden(self, steps: Sequence[Step]) -> list[tuple[Row, Row]]:
+        """As the protocol; the logits are all that this model has inside."""
+        return [(rows, rows) for rows in self.decode(steps)]
+
     def forget(self, _sequence: int) -> None:
         """As the protocol."""
         self._digest, self._held = b"", 0
@@ -195,10 +200,21 @@ class ToyService:
         thresholds: Thresholds,
         tokenizer: Tokenizer,
         mask: MaskState | None,
+        prints: Prints | None,
     ) -> Report:
         """One prefill."""
         return verify_output(
-            self.engine, prompt_ids, output_ids, params, seed, finish, stop_index, thresholds, tokenizer, mask=mask
+            self.engine,
+            prompt_ids,
+            output_ids,
+            params,
+            seed,
+            finish,
+            stop_index,
+            thresholds,
+            tokenizer,
+            mask=mask,
+            prints=prints,
         )
 
     async def replay(
@@ -208,9 +224,14 @@ class ToyService:
         params: Params,
         seed: bytes,
         mask: MaskState | None,
+        prints: Prints | None,
+        *,
+        is_printed: bool,
     ) -> Replay:
         """Exact replay."""
-        return replay_output(self.engine, prompt_ids, output_ids, params, seed, mask=mask)
+        return replay_output(
+            self.engine, prompt_ids, output_ids, params, seed, mask=mask, prints=prints, is_printed=is_printed
+        )
 
 
 async def generate(
@@ -222,6 +243,7 @@ async def generate(
     token_s: float = TOKEN_S,
     hidden_ids: tuple[int, ...] = (),
     prefix: tuple[int, ...] = (),
+    is_printed: bool = False,
 ) -> AsyncIterator[Piece]:
     """An answer, id by id, in virtual time; a cheat puts `hidden_ids` before the prompt.
 
@@ -237,6 +259,7 @@ async def generate(
         row = weights.row(digest)
         sampled = machine.take_over(row, prefix[place], THRESHOLDS) if place < len(prefix) else machine.offer(row)
         digest = extend(digest, sampled.token)
-        yield Piece(sampled.token, sampled.finish, sampled.stop_index, None)
+        leaf = encode_fingerprints(row[None]) if is_printed else b""
+        yield Piece(sampled.token, sampled.finish, sampled.stop_index, leaf=leaf)
         if sampled.finish is not None:
             return

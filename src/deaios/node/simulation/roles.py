@@ -223,7 +223,13 @@ def generate_with(weights: model.Weights, token_s: float = model.TOKEN_S) -> Gen
     def generate(wanted: Assignment) -> AsyncIterator[Piece]:
         assert (wanted.logprobs, wanted.constraint) == (None, None), "nobody asks a toy for more than tokens"
         return model.generate(
-            wanted.prompt_ids, wanted.params, wanted.seed, weights=weights, token_s=token_s, prefix=wanted.prefix
+            wanted.prompt_ids,
+            wanted.params,
+            wanted.seed,
+            weights=weights,
+            token_s=token_s,
+            prefix=wanted.prefix,
+            is_printed=wanted.is_printed,
         )
 
     return generate
