@@ -92,10 +92,8 @@ async def test_an_honest_answer_is_acquitted_and_replays(library, recheck, numbe
 )
 async def test_an_honest_answer_under_any_parameters_is_acquitted(bench, recheck, fields):
     fields = {"max_tokens": 12} | fields
-    for name in ("once", "again"):
-        sale = sell(bench, body_of("What are three things to do?", **fields), name=name)
-        finding = await judge_sale(sale, recheck)
-        assert finding.judgement is Judgement.ACQUIT, finding.reason
+    finding = await judge_sale(sell(bench, body_of("What are three things to do?", **fields)), recheck)
+    assert finding.judgement is Judgement.ACQUIT, finding.reason
 
 
 @pytest.mark.parametrize(
@@ -318,7 +316,7 @@ async def test_an_unknown_finish_reason_is_found_guilty_and_crashes_nobody(libra
 )
 async def test_nobody_is_convicted_of_tokens_that_it_did_not_promise(bench, recheck, level, temperature, judgement):
     """A buyer who accepts a low level and then sues would frame a provider that said honestly what it offers."""
-    body = body_of("Tell me of the sea.", temperature=temperature, deaios={"min_level": 0})
+    body = body_of("Tell me of the sea.", max_tokens=16, temperature=temperature, deaios={"min_level": 0})
     other = bench.render(body_of("Tell me of the hills."))
     finding = await judge_sale(sell(bench, body, level=level, served_prompt=other), recheck)
     assert finding.judgement is judgement
@@ -326,7 +324,7 @@ async def test_nobody_is_convicted_of_tokens_that_it_did_not_promise(bench, rech
 
 
 async def test_a_receipt_below_the_level_that_was_offered_shields_no_cheat(bench, recheck):
-    body = body_of("Tell me of the sea.")
+    body = body_of("Tell me of the sea.", max_tokens=16)
     other = bench.render(body_of("Tell me of the hills."))
     sale = sell(bench, body, level=Level.REPLAYABLE, served_prompt=other).lie(level=Level.SIGNED)
     assert (await judge_sale(sale, recheck)).judgement is Judgement.GUILTY
