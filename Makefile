@@ -48,9 +48,10 @@ fix: .venv/ready ## format, mend what the linter can, rebuild contract artifacts
 bench: .venv/ready ## measure beside peers; writes bench/results/
 	@$(BIN)/python -m bench
 
-bench-verify: .venv/ready ## how often cheats are caught and honest answers flagged; an hour, goes on where it stopped
+bench-verify: .venv/ready ## how often cheats are caught and honest answers flagged; two hours, goes on where it stopped
 	@$(BIN)/python -m bench.detection
 	@$(BIN)/python -m bench.detection.company
+	@$(BIN)/python -m bench.detection.constrained
 
 soak: .venv/ready ## long searches; stop with Ctrl-C
 	@$(BIN)/python -m soak

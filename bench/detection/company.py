@@ -92,8 +92,8 @@ class Row:
 HONEST = (
     *(Row(f"F honest {company}", "F", company, 2200) for company in (64, 32, 16, 8, 1)),
     Row("F honest 16 cached", "F", 16, 2200, turns=3),
-    Row("Q honest 16", "Q", 16, 1536),
-    Row("Q honest 1", "Q", 1, 1024),
+    Row("Q honest 16", "Q", 16, 5500),
+    Row("Q honest 1", "Q", 1, 5000),
 )
 
 
