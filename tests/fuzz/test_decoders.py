@@ -35,6 +35,7 @@ NOT_OUTSIDE_BYTES = {
     "compute.engine.HiddenEngine.decode_hidden": "runs ids through a model",
     "compute.engines.llama.LlamaEngine.decode_hidden": "runs ids through a model",
     "compute.engines.numpy_llama.NumpyEngine.decode_hidden": "runs ids through a model",
+    "node.simulation.model.ToyEngine.decode_hidden": "runs ids through a model",
     "compute.engines.upstream.dialects.read_delta": "hostile servers: tests/compute/test_upstream.py",
     "compute.engines.upstream.prompts.read_messages": "ids of a prompt that was checked against the vocabulary",
     "compute.generation.read_output": "ids of an output that was checked against the vocabulary",
