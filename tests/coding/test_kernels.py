@@ -35,7 +35,10 @@ from deaios.coding.points import compute_constants, find_points
 from deaios.coding.tables import build_bases
 from deaios.primitives.errors import ConfigError
 
-needs_avx2 = pytest.mark.skipif("avx2" not in get_features(), reason="this processor has no AVX2")
+needs_avx2 = pytest.mark.skipif(
+    "avx2" not in get_features(),
+    reason="this processor has no AVX2: kernels in its instructions cannot run and are NOT tested here",
+)
 """For kernels written in AVX2's instructions, which another processor cannot run and is not offered: see
 `test_a_machine_runs_what_it_can`, which runs on every one."""
 HASHERS = [(Hasher(1024, 0), 16), (Hasher(64, 1), 1)]

@@ -112,7 +112,15 @@ def saved(network: Running, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One saved answer."""
     path = tmp_path_factory.mktemp("answers") / "a.json"
     told = deaios_json(
-        "ask", "Why is the sky dark at night?", "--max-tokens", "24", "--save", str(path), home=network.home
+        "ask",
+        "Why is the sky dark at night?",
+        "--max-tokens",
+        "24",
+        "--level",
+        "4",
+        "--save",
+        str(path),
+        home=network.home,
     )
     assert told["completion_tokens"] > 0
     return path
@@ -200,6 +208,7 @@ def test_a_saved_answer_verifies_without_the_gateway(network: Running, saved: Pa
     assert result["outcome"] == "verified"
     assert result["tokensChecked"] > 0
     assert float(result["marginMax"]) < 0.02
+    assert result["headline"].endswith("replayed exactly")
     again = deaios("verify", str(saved), "--json", "--engine", "numpy", home=network.home)
     assert again.returncode == 0, again.stdout
 

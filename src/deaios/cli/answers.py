@@ -1,5 +1,6 @@
 """`ask` and `verify`: a question, an answer, and a check that needs nobody's word."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -12,19 +13,36 @@ from deaios.primitives.encoding import InvalidEncoding, decode_hex
 from deaios.primitives.units import format_credit
 
 
+def _at_gateway(command: Callable[..., None]) -> Callable[..., None]:
+    """Options that say whom to ask."""
+    for option in (
+        click.option("--model", metavar="NAME", help="Model; the network's default otherwise."),
+        click.option("--key", metavar="SK", envvar="DEAIOS_API_KEY", help="API key for it (or DEAIOS_API_KEY)."),
+        click.option("--gateway", metavar="URL", help="Another gateway than this folder's."),
+    ):
+        command = option(command)
+    return command
+
+
+def _say_saved(save: Path | None) -> None:
+    if save:
+        say(f"saved to {save}; check it with `deaios verify {save}`", style="dim")
+
+
 @click.command()
 @click.argument("question")
 @common
 @click.option(
     "--save", type=click.Path(dir_okay=False, path_type=Path), help="Keep the answer with all that a check needs."
 )
-@click.option("--gateway", metavar="URL", help="Another gateway than this folder's.")
-@click.option("--key", metavar="SK", envvar="DEAIOS_API_KEY", help="API key for it (or DEAIOS_API_KEY).")
-@click.option("--model", metavar="NAME", help="Model; the network's default otherwise.")
+@_at_gateway
 @click.option("--system", metavar="TEXT", help="System message.")
 @click.option("--max-tokens", type=click.IntRange(1), default=256, show_default=True)
 @click.option("--temperature", type=click.FloatRange(0, 2), default=0.8, show_default=True)
 @click.option("--seed", type=int, help="The same seed and question give the same answer.")
+@click.option(
+    "--level", type=click.IntRange(0, 4), help="Ask for this level of proof at least; 3 fingerprints, 4 replay."
+)
 @run_async
 async def ask(
     question: str,
@@ -38,6 +56,7 @@ async def ask(
     max_tokens: int,
     temperature: float,
     seed: int | None,
+    level: int | None,
 ) -> None:
     """Ask QUESTION and stream the answer; with --save, keep proof of it."""
     from deaios.node.asking import ask_question  # noqa: PLC0415 - keeps `--help` quick
@@ -46,6 +65,8 @@ async def ask(
     body: dict[str, object] = {"messages": messages, "max_tokens": max_tokens, "temperature": round(temperature, 3)}
     if seed is not None:
         body["seed"] = seed
+    if level is not None:
+        body["deaios"] = {"min_level": level}
     told, answer = await ask_question(
         folder, body, gateway=gateway, key=key, model=model, save=save,
         on_text=(lambda _piece: None) if as_json else (lambda piece: console.print(piece, end="", markup=False)),
@@ -71,8 +92,7 @@ async def ask(
         f"fee {format_credit(receipt.fee)} credit",
         style="dim",
     )
-    if save:
-        say(f"saved to {save}; check it with `deaios verify {save}`", style="dim")
+    _say_saved(save)
 
 
 @click.command()
@@ -81,9 +101,7 @@ async def ask(
 @click.option(
     "--save", type=click.Path(dir_okay=False, path_type=Path), help="Keep the vector with all that a check needs."
 )
-@click.option("--gateway", metavar="URL", help="Another gateway than this folder's.")
-@click.option("--key", metavar="SK", envvar="DEAIOS_API_KEY", help="API key for it (or DEAIOS_API_KEY).")
-@click.option("--model", metavar="NAME", help="Model; the network's default otherwise.")
+@_at_gateway
 @run_async
 async def embed(
     text: str,
@@ -120,8 +138,7 @@ async def embed(
         f"fee {format_credit(receipt.fee)} credit",
         style="dim",
     )
-    if save:
-        say(f"saved to {save}; check it with `deaios verify {save}`", style="dim")
+    _say_saved(save)
 
 
 def _read_nonce(_context: click.Context, _option: click.Parameter, value: str | None) -> bytes | None:

@@ -149,8 +149,12 @@ def _load_model(library: Any, path: Path, kind: Any, device: str) -> Any:  # Any
         model = library.AutoModelForCausalLM.from_pretrained(
             str(place), dtype=kind, attn_implementation=ATTENTION, local_files_only=True, **options
         )
-    # So transformers says "not this model": no files, a bad configuration, an unknown kind, a kind that it reads from
-    # its own files but not from GGUF (NotImplementedError), a kind that needs a package which is absent.
-    except (OSError, ValueError, KeyError, NotImplementedError, ImportError) as error:
+    except (
+        OSError,  # no files
+        ValueError,  # a bad configuration
+        KeyError,  # an unknown kind
+        NotImplementedError,  # transformers' own word for a kind that it does not read from GGUF
+        ImportError,  # a kind that needs a package which is absent
+    ) as error:
         raise InvalidModelFile(f"transformers cannot load {path}: {str(error)[:300]}") from error
     return model.to(device).eval()
